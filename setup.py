@@ -1,0 +1,55 @@
+"""Build of the Cython data path; everything declarative is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SOURCE = Path("src")
+#: Modules that use io_uring; they alone link against liburing.
+NEEDS_LIBURING = {"nvme_mdev.datapath.uring", "nvme_mdev.datapath.backends.uring"}
+
+COMPILE_ARGS = [
+    "-O3",
+    "-g",
+    "-fno-strict-aliasing",
+    "-fno-semantic-interposition",
+    "-Wall",
+    "-Wextra",
+    # Cython's own boilerplate has unused parameters, functions and casts between callbacks.
+    "-Wno-unused-parameter",
+    "-Wno-unused-function",
+    "-Wno-cast-function-type",
+    "-Wno-missing-field-initializers",
+    "-Wno-sign-compare",
+]
+if os.environ.get("NVME_MDEV_WERROR") == "1":
+    COMPILE_ARGS.append("-Werror")
+
+
+def extension(path: Path) -> Extension:
+    name = ".".join(path.with_suffix("").relative_to(SOURCE).parts)
+    return Extension(
+        name,
+        [str(path)],
+        include_dirs=[str(SOURCE / "nvme_mdev" / "datapath")],
+        libraries=["uring"] if name in NEEDS_LIBURING else [],
+        extra_compile_args=COMPILE_ARGS,
+        define_macros=[("_GNU_SOURCE", "1")],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(path) for path in sorted(SOURCE.glob("nvme_mdev/**/*.pyx"))],
+        include_path=[str(SOURCE)],
+        compiler_directives={
+            "language_level": 3,
+            "cdivision": True,  # C's division: every divisor of the data path is a constant or checked
+            "embedsignature": False,
+            "freethreading_compatible": False,
+        },
+        build_dir="build/cython",
+    ),
+)

@@ -1,0 +1,1 @@
+"""Mediated NVMe virtualization in user space."""

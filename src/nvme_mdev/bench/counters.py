@@ -1,0 +1,108 @@
+"""The three counters of NVME MDEV, as our daemon tells them: vendor specific log page C0h.
+
+Only a controller whose model number is ours is asked, since other products use that page for
+something else. The page has 512 bytes, little endian: magic ``NMDV``, version (32 bits), rate of
+the time-stamp counter (64 bits, Hz), then for commands translated, commands completed and
+interrupts sent a count and the cycles spent, 64 bits each.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nvme_mdev.host.errors import NvmeStatusError
+
+if TYPE_CHECKING:
+    from nvme_mdev.host.driver import NvmeHost
+
+MODEL = "nvme-mdev"
+"""Our Identify Controller's model number."""
+LOG_PAGE = 0xC0
+"""Log page identifier; C0h to FFh are vendor specific (Base 5.1.12)."""
+LOG_SIZE = 512
+"""Bytes."""
+MAGIC = 0x5644_4D4E
+"""``NMDV``."""
+VERSION = 1
+"""Version of the layout; another one is not read."""
+_LAYOUT = struct.Struct("<IIQ6Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """How often something was done, and the time-stamp counter cycles spent on it."""
+
+    count: int
+    cycles: int
+
+    def since(self, before: Counter) -> Counter:
+        """What was added after ``before``."""
+        return Counter(self.count - before.count, self.cycles - before.cycles)
+
+    @property
+    def mean_cycles(self) -> float:
+        """Cycles for one; 0 when there was none."""
+        return self.cycles / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCounters:
+    """What the daemon's data path did, over the life of the controller or between two readings."""
+
+    tsc_hz: int
+    translated: Counter
+    completed: Counter
+    interrupts: Counter
+
+    @classmethod
+    def unpack(cls, page: bytes) -> DeviceCounters | None:
+        """From the log page; None when it is not ours, or of another version."""
+        magic, version, hz, *values = _LAYOUT.unpack_from(page)
+        if magic != MAGIC or version != VERSION or hz == 0:
+            return None
+        counters = [Counter(*values[at : at + 2]) for at in (0, 2, 4)]
+        return cls(hz, *counters)
+
+    def since(self, before: DeviceCounters) -> DeviceCounters:
+        """What was added after ``before``."""
+        return DeviceCounters(
+            self.tsc_hz,
+            self.translated.since(before.translated),
+            self.completed.since(before.completed),
+            self.interrupts.since(before.interrupts),
+        )
+
+    def mean_ns(self, counter: Counter) -> float:
+        """Nanoseconds for one."""
+        return counter.mean_cycles * 1e9 / self.tsc_hz
+
+    def named(self) -> dict[str, Counter]:
+        """The counters under the original's names, in its order."""
+        return {
+            "commands translated": self.translated,
+            "commands completed": self.completed,
+            "interrupts sent": self.interrupts,
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """For the JSON result."""
+        return {
+            name.replace(" ", "_"): {
+                "count": counter.count,
+                "mean_cycles": counter.mean_cycles,
+                "mean_ns": self.mean_ns(counter),
+            }
+            for name, counter in self.named().items()
+        }
+
+
+def read_counters(host: NvmeHost) -> DeviceCounters | None:
+    """The controller's counters; None when it is not ours or does not tell them."""
+    if host.model != MODEL:
+        return None
+    try:
+        return DeviceCounters.unpack(host.get_log_page(LOG_PAGE, LOG_SIZE))
+    except NvmeStatusError:
+        return None

@@ -1,0 +1,1 @@
+"""The command line: a module per subcommand, found by `main`. It holds no state of its own."""

@@ -1,0 +1,117 @@
+"""``nvme-mdev serve``: one virtual NVMe controller, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.service.definition import (
+    DEFAULT_IO_TIMEOUT_MS,
+    DEFAULT_POLL_TIMEOUT_MS,
+    DEFAULT_QUEUES,
+    MAX_QUEUES,
+    Definition,
+)
+from nvme_mdev.service.endpoint import socket_path
+from nvme_mdev.service.targets import Access, Target
+
+#: A day: longer than anyone waits, short enough for every timer below.
+_MAX_TIMEOUT_MS = 24 * 3600 * 1000
+#: The kernel is built for at most this many (CONFIG_NR_CPUS).
+_MAX_CPU = 8191
+
+
+@click.command()
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.option(
+    "--socket",
+    required=True,
+    metavar="PATH",
+    help="Unix socket to serve on; a directory (or DIR/) means DIR/cntrl.",
+)
+@click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
+@click.option(
+    "--block-size",
+    type=click.Choice(["512", "4096"]),
+    help="Logical block size in bytes.  [default: what fits the medium, 512 where both do]",
+)
+@click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
+@click.option("--serial", help="Serial number.  [default: derived from the first target]")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_QUEUES),
+    default=DEFAULT_QUEUES,
+    show_default=True,
+    help="I/O queue pairs offered to the guest; Linux takes one per vCPU.",
+)
+@click.option(
+    "--iothread-cpu",
+    type=click.IntRange(0, _MAX_CPU),
+    metavar="N",
+    help="Pin the polling thread to this CPU.",
+)
+@click.option(
+    "--shadow-doorbell/--no-shadow-doorbell",
+    default=True,
+    show_default=True,
+    help="Offer Doorbell Buffer Config.",
+)
+@click.option(
+    "--mapped-doorbells/--no-mapped-doorbells",
+    default=True,
+    show_default=True,
+    help="Let the client map the doorbell registers.",
+)
+@click.option(
+    "--poll-timeout-ms",
+    type=click.IntRange(0, _MAX_TIMEOUT_MS),
+    default=DEFAULT_POLL_TIMEOUT_MS,
+    show_default=True,
+    help="Poll this long after the last command before going to sleep.",
+)
+@click.option(
+    "--io-timeout-ms",
+    type=click.IntRange(1, _MAX_TIMEOUT_MS),
+    default=DEFAULT_IO_TIMEOUT_MS,
+    show_default=True,
+    help="Cancel I/O that the host has not completed by then.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what the client does, too.")
+def serve(
+    *,
+    targets: tuple[str, ...],
+    socket: str,
+    size: int | None,
+    block_size: str | None,
+    read_only: bool,
+    verbose: bool,
+    **settings: Any,
+) -> None:
+    """Serve TARGETs as namespaces 1, 2, ... of one virtual NVMe controller.
+
+    A TARGET is an image file, a block device, null:SIZE (no medium, for measuring) or memory:SIZE
+    (lost at exit). Sizes take K, M, G and T, which are powers of 1024. Stop with Ctrl-C.
+    """
+    definition = Definition(
+        targets=tuple(Target.parse(text) for text in targets),
+        socket=socket_path(socket),
+        access=Access(size, int(block_size) if block_size else None, read_only),
+        **settings,
+    )
+    _configure_logging(verbose)
+    # Not at the top: a wrong argument is answered without loading the data path.
+    from nvme_mdev.service.daemon import serve_until_stopped
+
+    serve_until_stopped(definition)
+
+
+def _configure_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("nvme-mdev: %(message)s"))
+    root = logging.getLogger("nvme_mdev")
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)

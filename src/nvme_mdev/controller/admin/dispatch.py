@@ -1,0 +1,68 @@
+"""Which admin commands there are: opcode to handler and effects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from nvme_mdev.controller.admin.abort import abort
+from nvme_mdev.controller.admin.async_events import async_event_request
+from nvme_mdev.controller.admin.dbbuf import doorbell_buffer_config
+from nvme_mdev.controller.admin.features import get_features, set_features
+from nvme_mdev.controller.admin.identify import identify
+from nvme_mdev.controller.admin.logs import get_log_page
+from nvme_mdev.controller.admin.queues import (
+    create_io_cq,
+    create_io_sq,
+    delete_io_cq,
+    delete_io_sq,
+)
+from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.spec.nvme_commands import AdminOpcode
+from nvme_mdev.spec.nvme_logs import CommandEffect
+from nvme_mdev.spec.nvme_status import GenericStatus
+
+if TYPE_CHECKING:
+    from nvme_mdev.controller.admin.command import AdminCommand, Handler, Outcome
+    from nvme_mdev.controller.controller import Controller
+
+
+class Entry(NamedTuple):
+    """What is known of a command without executing it."""
+
+    handler: Handler
+    effects: CommandEffect = CommandEffect.CSUPP
+    """Its entry in the Commands Supported and Effects log."""
+
+
+COMMANDS: dict[AdminOpcode, Entry] = {
+    AdminOpcode.DELETE_IO_SQ: Entry(delete_io_sq),
+    AdminOpcode.CREATE_IO_SQ: Entry(create_io_sq),
+    AdminOpcode.GET_LOG_PAGE: Entry(get_log_page),
+    AdminOpcode.DELETE_IO_CQ: Entry(delete_io_cq),
+    AdminOpcode.CREATE_IO_CQ: Entry(create_io_cq),
+    AdminOpcode.IDENTIFY: Entry(identify),
+    AdminOpcode.ABORT: Entry(abort),
+    AdminOpcode.SET_FEATURES: Entry(set_features),
+    AdminOpcode.GET_FEATURES: Entry(get_features),
+    AdminOpcode.ASYNC_EVENT_REQUEST: Entry(async_event_request),
+    AdminOpcode.DOORBELL_BUFFER_CONFIG: Entry(doorbell_buffer_config),
+}
+"""Every admin command. What is not here, Keep Alive among it (KAS is 0), is an invalid opcode."""
+
+
+def supported(controller: Controller) -> dict[AdminOpcode, Entry]:
+    """The commands that this controller has by its settings."""
+    without = set() if controller.settings.shadow_doorbell else {AdminOpcode.DOORBELL_BUFFER_CONFIG}
+    return {opcode: entry for opcode, entry in COMMANDS.items() if opcode not in without}
+
+
+def dispatch(controller: Controller, command: AdminCommand) -> Outcome:
+    """Check what all commands have in common, then execute it."""
+    entry = supported(controller).get(command.sqe.opc)  # type: ignore[call-overload]
+    if entry is None:
+        raise NvmeError(GenericStatus.INVALID_OPCODE, Field.OPC)
+    if command.sqe.flags:
+        # No fused admin commands (FUSES), no SGLs (SGLS): these bits and the reserved ones are 0.
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.FLAGS)
+    outcome: Outcome = entry.handler(controller, command)
+    return outcome

@@ -1,0 +1,245 @@
+"""Set Features and Get Features (Base 5.1.25, 5.1.11).
+
+A feature without an entry in one of the two tables below is a value of 32 bits that is checked
+against a mask, kept, and given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller import features
+from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.controller.namespaces import check_nsid
+from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.spec.nvme_commands import NSID_ALL, NSID_NONE, SET_FEATURES_SV
+from nvme_mdev.spec.nvme_features import (
+    ARBITRATION_MASK,
+    ERROR_RECOVERY_DULBE,
+    ERROR_RECOVERY_TLER_MASK,
+    POWER_MANAGEMENT_PS_MASK,
+    TEMPERATURE_ALL_SENSORS,
+    VOLATILE_WRITE_CACHE_WCE,
+    WRITE_ATOMICITY_DN,
+    FeatureCapability,
+    Fid,
+    InterruptVectorConfiguration,
+    NumberOfQueues,
+    Select,
+    TemperatureThreshold,
+    TemperatureThresholdType,
+)
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nvme_mdev.controller.admin.command import AdminCommand, Outcome
+    from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.datapath.backends.base import Backend
+
+_COMPOSITE = 0
+"""TMPSEL of the composite temperature, the only one there is."""
+
+
+def set_features(controller: Controller, command: AdminCommand) -> Outcome:
+    """Set Features: check, keep, and make it work."""
+    fid = _fid(controller, command)
+    if command.sqe.cdw10 & SET_FEATURES_SV:
+        raise NvmeError(CommandStatus.FEATURE_NOT_SAVEABLE, Field.CDW10)
+    if fid is not Fid.ERROR_RECOVERY and command.sqe.nsid not in (NSID_NONE, NSID_ALL):
+        check_nsid(command.sqe.nsid)
+        raise NvmeError(CommandStatus.FEATURE_NOT_NAMESPACE_SPECIFIC, Field.NSID)
+    setter = _SETTERS.get(fid)
+    if setter is not None:
+        return setter(controller, command)
+    controller.features[fid] = command.sqe.cdw11 & _MASKS[fid]
+    return 0
+
+
+def get_features(controller: Controller, command: AdminCommand) -> int:
+    """Get Features: the value that SEL asks for. Nothing is saveable: saved is default."""
+    fid = _fid(controller, command)
+    select = command.sqe.cdw10 >> 8 & 0x7
+    if select == Select.SUPPORTED_CAPABILITIES:
+        return _capabilities(fid)
+    if select in (Select.DEFAULT, Select.SAVED):
+        return _default(controller, command, fid)
+    if select != Select.CURRENT:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
+    getter = _GETTERS.get(fid)
+    return controller.features[fid] if getter is None else getter(controller, command)
+
+
+def _fid(controller: Controller, command: AdminCommand) -> Fid:
+    number = command.sqe.cdw10 & 0xFF
+    for fid in features.supported(controller.settings, controller.namespaces):
+        if fid == number:
+            return fid
+    raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
+
+
+def _capabilities(fid: Fid) -> int:
+    capabilities = FeatureCapability.CHANGEABLE
+    if fid is Fid.ERROR_RECOVERY:
+        capabilities |= FeatureCapability.NAMESPACE_SPECIFIC
+    return capabilities
+
+
+def _default(controller: Controller, command: AdminCommand, fid: Fid) -> int:
+    if fid is Fid.INTERRUPT_VECTOR_CONFIGURATION:
+        return _vector(controller, command)
+    if fid is Fid.TEMPERATURE_THRESHOLD:
+        under = _threshold(command).thsel == TemperatureThresholdType.UNDER
+        return 0 if under else features.WARNING_TEMPERATURE
+    return features.defaults(controller.settings)[fid]
+
+
+# --- setting ---
+
+
+def _set_arbitration(controller: Controller, command: AdminCommand) -> int:
+    controller.features[Fid.ARBITRATION] = command.sqe.cdw11 & ARBITRATION_MASK
+    controller.queues.set_arbitration_burst(controller.features.burst)
+    return 0
+
+
+def _set_power_management(controller: Controller, command: AdminCommand) -> int:
+    """There is one power state; the workload hint is kept."""
+    if command.sqe.cdw11 & POWER_MANAGEMENT_PS_MASK:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
+    controller.features[Fid.POWER_MANAGEMENT] = command.sqe.cdw11 & 0xFF
+    return 0
+
+
+def _threshold(command: AdminCommand) -> TemperatureThreshold:
+    """The threshold that cdw11 names, if it is one."""
+    value = TemperatureThreshold.unpack(command.sqe.cdw11)
+    if value.tmpsel != _COMPOSITE or value.thsel not in tuple(TemperatureThresholdType):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11_HIGH)
+    return value
+
+
+def _set_temperature(controller: Controller, command: AdminCommand) -> int:
+    value = TemperatureThreshold.unpack(command.sqe.cdw11)
+    if value.tmpsel != TEMPERATURE_ALL_SENSORS or value.thsel > TemperatureThresholdType.UNDER:
+        value = _threshold(command)
+    if value.thsel == TemperatureThresholdType.OVER:
+        controller.features.over_temperature = value.tmpth
+    else:
+        controller.features.under_temperature = value.tmpth
+    controller.events.temperature()
+    return 0
+
+
+def _set_error_recovery(controller: Controller, command: AdminCommand) -> int:
+    """Per namespace; deallocated blocks are no errors (NSFEAT), so DULBE cannot be set."""
+    check_nsid(command.sqe.nsid, broadcast=True)
+    if command.sqe.cdw11 & ERROR_RECOVERY_DULBE:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11_HIGH)
+    value = command.sqe.cdw11 & ERROR_RECOVERY_TLER_MASK
+    if command.sqe.nsid == NSID_ALL:
+        for nsid in range(1, MAX_NSID + 1):
+            controller.features.set_error_recovery(nsid, value)
+    else:
+        _check_active(controller, command)
+        controller.features.set_error_recovery(command.sqe.nsid, value)
+    return 0
+
+
+def _set_write_cache(controller: Controller, command: AdminCommand) -> Outcome:
+    """Without the cache each write is durable when it completes; so must be what it holds now."""
+    enable = command.sqe.cdw11 & VOLATILE_WRITE_CACHE_WCE
+    was_enabled = controller.features[Fid.VOLATILE_WRITE_CACHE]
+    controller.features[Fid.VOLATILE_WRITE_CACHE] = enable
+    if was_enabled and not enable:
+        return _flush(controller.namespaces.volatile())
+    return 0
+
+
+async def _flush(backends: Sequence[Backend]) -> int:
+    for backend in backends:
+        try:
+            await asyncio.to_thread(backend.flush)
+        except OSError as error:
+            raise NvmeError(GenericStatus.INTERNAL_ERROR, dnr=False) from error
+    return 0
+
+
+def _set_number_of_queues(controller: Controller, command: AdminCommand) -> int:
+    """Every queue that there is, is given, whatever was asked for; not while some exist."""
+    wanted = NumberOfQueues.unpack(command.sqe.cdw11)
+    if NumberOfQueues.INVALID in (wanted.nsq, wanted.ncq):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
+    queues = controller.queues
+    if any(
+        queues.has_sq(qid) or queues.has_cq(qid)
+        for qid in range(1, controller.settings.io_queues + 1)
+    ):
+        raise NvmeError(GenericStatus.COMMAND_SEQUENCE_ERROR)
+    return controller.features[Fid.NUMBER_OF_QUEUES]
+
+
+def _set_vector_configuration(controller: Controller, command: AdminCommand) -> int:
+    vector = _vector(controller, command)
+    value = InterruptVectorConfiguration.unpack(command.sqe.cdw11)
+    controller.state.vector_config[vector] = value.pack()
+    return 0
+
+
+# --- getting ---
+
+
+def _get_temperature(controller: Controller, command: AdminCommand) -> int:
+    if _threshold(command).thsel == TemperatureThresholdType.UNDER:
+        return controller.features.under_temperature
+    return controller.features.over_temperature
+
+
+def _get_error_recovery(controller: Controller, command: AdminCommand) -> int:
+    check_nsid(command.sqe.nsid)
+    _check_active(controller, command)
+    return controller.features.error_recovery(command.sqe.nsid)
+
+
+def _get_vector_configuration(controller: Controller, command: AdminCommand) -> int:
+    return controller.state.vector_config[_vector(controller, command)]
+
+
+def _vector(controller: Controller, command: AdminCommand) -> int:
+    vector = InterruptVectorConfiguration.unpack(command.sqe.cdw11).iv
+    if vector >= controller.settings.vectors:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
+    return vector
+
+
+def _check_active(controller: Controller, command: AdminCommand) -> None:
+    if controller.namespaces.get(command.sqe.nsid) is None:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
+
+
+_MASKS: dict[Fid, int] = {
+    Fid.INTERRUPT_COALESCING: 0xFFFF,
+    Fid.WRITE_ATOMICITY: WRITE_ATOMICITY_DN,
+    Fid.ASYNC_EVENT_CONFIGURATION: 0xFFFF_FFFF,
+}
+"""The bits that are kept of features that need nothing more."""
+
+_SETTERS: dict[Fid, Callable[[Controller, AdminCommand], Outcome]] = {
+    Fid.ARBITRATION: _set_arbitration,
+    Fid.POWER_MANAGEMENT: _set_power_management,
+    Fid.TEMPERATURE_THRESHOLD: _set_temperature,
+    Fid.ERROR_RECOVERY: _set_error_recovery,
+    Fid.VOLATILE_WRITE_CACHE: _set_write_cache,
+    Fid.NUMBER_OF_QUEUES: _set_number_of_queues,
+    Fid.INTERRUPT_VECTOR_CONFIGURATION: _set_vector_configuration,
+}
+"""Features that are more than a value."""
+
+_GETTERS: dict[Fid, Callable[[Controller, AdminCommand], int]] = {
+    Fid.TEMPERATURE_THRESHOLD: _get_temperature,
+    Fid.ERROR_RECOVERY: _get_error_recovery,
+    Fid.INTERRUPT_VECTOR_CONFIGURATION: _get_vector_configuration,
+}
+"""Features whose value depends on more than the FID."""

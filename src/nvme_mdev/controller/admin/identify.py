@@ -1,0 +1,256 @@
+"""Identify (Base 5.1.13, NVM Command Set 4.1.5): what the controller and its namespaces can do.
+
+All of it comes from the settings and from what the backends say of themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.controller.features import (
+    CRITICAL_TEMPERATURE,
+    RECOMMENDED_ARBITRATION_BURST,
+    WARNING_TEMPERATURE,
+)
+from nvme_mdev.controller.namespaces import check_nsid
+from nvme_mdev.controller.registers import VERSION
+from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
+from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
+from nvme_mdev.spec.nvme_commands import MAX_NSID as HIGHEST_NSID
+from nvme_mdev.spec.nvme_commands import Csi
+from nvme_mdev.spec.nvme_identify import (
+    FRMW_SLOTS_SHIFT,
+    IDENTIFY_SIZE,
+    NIDT_LENGTH,
+    NSID_LIST_ENTRIES,
+    Cns,
+    CntrlType,
+    Dlfeat,
+    Frmw,
+    IdentifyController,
+    IdentifyControllerNvm,
+    IdentifyNamespace,
+    IdentifyNamespaceIndependent,
+    IdentifyNamespaceNvm,
+    IndependentNsfeat,
+    Lpa,
+    Nidt,
+    Nsattr,
+    Nsfeat,
+    NsIdDescriptor,
+    NsidList,
+    Nstat,
+    Oacs,
+    Oaes,
+    Oncs,
+    Vwc,
+    ascii_field,
+    u128,
+)
+from nvme_mdev.spec.nvme_registers import ADMIN_CQES, ADMIN_SQES
+from nvme_mdev.spec.nvme_status import GenericStatus
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+
+    from nvme_mdev.controller.admin.command import AdminCommand
+    from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.controller.namespaces import Namespace, Namespaces
+    from nvme_mdev.datapath.backends.base import Backend
+
+ABORT_COMMAND_LIMIT = 4
+"""Abort commands at a time. Each is done at once, so no more ever wait."""
+ASYNC_EVENT_REQUEST_LIMIT = 4
+"""Asynchronous Event Requests outstanding at a time: one a type, and one."""
+
+_RESUME_LATENCY_US = 1_000_000
+"""RTD3R, which there has to be: an estimate."""
+_SHUTDOWN_LATENCY_US = 5_000_000
+"""RTD3E: how long a guest waits for a shutdown, that is, for the flush; what Linux waits anyhow."""
+
+_IO_SQES = ADMIN_SQES << 4 | ADMIN_SQES
+"""I/O queues have the entries of the admin queues, and no others: maximum and required size."""
+_IO_CQES = ADMIN_CQES << 4 | ADMIN_CQES
+_MIN_PAGE_SIZE = 4096
+_FIRMWARE_SLOTS = 1
+_WORD_MAX = 0xFFFF
+
+
+def identify(controller: Controller, command: AdminCommand) -> int:
+    """Identify: return the data structure that CNS names."""
+    build = _STRUCTURES.get(command.sqe.cdw10 & 0xFF)
+    if build is None:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
+    command.respond(bytes(build(controller, command)).ljust(IDENTIFY_SIZE, b"\0"))
+    return 0
+
+
+# --- the controller ---
+
+
+def _controller(controller: Controller, _command: AdminCommand) -> IdentifyController:
+    settings = controller.settings
+    return IdentifyController(
+        vid=settings.vendor_id,
+        ssvid=settings.vendor_id,
+        sn=ascii_field(settings.serial, 20),
+        mn=ascii_field(MODEL_NUMBER, 40),
+        fr=ascii_field(firmware_revision(), 8),
+        rab=RECOMMENDED_ARBITRATION_BURST,
+        mdts=(settings.max_transfer // _MIN_PAGE_SIZE).bit_length() - 1,
+        ver=VERSION,
+        rtd3r=_RESUME_LATENCY_US,
+        rtd3e=_SHUTDOWN_LATENCY_US,
+        oaes=Oaes.NSAN,
+        cntrltype=CntrlType.IO,
+        oacs=Oacs.DBCS if settings.shadow_doorbell else 0,
+        acl=ABORT_COMMAND_LIMIT - 1,
+        aerl=ASYNC_EVENT_REQUEST_LIMIT - 1,
+        frmw=Frmw.FFSRO | _FIRMWARE_SLOTS << FRMW_SLOTS_SHIFT,
+        lpa=Lpa.CSES | Lpa.LPEDS | Lpa.MLPS,
+        elpe=ERROR_LOG_ENTRIES - 1,
+        avscc=1,
+        wctemp=WARNING_TEMPERATURE,
+        cctemp=CRITICAL_TEMPERATURE,
+        sqes=_IO_SQES,
+        cqes=_IO_CQES,
+        nn=MAX_NSID,
+        mnan=MAX_NSID,
+        oncs=optional_commands(controller.namespaces),
+        vwc=Vwc.FB_NOT_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
+        subnqn=settings.nqn.encode("ascii"),
+    )
+
+
+def optional_commands(namespaces: Namespaces) -> Oncs:
+    """ONCS: what the namespaces' backends can do.
+
+    The field speaks for all namespaces. Write Zeroes has to work on each; Deallocate is advice,
+    which a backend that cannot follow ignores.
+    """
+    backends = [namespace.backend for namespace in namespaces]
+    oncs = Oncs.NVMCMPS | Oncs.SSFS
+    if all(backend.can_write_zeroes for backend in backends):
+        oncs |= Oncs.NVMWZSV
+    if not backends or any(backend.can_deallocate for backend in backends):
+        oncs |= Oncs.NVMDSMSV
+    return oncs
+
+
+def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
+    """No limits of its own: MDTS holds for commands with data, the others take what fits NLB."""
+    _check_csi(command)
+    return IdentifyControllerNvm()
+
+
+# --- namespaces ---
+
+
+def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespace:
+    check_nsid(command.sqe.nsid)
+    namespace = controller.namespaces.get(command.sqe.nsid)
+    return IdentifyNamespace() if namespace is None else _active_namespace(namespace)
+
+
+def _active_namespace(namespace: Namespace) -> IdentifyNamespace:
+    backend = namespace.backend
+    data = IdentifyNamespace(
+        nsze=namespace.blocks,
+        ncap=namespace.blocks,
+        nuse=namespace.blocks,
+        dlfeat=Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0,
+        noiob=min(backend.optimal_io_boundary, _WORD_MAX),
+        nsattr=Nsattr.CWP if backend.read_only else 0,
+    )
+    data.nvmcap[:] = list(u128(backend.size))
+    data.nguid[:] = list(namespace.nguid)
+    data.lbaf[0].lbads = backend.block_size.bit_length() - 1
+    _add_preferences(data, backend)
+    return data
+
+
+def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:
+    """The granularities, 0's based, when the backend has a preference."""
+    write = min(backend.preferred_write_granularity, _WORD_MAX + 1)
+    deallocate = min(backend.preferred_deallocate_granularity, _WORD_MAX + 1)
+    if not write and not deallocate:
+        return
+    data.nsfeat |= Nsfeat.OPTPERF
+    data.npwg = data.npwa = data.nows = max(write, 1) - 1
+    data.npdg = data.npda = max(deallocate, 1) - 1
+
+
+def _namespace_nvm(_controller: Controller, command: AdminCommand) -> IdentifyNamespaceNvm:
+    """No protection information, so nothing to say; it is asked for all the same."""
+    check_nsid(command.sqe.nsid)
+    _check_csi(command)
+    return IdentifyNamespaceNvm()
+
+
+def _namespace_independent(
+    controller: Controller, command: AdminCommand
+) -> IdentifyNamespaceIndependent:
+    check_nsid(command.sqe.nsid)
+    namespace = controller.namespaces.get(command.sqe.nsid)
+    if namespace is None:
+        return IdentifyNamespaceIndependent()
+    backend = namespace.backend
+    return IdentifyNamespaceIndependent(
+        nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
+        nsattr=Nsattr.CWP if backend.read_only else 0,
+        nstat=Nstat.NRDY,
+    )
+
+
+def _namespace_descriptors(controller: Controller, command: AdminCommand) -> bytes:
+    check_nsid(command.sqe.nsid)
+    namespace = controller.namespaces.get(command.sqe.nsid)
+    if namespace is None:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
+    identifiers = {
+        Nidt.NGUID: namespace.nguid,
+        Nidt.UUID: namespace.uuid.bytes,
+        Nidt.CSI: bytes([Csi.NVM]),
+    }
+    return b"".join(
+        bytes(NsIdDescriptor(nidt=kind, nidl=NIDT_LENGTH[kind])) + value
+        for kind, value in identifiers.items()
+    )
+
+
+def _active_nsids(controller: Controller, command: AdminCommand) -> NsidList:
+    """The active NSIDs above the one given."""
+    above = command.sqe.nsid
+    if above >= HIGHEST_NSID:
+        raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)
+    data = NsidList()
+    nsids = [namespace.nsid for namespace in controller.namespaces if namespace.nsid > above]
+    for index, nsid in enumerate(nsids[:NSID_LIST_ENTRIES]):
+        data.nsid[index] = nsid
+    return data
+
+
+def _active_nsids_of_csi(controller: Controller, command: AdminCommand) -> NsidList:
+    _check_csi(command)
+    return _active_nsids(controller, command)
+
+
+def _check_csi(command: AdminCommand) -> None:
+    """Only the NVM command set is there."""
+    if command.sqe.cdw11 >> 24 != Csi.NVM:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CSI)
+
+
+_STRUCTURES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
+    Cns.NAMESPACE: _namespace,
+    Cns.CONTROLLER: _controller,
+    Cns.ACTIVE_NSID_LIST: _active_nsids,
+    Cns.NS_ID_DESCRIPTORS: _namespace_descriptors,
+    Cns.IOCS_NAMESPACE: _namespace_nvm,
+    Cns.IOCS_CONTROLLER: _controller_nvm,
+    Cns.IOCS_ACTIVE_NSID_LIST: _active_nsids_of_csi,
+    Cns.IOCS_INDEPENDENT_NAMESPACE: _namespace_independent,
+}
+"""CNS to the function that builds its data structure; what is not here is an invalid field."""

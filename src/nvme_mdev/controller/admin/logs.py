@@ -1,0 +1,180 @@
+"""Get Log Page (Base 5.1.12)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller import features
+from nvme_mdev.controller.admin.identify import optional_commands
+from nvme_mdev.controller.error_log import newest_first
+from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.controller.memory_map import Scratch
+from nvme_mdev.controller.settings import firmware_revision
+from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, GET_LOG_PAGE_RAE, NSID_ALL, NvmOpcode
+from nvme_mdev.spec.nvme_features import Fid
+from nvme_mdev.spec.nvme_identify import Oncs
+from nvme_mdev.spec.nvme_logs import (
+    ChangedNamespacesLog,
+    CommandEffect,
+    CommandsEffectsLog,
+    CriticalWarning,
+    FeatureEffect,
+    FeatureEffectsLog,
+    FirmwareSlotLog,
+    LogPage,
+    LogPageSupport,
+    SmartLog,
+    SupportedLogPages,
+)
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+
+    from nvme_mdev.controller.admin.command import AdminCommand
+    from nvme_mdev.controller.controller import Controller
+
+_UNITS_PER_DATA_UNIT = 1000
+"""512-byte units in a data unit of the SMART log."""
+_SECONDS_PER_HOUR = 3600
+_ACTIVE_SLOT = 1
+"""The only firmware slot there is."""
+_FULL_SPARE_PERCENT = 100
+_SPARE_THRESHOLD_PERCENT = 10
+"""Arbitrary: the spare does not wear out."""
+
+
+def get_log_page(controller: Controller, command: AdminCommand) -> int:
+    """Get Log Page: return a part of the page that LID names."""
+    sqe = command.sqe
+    page_id = sqe.cdw10 & 0xFF
+    length = ((sqe.cdw11 & 0xFFFF) << 16 | sqe.cdw10 >> 16) * 4 + 4
+    offset = sqe.cdw13 << 32 | sqe.cdw12
+    build = _PAGES.get(page_id)
+    if build is None:
+        raise NvmeError(CommandStatus.INVALID_LOG_PAGE, Field.CDW10)
+    if length > controller.settings.max_transfer:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
+    if sqe.cdw14 & GET_LOG_PAGE_OT:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW14)
+    page = bytes(build(controller, command))
+    if offset % 4 or offset > len(page):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW12)
+    command.respond(page[offset : offset + length].ljust(length, b"\0"))
+    if not sqe.cdw10 & GET_LOG_PAGE_RAE:
+        _was_read(controller, page_id)
+    return 0
+
+
+def _was_read(controller: Controller, page_id: int) -> None:
+    if page_id == LogPage.CHANGED_NAMESPACES:
+        controller.events.clear_changed_namespaces()
+    controller.events.log_page_read(page_id)
+
+
+def _supported_log_pages(_controller: Controller, _command: AdminCommand) -> SupportedLogPages:
+    data = SupportedLogPages()
+    for page_id in _PAGES:
+        data.lids[page_id] = LogPageSupport.LSUPP
+    return data
+
+
+def _error(controller: Controller, _command: AdminCommand) -> bytes:
+    return newest_first(controller.state)
+
+
+def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
+    """SMART / Health Information, of the controller only (LPA bit 0 is 0)."""
+    if command.sqe.nsid not in (0, NSID_ALL):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
+    counters = controller.state.counters()
+    hours = (int(time.time()) - controller.state.scratch[Scratch.POWER_ON_TIME]) // (
+        _SECONDS_PER_HOUR
+    )
+    data = SmartLog(
+        cw=CriticalWarning.TEMPERATURE if controller.features.temperature_warning else 0,
+        ctemp=features.COMPOSITE_TEMPERATURE,
+        avsp=_FULL_SPARE_PERCENT,
+        avspt=_SPARE_THRESHOLD_PERCENT,
+    )
+    for field, value in (
+        (data.dur, _data_units(counters["read_units"])),
+        (data.duw, _data_units(counters["write_units"])),
+        (data.hrc, counters["read_commands"]),
+        (data.hwc, counters["write_commands"]),
+        (data.pwrc, 1),
+        (data.poh, max(hours, 0)),
+        (data.neile, controller.state.error_count),
+    ):
+        field[:] = list(value.to_bytes(16, "little"))
+    return data
+
+
+def _data_units(units: int) -> int:
+    """Thousands of 512 bytes, rounded up."""
+    return -(-units // _UNITS_PER_DATA_UNIT)
+
+
+def _firmware_slot(_controller: Controller, _command: AdminCommand) -> FirmwareSlotLog:
+    data = FirmwareSlotLog(afi=_ACTIVE_SLOT)
+    data.frs[0].revision = firmware_revision().ljust(8).encode("ascii")
+    return data
+
+
+def _changed_namespaces(controller: Controller, _command: AdminCommand) -> ChangedNamespacesLog:
+    return ChangedNamespacesLog.from_buffer_copy(controller.state.changed_namespaces)
+
+
+def _commands_effects(controller: Controller, _command: AdminCommand) -> CommandsEffectsLog:
+    # The dispatch table has the handlers of this file, so it cannot be imported before it.
+    from nvme_mdev.controller.admin.dispatch import supported
+
+    data = CommandsEffectsLog()
+    for opcode, entry in supported(controller).items():
+        data.acs[opcode] = entry.effects
+    for io_opcode, effects in io_effects(optional_commands(controller.namespaces)).items():
+        data.iocs[io_opcode] = effects
+    return data
+
+
+def io_effects(oncs: Oncs) -> dict[NvmOpcode, CommandEffect]:
+    """The I/O commands that ONCS allows, with their effects."""
+    changes = CommandEffect.CSUPP | CommandEffect.LBCC
+    effects = {
+        NvmOpcode.FLUSH: CommandEffect.CSUPP,
+        NvmOpcode.READ: CommandEffect.CSUPP,
+        NvmOpcode.WRITE: changes,
+    }
+    if oncs & Oncs.NVMCMPS:
+        effects[NvmOpcode.COMPARE] = CommandEffect.CSUPP
+    if oncs & Oncs.NVMWZSV:
+        effects[NvmOpcode.WRITE_ZEROES] = changes
+    if oncs & Oncs.NVMDSMSV:
+        effects[NvmOpcode.DATASET_MANAGEMENT] = changes
+    return effects
+
+
+def _feature_effects(controller: Controller, _command: AdminCommand) -> FeatureEffectsLog:
+    data = FeatureEffectsLog()
+    for fid in features.supported(controller.settings, controller.namespaces):
+        scope = (
+            FeatureEffect.SCOPE_NAMESPACE
+            if fid == Fid.ERROR_RECOVERY
+            else FeatureEffect.SCOPE_CONTROLLER
+        )
+        data.fids[fid] = FeatureEffect.FSUPP | scope
+    return data
+
+
+_PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
+    LogPage.SUPPORTED_LOG_PAGES: _supported_log_pages,
+    LogPage.ERROR: _error,
+    LogPage.SMART: _smart,
+    LogPage.FIRMWARE_SLOT: _firmware_slot,
+    LogPage.CHANGED_NAMESPACES: _changed_namespaces,
+    LogPage.COMMANDS_EFFECTS: _commands_effects,
+    LogPage.FEATURE_EFFECTS: _feature_effects,
+}
+"""LID to the function that builds the page; it alone says which log pages there are."""

@@ -1,0 +1,326 @@
+"""The virtual NVMe controller, as the layer above drives it.
+
+Register and doorbell accesses come in, interrupts and completions go out through the queue table.
+Nothing that a guest does raises an exception out of here: what is unexpected is logged and becomes
+CSTS.CFS (Controller Fatal Status), which is the guest's to reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.admin.queues import being_deleted
+from nvme_mdev.controller.admin_queue import AdminQueue
+from nvme_mdev.controller.drain import drained
+from nvme_mdev.controller.error_log import log_queue_error
+from nvme_mdev.controller.events import Events
+from nvme_mdev.controller.features import Features
+from nvme_mdev.controller.lifecycle import LifeCycle
+from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
+from nvme_mdev.controller.namespaces import Namespaces, make_namespace
+from nvme_mdev.controller.registers import Registers
+from nvme_mdev.controller.transitions import Event, State
+from nvme_mdev.datapath.queue_table import (
+    DOORBELL_INVALID_REGISTER,
+    DOORBELL_INVALID_VALUE,
+    DOORBELL_OK,
+)
+from nvme_mdev.spec.nvme_commands import ErrorEventInfo
+from nvme_mdev.spec.nvme_registers import (
+    DOORBELL_BASE,
+    NSSR_NSSRC,
+    Cap,
+    Cc,
+    CstsBit,
+    Register,
+    Shn,
+    doorbell_at,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nvme_mdev.controller.settings import ControllerSettings
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.datapath.queue_table import QueueTable
+    from nvme_mdev.datapath.state import ControllerState
+
+_log = logging.getLogger(__name__)
+
+BAR0_SIZE = 0x4000
+"""Bytes of BAR0: a page of registers, a page of doorbells, rounded up as drives do."""
+DOORBELL_END = 0x2000
+"""Where the doorbell page ends."""
+
+_DOORBELL_SIZE = 4
+_TIMEOUT_TICK_S = 1.0
+"""How often I/O is looked at that takes too long."""
+
+
+class Controller:
+    """One virtual NVMe controller.
+
+    Made from a fresh state it is powered on; made from one that another process has left, it goes
+    on from there (call :meth:`resume` once guest memory is mapped).
+    """
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        state: ControllerState,
+        queues: QueueTable,
+        backends: Mapping[int, Backend],
+    ) -> None:
+        """``backends``: NSID to backend; ValueError: an NSID that cannot be."""
+        self.settings = settings
+        self.state = state
+        self.queues = queues
+        self.registers = Registers(state.registers)
+        self.features = Features(state, settings)
+        self.namespaces = Namespaces()
+        self.admin_queue = AdminQueue(self)
+        self.events = Events(state, self.features, self.admin_queue.report_event)
+        self.life_cycle = LifeCycle(
+            state,
+            self.registers,
+            queues,
+            on_stop=self.admin_queue.cancel,
+            on_clear=self._controller_level_reset,
+            volatile=self.namespaces.volatile,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._writers: dict[Register, Callable[[int], None]] = {
+            Register.INTMS: lambda mask: self._set_intms(self.registers[Register.INTMS] | mask),
+            Register.INTMC: lambda mask: self._set_intms(self.registers[Register.INTMS] & ~mask),
+            Register.CC: self._write_cc,
+            Register.CSTS: lambda ones: self.registers.change_csts(off=ones),
+            Register.NSSR: self._write_nssr,
+        }
+        for nsid, backend in backends.items():
+            self._attach(nsid, backend)
+        if state.scratch[Scratch.MAGIC] != STATE_MAGIC:
+            self._power_on()
+
+    # -- the life of the object --------------------------------------------------------------
+
+    def start(self) -> None:
+        """Serve the queue table's notifications from the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.queues.notify_fd, self.on_notify)
+        self._tick = self._loop.call_later(_TIMEOUT_TICK_S, self._look_for_timeouts)
+
+    def stop(self) -> None:
+        """Undo :meth:`start`; the state stays as it is."""
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if self._loop is not None:
+            self._loop.remove_reader(self.queues.notify_fd)
+            self._loop = None
+
+    def resume(self) -> None:
+        """Go on with what the process before has left in the state: commands, resets."""
+        self.admin_queue.resume()
+        self.life_cycle.resume()
+        self.events.deliver()
+
+    # -- accesses to BAR0 --------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes at ``offset`` of BAR0; never raises, what is not there is 0."""
+        if offset >= DOORBELL_BASE:
+            start = offset - DOORBELL_BASE
+            return bytes(self.state.doorbells[start : start + size]).ljust(size, b"\0")
+        head = self.registers.read(offset, min(size, DOORBELL_BASE - offset))
+        rest = size - len(head)
+        return head + (self.read(DOORBELL_BASE, rest) if rest else b"")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes at ``offset`` of BAR0; what it means has happened when this returns, but
+        for resets and shutdowns that wait for I/O. Never raises."""
+        try:
+            for register, value in self.registers.writes(offset, data):
+                self._write_register(register, value)
+            if offset + len(data) > DOORBELL_BASE:
+                self._write_doorbells(offset, data)
+        except Exception:
+            _log.exception("write of %d bytes at %#x of BAR0", len(data), offset)
+            self.fail()
+
+    def on_notify(self) -> None:
+        """The queue table has something: an admin command, or a doorbell error. Never raises."""
+        try:
+            self.queues.clear_notify()
+            for error in self.queues.take_errors():
+                self._doorbell_error(DOORBELL_INVALID_VALUE, error.qid)
+            if self.life_cycle.state is State.READY:
+                self.admin_queue.process()
+        except Exception:
+            _log.exception("admin queue")
+            self.fail()
+
+    # -- resets and power --------------------------------------------------------------------
+
+    def reset(self, *, subsystem: bool = False) -> None:
+        """Reset as NSSR (``subsystem``), PCI function-level reset and a client's reset do.
+
+        The registers have their defaults at once; :meth:`settled` says when no I/O is left.
+        """
+        self.life_cycle.fire(Event.RESET)
+        self.registers.reset(self.settings)
+        self.queues.set_intms(0)
+        if subsystem:
+            self.registers.change_csts(on=CstsBit.NSSRO)
+
+    async def settled(self) -> None:
+        """Return when no reset or shutdown is under way."""
+        await self.life_cycle.settled()
+
+    def fail(self) -> None:
+        """Give up until the guest resets: CSTS.CFS."""
+        try:
+            self.life_cycle.fire(Event.FAIL)
+        except Exception:
+            _log.exception("cannot even fail")
+            self.registers.change_csts(on=CstsBit.CFS)
+
+    def power_cycle(self) -> None:
+        """Forget everything a guest could have left, for the next client; nothing is in flight."""
+        self._power_on()
+
+    def allow_dma(self, allowed: bool) -> None:
+        """PCI grants (bus master on, D0) or takes away the right to access guest memory.
+
+        Only taking it away has an effect: a client that never grants it is served all the same.
+        """
+        blocked = not allowed
+        if blocked == bool(self.state.scratch[Scratch.DMA_BLOCKED]):
+            return
+        self.state.scratch[Scratch.DMA_BLOCKED] = blocked
+        if self.life_cycle.state is not State.READY:
+            return
+        if blocked:
+            self.queues.hold()
+            return
+        self.queues.release()
+        for qid in being_deleted(self):
+            self.queues.hold(qid)
+        self.on_notify()
+
+    # -- namespaces --------------------------------------------------------------------------
+
+    def add_namespace(self, nsid: int, backend: Backend) -> None:
+        """Attach a namespace while the guest runs; ValueError: the NSID cannot be had."""
+        self._attach(nsid, backend)
+        self.events.namespace_changed(nsid)
+
+    async def remove_namespace(self, nsid: int) -> Backend:
+        """Detach a namespace when its I/O is done; KeyError: there is none of this NSID."""
+        namespace = self.namespaces.remove(nsid)
+        self.queues.hold()
+        try:
+            await drained(self.queues)
+            self.queues.set_namespace(nsid, None)
+        finally:
+            if self.life_cycle.state is State.READY and not self.state.scratch[Scratch.DMA_BLOCKED]:
+                self.queues.release()
+        self.events.namespace_changed(nsid)
+        return namespace.backend
+
+    def _attach(self, nsid: int, backend: Backend) -> None:
+        self.namespaces.add(make_namespace(nsid, backend, self.settings.serial))
+        self.queues.set_namespace(nsid, backend)
+
+    # -- registers ---------------------------------------------------------------------------
+
+    def _write_register(self, register: Register, value: int) -> None:
+        writer = self._writers.get(register)
+        if writer is not None:
+            writer(value)
+        elif not self.registers.cc.en:
+            # AQA, ASQ, ACQ: the admin queue does not move while it is in use.
+            self.registers[register] = value
+
+    def _write_cc(self, value: int) -> None:
+        before = self.registers.cc
+        after = Cc.unpack(value)
+        self.registers[Register.CC] = value
+        if after.en != before.en:
+            self.life_cycle.fire(Event.ENABLE if after.en else Event.DISABLE)
+        if before.shn == Shn.NONE and after.shn != Shn.NONE:
+            self.life_cycle.fire(Event.SHUTDOWN)
+
+    def _write_nssr(self, value: int) -> None:
+        if value == NSSR_NSSRC:
+            self.reset(subsystem=True)
+
+    def _set_intms(self, mask: int) -> None:
+        self.registers[Register.INTMS] = self.registers[Register.INTMC] = mask
+        self.queues.set_intms(mask)
+
+    # -- doorbells ---------------------------------------------------------------------------
+
+    def _write_doorbells(self, offset: int, data: bytes) -> None:
+        """A doorbell is written as a whole: 4 bytes, or the low ones of them (Base 3.1.2)."""
+        if self.life_cycle.state is not State.READY:
+            return
+        start = max(offset, DOORBELL_BASE)
+        for position in range(start, offset + len(data), _DOORBELL_SIZE):
+            value = data[position - offset : position - offset + _DOORBELL_SIZE]
+            self._ring(position, int.from_bytes(value, "little"))
+
+    def _ring(self, offset: int, value: int) -> None:
+        dstrd = Cap.unpack(self.registers[Register.CAP]).dstrd
+        doorbell = doorbell_at(offset, dstrd) if offset < DOORBELL_END else None
+        if doorbell is None:
+            self._doorbell_error(DOORBELL_INVALID_REGISTER, 0)
+            return
+        qid, completion = doorbell
+        answer = self.queues.ring_doorbell(2 * qid + completion, value)
+        if answer != DOORBELL_OK:
+            self._doorbell_error(answer, qid)
+        elif qid == 0:
+            self.on_notify()
+
+    def _doorbell_error(self, kind: int, qid: int) -> None:
+        _log.debug("invalid doorbell write, queue %d", qid)
+        log_queue_error(self.state, qid)
+        self.events.doorbell_error(
+            ErrorEventInfo.INVALID_DOORBELL_VALUE
+            if kind == DOORBELL_INVALID_VALUE
+            else ErrorEventInfo.INVALID_DOORBELL_REGISTER
+        )
+
+    # -- the rest ----------------------------------------------------------------------------
+
+    def _power_on(self) -> None:
+        scratch = self.state.scratch
+        for word in range(SCRATCH_END):
+            scratch[word] = 0
+        scratch[Scratch.POWER_ON_TIME] = int(time.time())
+        scratch[Scratch.LIFE_CYCLE] = State.DISABLED
+        self.registers.reset(self.settings)
+        self.state.error_count = 0
+        self.state.error_log[:] = bytes(len(self.state.error_log))
+        self.events.clear_changed_namespaces()
+        self._controller_level_reset()
+        scratch[Scratch.MAGIC] = STATE_MAGIC
+
+    def _controller_level_reset(self) -> None:
+        """What every reset resets besides the queues (Base 3.7.2)."""
+        self.admin_queue.cancel()
+        self.features.reset()
+        self.queues.set_arbitration_burst(self.features.burst)
+        self.events.reset()
+
+    def _look_for_timeouts(self) -> None:
+        self._tick = asyncio.get_running_loop().call_later(_TIMEOUT_TICK_S, self._look_for_timeouts)
+        if not self.queues.inflight():
+            return
+        timeout = self.settings.io_timeout_ms
+        for qid, cid in self.queues.cancel_expired(timeout):
+            _log.warning("SQ %d, CID %d: no answer in %d ms, cancelled", qid, cid, timeout)

@@ -1,0 +1,132 @@
+"""The features: their values in shared memory, their defaults (Base 5.1.25, PCIe Transport 4.2).
+
+How a feature is set is in :mod:`nvme_mdev.controller.admin.features`. The data path reads
+Arbitration, Volatile Write Cache and the two interrupt features from the same memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.memory_map import Scratch
+from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.spec.nvme_features import (
+    VOLATILE_WRITE_CACHE_WCE,
+    Arbitration,
+    AsyncEventConfig,
+    Fid,
+    InterruptVectorConfiguration,
+    NumberOfQueues,
+)
+
+if TYPE_CHECKING:
+    from nvme_mdev.controller.namespaces import Namespaces
+    from nvme_mdev.controller.settings import ControllerSettings
+    from nvme_mdev.datapath.state import ControllerState
+
+COMPOSITE_TEMPERATURE = 300
+"""Kelvin. Software has no temperature; this is a room's, and never changes."""
+WARNING_TEMPERATURE = 343
+"""WCTEMP in kelvin: arbitrary, but from NVMe 1.2 on there has to be one."""
+CRITICAL_TEMPERATURE = 353
+"""CCTEMP in kelvin, likewise."""
+
+RECOMMENDED_ARBITRATION_BURST = 6
+"""RAB and the default of Arbitration Burst: 64 commands, as many as the data path takes at most."""
+_NO_BURST_LIMIT = 7
+
+_UNDER_SHIFT = 16
+"""The under temperature threshold lives above the over temperature threshold."""
+
+
+def defaults(settings: ControllerSettings) -> dict[Fid, int]:
+    """Every feature there is, except those that are lists, with its default."""
+    queues = settings.io_queues - 1
+    return {
+        Fid.ARBITRATION: Arbitration(ab=RECOMMENDED_ARBITRATION_BURST).pack(),
+        Fid.POWER_MANAGEMENT: 0,
+        Fid.TEMPERATURE_THRESHOLD: WARNING_TEMPERATURE,
+        Fid.ERROR_RECOVERY: 0,
+        Fid.VOLATILE_WRITE_CACHE: VOLATILE_WRITE_CACHE_WCE,
+        Fid.NUMBER_OF_QUEUES: NumberOfQueues(nsq=queues, ncq=queues).pack(),
+        Fid.INTERRUPT_COALESCING: 0,
+        Fid.INTERRUPT_VECTOR_CONFIGURATION: 0,
+        Fid.WRITE_ATOMICITY: 0,
+        Fid.ASYNC_EVENT_CONFIGURATION: AsyncEventConfig(0),
+    }
+
+
+def supported(settings: ControllerSettings, namespaces: Namespaces) -> set[Fid]:
+    """The features that there are with these namespaces: no cache, no Volatile Write Cache."""
+    fids = set(defaults(settings))
+    if not namespaces.volatile():
+        fids.discard(Fid.VOLATILE_WRITE_CACHE)
+    return fids
+
+
+class Features:
+    """A view on the features in a controller's state."""
+
+    def __init__(self, state: ControllerState, settings: ControllerSettings) -> None:
+        self._state = state
+        self._settings = settings
+
+    def reset(self) -> None:
+        """Back to the defaults: nothing is saveable, so that is what a reset does."""
+        for fid, value in defaults(self._settings).items():
+            self._state.features[fid] = value
+        for vector in range(self._settings.vectors):
+            self._state.vector_config[vector] = InterruptVectorConfiguration(vector, False).pack()
+        for nsid in range(1, MAX_NSID + 1):
+            self.set_error_recovery(nsid, 0)
+
+    def __getitem__(self, fid: Fid) -> int:
+        return self._state.features[fid]
+
+    def __setitem__(self, fid: Fid, value: int) -> None:
+        self._state.features[fid] = value
+
+    @property
+    def burst(self) -> int:
+        """Most commands of one queue in a turn; 0 for no limit."""
+        exponent = Arbitration.unpack(self[Fid.ARBITRATION]).ab
+        return 0 if exponent == _NO_BURST_LIMIT else 1 << exponent
+
+    @property
+    def async_events(self) -> AsyncEventConfig:
+        """Which asynchronous events the guest wants."""
+        return AsyncEventConfig(self[Fid.ASYNC_EVENT_CONFIGURATION])
+
+    @property
+    def over_temperature(self) -> int:
+        """Kelvin at which the composite temperature is too high."""
+        return self[Fid.TEMPERATURE_THRESHOLD] & 0xFFFF
+
+    @over_temperature.setter
+    def over_temperature(self, kelvin: int) -> None:
+        self[Fid.TEMPERATURE_THRESHOLD] = kelvin | self.under_temperature << _UNDER_SHIFT
+
+    @property
+    def under_temperature(self) -> int:
+        """Kelvin at which the composite temperature is too low."""
+        return self[Fid.TEMPERATURE_THRESHOLD] >> _UNDER_SHIFT
+
+    @under_temperature.setter
+    def under_temperature(self, kelvin: int) -> None:
+        self[Fid.TEMPERATURE_THRESHOLD] = self.over_temperature | kelvin << _UNDER_SHIFT
+
+    @property
+    def temperature_warning(self) -> bool:
+        """Whether the temperature is at or beyond a threshold (critical warning, bit 1)."""
+        return (
+            self.over_temperature <= COMPOSITE_TEMPERATURE
+            or self.under_temperature >= COMPOSITE_TEMPERATURE
+        )
+
+    def error_recovery(self, nsid: int) -> int:
+        """Error Recovery of a namespace."""
+        return self._state.scratch[Scratch.ERROR_RECOVERY + nsid - 1]
+
+    def set_error_recovery(self, nsid: int, value: int) -> None:
+        """Set Error Recovery of a namespace."""
+        self._state.scratch[Scratch.ERROR_RECOVERY + nsid - 1] = value

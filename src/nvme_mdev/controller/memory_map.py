@@ -1,0 +1,41 @@
+"""Who owns which word of the state's ``scratch`` area (1024 words of 32 bits).
+
+The words outlive the process, so a word never changes its meaning: new ones are added.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from nvme_mdev.controller.settings import MAX_NSID
+
+
+class Scratch(enum.IntEnum):
+    """Index of a word, or of the first of several."""
+
+    MAGIC = 0
+    """:data:`STATE_MAGIC` once the state is that of a controller; 0 in fresh memory."""
+    LIFE_CYCLE = 1
+    """:class:`nvme_mdev.controller.transitions.State`."""
+    DMA_BLOCKED = 2
+    """Not 0: PCI took the right to access guest memory away (bus master off, D3hot)."""
+    POWER_ON_TIME = 3
+    """When the controller was made (seconds since 1970)."""
+    EVENTS_MASKED = 8
+    """Bit n: asynchronous events of type n wait for their log page to be read."""
+    EVENT_COUNT = 9
+    """Events that no request has been completed with yet."""
+    EVENTS = 16
+    """Those events, oldest first, as dword 0 of their completion: :data:`MAX_EVENTS` words."""
+    ERROR_RECOVERY = 256
+    """Error Recovery feature, which is per namespace: word NSID - 1 from here."""
+
+
+STATE_MAGIC = 0x3156_4E44
+"""Of :attr:`Scratch.MAGIC`."""
+
+MAX_EVENTS = 16
+"""Events that can wait; different ones, so that there is room for each that we raise."""
+
+SCRATCH_END = Scratch.ERROR_RECOVERY + MAX_NSID
+"""The first word that nobody owns."""

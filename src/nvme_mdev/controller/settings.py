@@ -1,0 +1,83 @@
+"""What the user decides about a controller."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+
+from nvme_mdev.datapath.state import MAX_IO_QUEUES
+
+PCI_VENDOR_ID = 0x6E6D
+"""PCI vendor and subsystem vendor: "nm". No vendor has it (PCI ID database, 2025), and no driver
+has a quirk for it; every driver binds to the class code. QEMU's 1B36:0010 is not ours to use: Linux
+takes its identifiers for bogus and its Write Zeroes for broken."""
+
+MODEL_NUMBER = "nvme-mdev"
+"""MN of Identify Controller."""
+
+MAX_NSID = 256
+"""NN: the highest NSID, as many as the data path's table holds."""
+
+NQN_PREFIX = "nqn.2014-08.org.nvmexpress:uuid:"
+"""An NQN made of a UUID (Base 4.7)."""
+
+NAMESPACE_UUID = uuid.UUID("5d8b9a2e-63f1-5f04-9d2a-1f5a6b0c7e42")
+"""Root of all the name-based UUIDs (RFC 9562, version 5) of this program; arbitrary, never to
+change: guests find their disks by what is derived from it."""
+
+_SERIAL_LENGTH = 20
+_MIN_QUEUE_ENTRIES = 2
+_MAX_QUEUE_ENTRIES = 65536
+_PAGE_SIZE = 4096
+
+
+def firmware_revision() -> str:
+    """FR of Identify Controller: this package's version, as much of it as 8 characters hold."""
+    try:
+        return metadata.version("nvme-mdev")[:8]
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """One controller's settings; ValueError when they cannot be had."""
+
+    serial: str
+    """SN of Identify Controller: 1 to 20 printable ASCII characters; the same at each start."""
+    io_queues: int = 64
+    """I/O queue pairs offered."""
+    queue_entries: int = 1024
+    """Most entries of an I/O queue (CAP.MQES + 1)."""
+    max_transfer: int = 1 << 20
+    """Most bytes a command moves: 4096 times a power of two; the queue table has the same."""
+    shadow_doorbell: bool = True
+    """Offer Doorbell Buffer Config."""
+    io_timeout_ms: int = 30_000
+    """Cancel I/O that its backend has not completed by then (milliseconds)."""
+    vendor_id: int = PCI_VENDOR_ID
+    """PCI vendor and subsystem vendor; Identify Controller repeats it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.serial) <= _SERIAL_LENGTH or not (
+            self.serial.isascii() and self.serial.isprintable()
+        ):
+            raise ValueError(f"serial {self.serial!r}: use 1 to 20 printable ASCII characters")
+        if not 1 <= self.io_queues <= MAX_IO_QUEUES:
+            raise ValueError(f"{self.io_queues} I/O queues: 1 to {MAX_IO_QUEUES} are possible")
+        if not _MIN_QUEUE_ENTRIES <= self.queue_entries <= _MAX_QUEUE_ENTRIES:
+            raise ValueError(f"{self.queue_entries} queue entries: 2 to 65536 are possible")
+        pages, rest = divmod(self.max_transfer, _PAGE_SIZE)
+        if rest or pages < 1 or pages & (pages - 1):
+            raise ValueError(f"maximum transfer {self.max_transfer}: use 4096 times a power of two")
+
+    @property
+    def vectors(self) -> int:
+        """MSI-X vectors: one for the admin queue, one for each I/O queue pair."""
+        return self.io_queues + 1
+
+    @property
+    def nqn(self) -> str:
+        """SUBNQN: the NVM subsystem is this controller alone, so it follows from the serial."""
+        return NQN_PREFIX + str(uuid.uuid5(NAMESPACE_UUID, f"subsystem:{self.serial}"))

@@ -1,0 +1,26 @@
+"""What every backend has in common."""
+
+from libc.stdint cimport uint64_t
+
+from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.runtime cimport backend_t
+
+
+cdef class Backend:
+    cdef backend_t backend
+    cdef readonly str name
+    cdef readonly str identity
+    cdef readonly uint64_t size
+    cdef readonly unsigned int block_size
+    cdef readonly bint read_only
+    cdef readonly bint volatile_cache
+    cdef readonly bint can_write_zeroes
+    cdef readonly bint can_deallocate
+    cdef readonly bint deallocate_zeroes
+    cdef readonly unsigned int optimal_io_boundary
+    cdef readonly unsigned int preferred_write_granularity
+    cdef readonly unsigned int preferred_deallocate_granularity
+    #: Get ready on a thread that will serve it (paused), and leave it.
+    cdef int attach(self, IOThread iothread) except -1
+    cdef int detach(self, IOThread iothread) except -1
+

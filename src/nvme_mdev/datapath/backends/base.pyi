@@ -1,0 +1,34 @@
+"""What every backend can be asked."""
+
+class Backend:
+    """A place where a namespace's blocks live. Sizes and capabilities come from it, no constants."""
+
+    #: What a person would call it: the path, or null:SIZE, memory:SIZE.
+    name: str
+    #: Identity that is the same at the next start, for UUID/NGUID; "" where there is none.
+    identity: str
+    #: Capacity in bytes, a multiple of block_size.
+    size: int
+    #: Logical block size in bytes: 512 or 4096.
+    block_size: int
+    read_only: bool
+    #: Writes are volatile until flushed (VWC).
+    volatile_cache: bool
+    #: Write Zeroes, Dataset Management/deallocate and FUA can be done.
+    can_write_zeroes: bool
+    can_deallocate: bool
+    #: Deallocated blocks read as zeroes (DLFEAT 001b), else unspecified.
+    deallocate_zeroes: bool
+    #: Blocks; 0 where the backend has no preference (NOIOB; NPWG, NPDG as counts, not 0's based).
+    optimal_io_boundary: int
+    preferred_write_granularity: int
+    preferred_deallocate_granularity: int
+
+    def flush(self) -> None:
+        """Block until everything that was written is durable (OSError: it may not be).
+
+        From any thread, while IOThreads go on; releases the GIL. For shutdown and for turning the
+        volatile write cache off; the guest's Flush does not come here.
+        """
+
+    def close(self) -> None: ...

@@ -1,0 +1,28 @@
+"""What every backend has in common."""
+
+from nvme_mdev.datapath.iothread cimport IOThread
+
+
+cdef class Backend:
+    """A place where a namespace's blocks live (see base.pyi)."""
+
+    cdef int attach(self, IOThread iothread) except -1:
+        return 0
+
+    cdef int detach(self, IOThread iothread) except -1:
+        return 0
+
+    def flush(self):
+        """Make everything that was written durable: nothing to do without a volatile cache."""
+
+    def close(self):
+        """Give up what it holds; it serves no more."""
+
+
+def check_block_size(size, block_size):
+    """The size in whole blocks, in bytes; ValueError: there is not one, or no such block size."""
+    if block_size not in (512, 4096):
+        raise ValueError(f"block size {block_size} is not supported: use 512 or 4096")
+    if size < block_size:
+        raise ValueError(f"{size} bytes is too small: one block of {block_size} bytes is the least")
+    return size - size % block_size

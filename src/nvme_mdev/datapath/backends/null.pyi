@@ -1,0 +1,8 @@
+"""A namespace without a medium: writes vanish, reads leave the guest's memory alone."""
+
+from nvme_mdev.datapath.backends.base import Backend
+
+class NullBackend(Backend):
+    """Completes everything at once; for measuring the path itself."""
+
+    def __init__(self, size: int, block_size: int = 512) -> None: ...

@@ -1,0 +1,504 @@
+"""A namespace on a file or block device, through io_uring.
+
+Data moves without a copy, between guest memory and the kernel. I/O that suits O_DIRECT goes through
+a descriptor opened so; the rest (addresses or sizes below the medium's alignment, media that have no
+direct I/O) through a second, buffered one: the kernel keeps the two coherent, and both are made
+durable by the same fdatasync.
+"""
+
+from libc.errno cimport (
+    EACCES, EAGAIN, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, ENOSPC, EOPNOTSUPP, EPERM, EROFS,
+)
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memset
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.queues cimport request_done
+from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.runtime cimport (
+    NO_BUFFER, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
+    REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
+)
+from nvme_mdev.datapath.status cimport (
+    SC_ABORT_REQUESTED, SC_CAPACITY_EXCEEDED, SC_COMPARE_FAILURE, SC_DATA_TRANSFER_ERROR, SC_DNR,
+    SC_INTERNAL_ERROR, SC_INVALID_OPCODE, SC_NAMESPACE_NOT_READY, SC_NAMESPACE_WRITE_PROTECTED,
+    SC_SUCCESS, SC_UNRECOVERED_READ, SC_WRITE_FAULT,
+)
+from nvme_mdev.datapath.uring cimport (
+    IORING_FSYNC_DATASYNC, IORING_OP_URING_CMD, IOSQE_FIXED_FILE, URING_FILES, io_uring_prep_cancel64,
+    io_uring_prep_fallocate, io_uring_prep_fsync, io_uring_prep_read, io_uring_prep_read_fixed,
+    io_uring_prep_readv2, io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev2,
+    io_uring_sqe, uring_create, uring_file_slot_t, uring_of, uring_register_file, uring_sqe,
+    uring_use_buffer,
+)
+
+import os
+
+from nvme_mdev.datapath.backends.medium import open_medium
+from nvme_mdev.datapath.backends.base import check_block_size
+
+cdef extern from "<errno.h>":
+    enum:
+        ECANCELED
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+    #include <stdlib.h>
+    #include <sys/ioctl.h>
+    #include <sys/uio.h>
+    /* Discard by io_uring command, since Linux 6.12 (<linux/blkdev.h> BLOCK_URING_CMD_DISCARD). */
+    #define DISCARD_COMMAND _IO(0x12, 0)
+    """
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+    int FALLOC_FL_ZERO_RANGE
+    int RWF_DSYNC
+    uint32_t DISCARD_COMMAND
+    void *aligned_alloc(size_t alignment, size_t size) nogil
+
+cdef enum:
+    #: Stages of a request that takes several operations after one another, kept in `request.result`
+    #: until it completes (no NVM command here has a result of its own).
+    STAGE_FIRST = 0
+    #: Write Zeroes as the kernel would not do it: a hole instead, then plain writes of zeroes.
+    STAGE_PUNCH = 1
+    STAGE_WRITE = 2
+    #: The flush that makes Force Unit Access true where the operation itself cannot.
+    STAGE_FLUSH = 3
+
+    #: Zeroes are written from one page-aligned block of this size, again and again.
+    ZEROES = 1 << 20
+    BOUNCE_ALIGNMENT = 4096
+
+#: A file or device, open.
+cdef struct medium_t:
+    #: Numbers in the rings' file tables; `direct` is NO_SLOT where there is no O_DIRECT.
+    uint32_t direct
+    uint32_t buffered
+    #: Alignments of direct I/O, as masks: of memory; of offsets and lengths.
+    uint64_t memory_mask
+    uint64_t offset_mask
+    #: Discard goes by io_uring command (a block device on a kernel that has it).
+    uint32_t discard_command
+    uint32_t read_only
+
+cdef enum:
+    NO_SLOT = 0xffffffff
+
+#: File-table numbers in use in this process.
+cdef uint8_t slot_used[URING_FILES]
+cdef uint8_t *zeroes = NULL
+
+
+cdef uint32_t allocate_slot() except? 0xfffffffe:
+    cdef uint32_t i
+    for i in range(URING_FILES):
+        if not slot_used[i]:
+            slot_used[i] = 1
+            return i
+    raise OSError(24, "too many files are being served")
+
+
+# -- what to ask of the kernel --------------------------------------------------------------------
+
+
+cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nogil:
+    """Offset, length and every segment are aligned as direct I/O wants them."""
+    cdef uint64_t offsets = request.offset | request.length
+    cdef uint64_t addresses = 0
+    cdef uint32_t i
+    if medium.direct == NO_SLOT:
+        return False
+    for i in range(request.iov_count):
+        addresses |= <uint64_t> request.iov[i].iov_base
+        if request.iov_count > 1:
+            offsets |= request.iov[i].iov_len
+    return not (addresses & medium.memory_mask or offsets & medium.offset_mask)
+
+
+cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
+    """An SQE for one more operation of the request; without one the request fails (to be retried)."""
+    cdef io_uring_sqe *sqe = uring_sqe(uring_of(thread))
+    if sqe == NULL:
+        request.status = SC_NAMESPACE_NOT_READY
+        return NULL
+    request.pending += 1
+    thread.inflight += 1
+    return sqe
+
+
+cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
+    """The prep functions cleared the SQE: what they do not set comes after them."""
+    sqe.flags |= IOSQE_FIXED_FILE
+    sqe.user_data = <uint64_t> request
+
+
+cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    cdef uint64_t offset = request.offset + request.done
+    if sqe == NULL:
+        return
+    if request.operation == OP_COMPARE:
+        io_uring_prep_read(sqe, slot, <uint8_t *> request.bounce + request.done,
+                           <uint32_t> (request.length - request.done), offset)
+    elif request.iov_count > 1:
+        io_uring_prep_readv2(sqe, slot, request.iov, request.iov_count, offset, 0)
+    elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
+        io_uring_prep_read_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
+                                 offset, <int> request.buffer)
+    else:
+        io_uring_prep_read(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len, offset)
+    send(sqe, request)
+
+
+cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    cdef uint64_t offset = request.offset + request.done
+    cdef uint32_t flags = RWF_DSYNC if request.flags & REQUEST_FUA else 0
+    if sqe == NULL:
+        return
+    if request.iov_count > 1:
+        io_uring_prep_writev2(sqe, slot, request.iov, request.iov_count, offset, 0)
+    elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
+        io_uring_prep_write_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
+                                  offset, <int> request.buffer)
+    else:
+        io_uring_prep_write(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len, offset)
+    sqe.rw_flags = flags
+    send(sqe, request)
+
+
+cdef void prepare_flush(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    if sqe == NULL:
+        return
+    io_uring_prep_fsync(sqe, medium.buffered, IORING_FSYNC_DATASYNC)
+    send(sqe, request)
+
+
+cdef void prepare_fallocate(
+    iothread_t *thread, request_t *request, medium_t *medium, int mode, uint64_t offset, uint64_t length
+) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    if sqe == NULL:
+        return
+    io_uring_prep_fallocate(sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+    send(sqe, request)
+
+
+cdef void prepare_discard(
+    iothread_t *thread, request_t *request, medium_t *medium, uint64_t offset, uint64_t length
+) noexcept nogil:
+    """Discard a range of a block device."""
+    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    if sqe == NULL:
+        return
+    memset(sqe, 0, sizeof(io_uring_sqe))
+    sqe.opcode = <uint8_t> IORING_OP_URING_CMD
+    sqe.fd = <int32_t> medium.buffered
+    sqe.cmd_op = DISCARD_COMMAND
+    sqe.addr = offset
+    sqe.addr3 = length
+    send(sqe, request)
+
+
+# -- starting -------------------------------------------------------------------------------------
+
+
+cdef void start_io(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
+    """Read, Write, or the read of Compare."""
+    cdef uint32_t slot
+    if suits_direct(medium, request):
+        slot = medium.direct
+    else:
+        slot = medium.buffered
+        request.flags |= REQUEST_BUFFERED
+    if request.operation == OP_WRITE:
+        prepare_write(thread, request, slot)
+        return
+    if request.operation == OP_COMPARE and request.bounce == NULL:
+        request.bounce = aligned_alloc(BOUNCE_ALIGNMENT, (request.length + 4095) & ~<uint64_t> 4095)
+        if request.bounce == NULL:
+            request.status = SC_INTERNAL_ERROR
+            return
+    prepare_read(thread, request, slot)
+
+
+cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
+    """Write Zeroes: a hole where the command allows one (DEAC), else a zeroed range."""
+    cdef io_uring_sqe *sqe
+    cdef uint64_t length
+    if request.result == STAGE_FIRST and not request.flags & REQUEST_DEALLOCATE:
+        prepare_fallocate(thread, request, medium, FALLOC_FL_ZERO_RANGE, request.offset, request.length)
+    elif request.result <= STAGE_PUNCH:
+        request.result = STAGE_PUNCH
+        prepare_fallocate(thread, request, medium, FALLOC_FL_PUNCH_HOLE, request.offset, request.length)
+    else:
+        sqe = next_sqe(thread, request)
+        if sqe == NULL:
+            return
+        length = request.length - request.done
+        io_uring_prep_write(sqe, medium.buffered, zeroes, <uint32_t> min(length, <uint64_t> ZEROES),
+                            request.offset + request.done)
+        send(sqe, request)
+
+
+cdef void start_deallocate(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
+    """An operation a range, all at once."""
+    cdef uint32_t i
+    for i in range(request.iov_count):
+        if medium.discard_command:
+            prepare_discard(thread, request, medium, <uint64_t> request.iov[i].iov_base,
+                            request.iov[i].iov_len)
+        else:
+            prepare_fallocate(thread, request, medium, FALLOC_FL_PUNCH_HOLE,
+                              <uint64_t> request.iov[i].iov_base, request.iov[i].iov_len)
+
+
+cdef void start(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    if request.operation == OP_FLUSH or request.result == STAGE_FLUSH:
+        # Nothing written can be lost through a descriptor that cannot write.
+        if not medium.read_only:
+            prepare_flush(thread, request, medium)
+    elif request.operation == OP_WRITE_ZEROES:
+        start_zeroes(thread, request, medium)
+    elif request.operation == OP_DEALLOCATE:
+        start_deallocate(thread, request, medium)
+    else:
+        start_io(thread, request, medium)
+
+
+cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept nogil:
+    """Complete the request when no operation of it is under way."""
+    if request.pending == 0:
+        request.result = 0
+        request_done(thread, request)
+
+
+cdef void uring_backend_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    request.status = SC_SUCCESS
+    start(thread, request)
+    finish_if_idle(thread, request)
+
+
+cdef void uring_backend_cancel(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef io_uring_sqe *sqe = uring_sqe(uring_of(thread))
+    if sqe != NULL:
+        io_uring_prep_cancel64(sqe, <uint64_t> request, 0)
+        sqe.user_data = 0
+
+
+# -- finishing ------------------------------------------------------------------------------------
+
+
+cdef uint32_t nvme_status(request_t *request, int error) noexcept nogil:
+    """The NVMe status for an errno. Without Do Not Retry where another try may go better."""
+    if error == ENOSPC or error == EDQUOT or error == EFBIG:
+        return SC_CAPACITY_EXCEEDED | SC_DNR
+    if error == EFAULT:
+        # The guest's memory went away under the command.
+        return SC_DATA_TRANSFER_ERROR | SC_DNR
+    if error == EOPNOTSUPP:
+        return SC_INVALID_OPCODE | SC_DNR
+    if error == EROFS or error == EPERM or error == EACCES:
+        return SC_NAMESPACE_WRITE_PROTECTED | SC_DNR
+    if error == ECANCELED:
+        return SC_ABORT_REQUESTED
+    if request.operation == OP_READ or request.operation == OP_COMPARE:
+        return SC_UNRECOVERED_READ
+    return SC_WRITE_FAULT
+
+
+cdef void skip_done(request_t *request, uint64_t count) noexcept nogil:
+    """Move the segments past bytes that are done (a short read or write)."""
+    request.done += count
+    request.buffer = NO_BUFFER
+    if request.operation == OP_COMPARE or request.operation == OP_WRITE_ZEROES:
+        return
+    while count and count >= request.iov.iov_len:
+        count -= request.iov.iov_len
+        request.iov += 1
+        request.iov_count -= 1
+    if count:
+        request.iov.iov_base = <uint8_t *> request.iov.iov_base + count
+        request.iov.iov_len -= count
+
+
+cdef bint retry(request_t *request, int error) noexcept nogil:
+    """True: the operation is worth starting again, in the way that is now set in the request."""
+    if error == EAGAIN or error == EINTR:
+        return True
+    if request.operation == OP_WRITE_ZEROES and error == EOPNOTSUPP and request.result < STAGE_WRITE:
+        request.result += 1
+        return True
+    return False
+
+
+cdef void compare_bounce(request_t *request) noexcept nogil:
+    cdef uint8_t *data = <uint8_t *> request.bounce
+    cdef uint32_t i
+    for i in range(request.iov_count):
+        if memcmp(data, request.iov[i].iov_base, request.iov[i].iov_len) != 0:
+            request.status = SC_COMPARE_FAILURE | SC_DNR
+            return
+        data += request.iov[i].iov_len
+
+
+cdef bint succeeded(request_t *request, uint64_t count) noexcept nogil:
+    """Account for an operation that went well; True: it takes another one."""
+    cdef bint moves_data = request.operation in (OP_READ, OP_WRITE, OP_COMPARE) or (
+        request.result == STAGE_WRITE)
+    if moves_data and count < request.length - request.done:
+        if count == 0:
+            # The file ends here: it was cut while it is being served.
+            request.status = SC_UNRECOVERED_READ if request.operation != OP_WRITE else SC_WRITE_FAULT
+            return False
+        skip_done(request, count)
+        return True
+    if request.operation == OP_COMPARE:
+        compare_bounce(request)
+    elif (request.operation == OP_WRITE_ZEROES and request.flags & REQUEST_FUA
+            and request.result != STAGE_FLUSH):
+        request.result = STAGE_FLUSH
+        return True
+    return False
+
+
+cdef void start_buffered(iothread_t *thread, request_t *request) noexcept nogil:
+    """Direct I/O said EINVAL: this medium wants more than it told. Go the other way."""
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    request.flags |= REQUEST_BUFFERED
+    if request.operation == OP_WRITE:
+        prepare_write(thread, request, medium.buffered)
+    else:
+        prepare_read(thread, request, medium.buffered)
+
+
+cdef void uring_backend_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
+    request.pending -= 1
+    thread.inflight -= 1
+    if result >= 0:
+        if succeeded(request, <uint64_t> result):
+            start(thread, request)
+    elif (result == -EINVAL and not request.flags & REQUEST_BUFFERED
+            and request.operation in (OP_READ, OP_WRITE, OP_COMPARE)):
+        start_buffered(thread, request)
+    elif request.operation != OP_DEALLOCATE and retry(request, -result):
+        start(thread, request)
+    elif request.status == SC_SUCCESS:
+        request.status = nvme_status(request, -result)
+    finish_if_idle(thread, request)
+
+
+cdef backend_ops_t uring_ops
+uring_ops.submit = uring_backend_submit
+uring_ops.complete = uring_backend_complete
+uring_ops.cancel = uring_backend_cancel
+
+
+# -- the control plane's side -----------------------------------------------------------------------
+
+
+cdef class UringBackend(Backend):
+    """An image file or a block device (see uring.pyi)."""
+
+    cdef medium_t *medium
+    cdef object opened
+
+    def __cinit__(self, *args, **kwargs):
+        self.medium = <medium_t *> calloc(1, sizeof(medium_t))
+        if self.medium == NULL:
+            raise MemoryError
+        self.medium.direct = self.medium.buffered = NO_SLOT
+
+    def __init__(self, path, *, block_size=None, read_only=False):
+        global zeroes
+        if zeroes == NULL:
+            zeroes = <uint8_t *> aligned_alloc(BOUNCE_ALIGNMENT, ZEROES)
+            if zeroes == NULL:
+                raise MemoryError
+            memset(zeroes, 0, ZEROES)
+        self.opened = open_medium(path, read_only=read_only)
+        try:
+            self._adopt(self.opened, block_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _adopt(self, opened, block_size):
+        """Take over what the medium told of itself."""
+        self.block_size = block_size or opened.default_block_size
+        if self.block_size < opened.logical_block_size:
+            raise ValueError(
+                f"{opened.path} has blocks of {opened.logical_block_size} bytes: "
+                f"it cannot be served with --block-size {self.block_size}")
+        self.size = check_block_size(opened.size, self.block_size)
+        self.name = opened.path
+        self.identity = opened.identity
+        self.read_only = opened.read_only
+        self.volatile_cache = True
+        self.can_write_zeroes = True
+        self.can_deallocate = opened.can_deallocate
+        self.deallocate_zeroes = opened.deallocate_zeroes
+        self.optimal_io_boundary = opened.optimal_io_boundary // self.block_size
+        self.preferred_write_granularity = opened.preferred_write // self.block_size
+        self.preferred_deallocate_granularity = opened.preferred_deallocate // self.block_size
+        self.medium.buffered = allocate_slot()
+        if opened.direct_fd is not None:
+            self.medium.direct = allocate_slot()
+        self.medium.memory_mask = opened.memory_alignment - 1
+        self.medium.offset_mask = opened.offset_alignment - 1
+        self.medium.discard_command = opened.discard_command
+        self.medium.read_only = opened.read_only
+        self.backend.ops = &uring_ops
+        self.backend.context = self.medium
+        self.backend.size = self.size
+
+    cdef int attach(self, IOThread iothread) except -1:
+        cdef int status
+        if iothread.thread.uring == NULL:
+            status = iothread.call(uring_create, NULL)
+            if status:
+                raise OSError(-status, f"io_uring: {os.strerror(-status)} "
+                              "(see kernel.io_uring_disabled)")
+        self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
+        if self.medium.direct != NO_SLOT:
+            self._register(iothread, self.medium.direct, self.opened.direct_fd)
+        return 0
+
+    cdef int detach(self, IOThread iothread) except -1:
+        self._register(iothread, self.medium.buffered, -1)
+        if self.medium.direct != NO_SLOT:
+            self._register(iothread, self.medium.direct, -1)
+        return 0
+
+    cdef int _register(self, IOThread iothread, uint32_t slot, int fd) except -1:
+        cdef uring_file_slot_t argument
+        cdef int status
+        argument.slot = slot
+        argument.fd = fd
+        status = iothread.call(uring_register_file, &argument)
+        if status:
+            raise OSError(-status, f"io_uring: {os.strerror(-status)}", self.name)
+        return 0
+
+    def flush(self):
+        os.fdatasync(self.opened.buffered_fd)
+
+    def close(self):
+        cdef uint32_t slot
+        for slot in (self.medium.direct, self.medium.buffered):
+            if slot != NO_SLOT:
+                slot_used[slot] = 0
+        self.medium.direct = self.medium.buffered = NO_SLOT
+        if self.opened is not None:
+            self.opened.close()
+            self.opened = None
+
+    def __dealloc__(self):
+        free(self.medium)

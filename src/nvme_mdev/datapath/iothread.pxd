@@ -1,0 +1,22 @@
+"""The polling thread, for the modules that hand it work."""
+
+from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
+
+
+cdef class IOThread:
+    cdef iothread_t *thread
+    cdef readonly str name
+    cdef object worker
+    cdef object cpu
+    cdef object started
+    cdef object failure
+    #: Run a function on the thread (paused or not) and wait for it; its result.
+    cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999
+    cdef int add_queue(self, sq_t *sq) except -1
+    cdef void remove_queue(self, sq_t *sq) noexcept
+    cdef int add_controller(self, controller_t *controller) except -1
+    cdef void remove_controller(self, controller_t *controller) noexcept
+
+
+#: Post the completions of `thread.done`, then raise the interrupts that they need.
+cdef void complete_done(iothread_t *thread) noexcept nogil

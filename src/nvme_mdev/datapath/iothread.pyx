@@ -1,0 +1,534 @@
+"""The polling thread that moves commands between guests' queues and backends.
+
+One turn: look at each queue's doorbell; fetch, parse and submit what is new, in batches; reap what
+io_uring finished; post completions; raise interrupts. No lock, no allocation, and no system call but
+the backend's and the interrupt's.
+
+The control plane changes what the thread reads only while it stands still. It asks with `request`,
+the thread answers with `state`, at the top of its turn. A sleeping thread already stands: each side
+stores its word, then (full fence) loads the other's, so one of them always sees the other.
+"""
+
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+from posix.unistd cimport close, read as read_fd, usleep
+
+from nvme_mdev.datapath.atomics cimport (
+    cpu_relax, fence_full, load_acquire32, load_relaxed32, prefetch_read, read_tsc, store_relaxed32,
+    store_release32,
+)
+from nvme_mdev.datapath.commands cimport command_parse
+from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
+from nvme_mdev.datapath.queues cimport (
+    cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, request_done, signal_fd,
+    sq_fetch, sq_release, sq_suppress_event, sq_waiting,
+)
+from nvme_mdev.datapath.runtime cimport (
+    BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_READ, OP_WRITE, RUNNING, STANDING,
+    controller_t, cq_t, iothread_t, request_t, sq_t,
+)
+from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
+
+import errno as errno_names
+import os
+import threading
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+    int clock_gettime(int clock, timespec *time)
+    int CLOCK_MONOTONIC
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *mask)
+    short POLLIN
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int PR_SET_TIMERSLACK
+    int prctl(int option, unsigned long argument)
+
+cdef enum:
+    #: Turns without work between two looks at the clock.
+    IDLE_TURNS = 1024
+    #: Turns between two looks at the admin doorbells, whose commands take Python's time anyway.
+    ADMIN_TURNS = 16
+    #: Sleeps of a thread that may not park (ARCHITECTURE, decision 6).
+    NAP_FIRST_NS = 20000
+    NAP_LAST_NS = 1000000
+    #: Spins before a waiting thread lets the other have the processor.
+    PATIENCE = 2000
+    PATIENCE_NAP_US = 20
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return <uint64_t> time.tv_sec * 1000000000 + <uint64_t> time.tv_nsec
+
+
+# -- completing ---------------------------------------------------------------------------------
+
+
+cdef inline void count_io(controller_t *controller, request_t *request) noexcept nogil:
+    cdef io_counters_t *counters = &controller.state.io_counters
+    if request.operation == OP_READ or request.operation == OP_COMPARE:
+        counters.read_commands += 1
+        counters.read_units += request.length >> 9
+    elif request.operation == OP_WRITE:
+        counters.write_commands += 1
+        counters.write_units += request.length >> 9
+
+
+cdef inline void complete_one(request_t *request) noexcept nogil:
+    """Post the request's CQE and give its slot back. Where the CQE goes is recorded before."""
+    cdef sq_t *sq = request.sq
+    cdef cq_t *cq = sq.cq
+    cdef controller_t *controller = sq.controller
+    if not controller.stopped:
+        if request.status:
+            log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
+                      request.error_location,
+                      <uint64_t> request.slot.sqe.cdw11 << 32 | request.slot.sqe.cdw10,
+                      request.slot.sqe.nsid)
+        else:
+            count_io(controller, request)
+        request.slot.cq_index = cq.tail
+        request.slot.cq_phase = cq.phase
+        cq_post(cq, request.result, sq.head, sq.qid, request.slot.sqe.cid, request.status)
+        cq.dirty = 1
+    if request.bounce != NULL:
+        free(request.bounce)
+        request.bounce = NULL
+    cq.reserved_entries -= 1
+    sq.inflight -= 1
+    sq_release(sq, request)
+
+
+cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
+    """Raise a CQ's interrupt for what was posted since the last."""
+    cdef uint64_t before
+    cdef path_counters_t *counters
+    cq.dirty = 0
+    if not cq.interrupts:
+        return
+    before = read_tsc()
+    if raise_interrupt(cq.controller, cq.vector):
+        counters = &cq.controller.state.path_counters
+        counters.interrupts += 1
+        counters.interrupt_cycles += read_tsc() - before
+
+
+cdef void complete_done(iothread_t *thread) noexcept nogil:
+    # There is at least one. The cycles go to the controller of the last: batches seldom mix.
+    cdef uint64_t before = read_tsc()
+    cdef uint32_t count = thread.done_count
+    cdef uint32_t i
+    cdef path_counters_t *counters = &thread.done[0].sq.controller.state.path_counters
+    cdef cq_t *touched[DONE_CAPACITY]
+    cdef cq_t *cq
+    cdef uint32_t touched_count = 0
+    for i in range(count):
+        cq = thread.done[i].sq.cq
+        if not cq.dirty:
+            touched[touched_count] = cq
+            touched_count += 1
+        complete_one(thread.done[i])
+        counters = &cq.controller.state.path_counters
+        counters.completed += 1
+    thread.done_count = 0
+    counters.completed_cycles += read_tsc() - before
+    for i in range(touched_count):
+        if touched[i].dirty:
+            interrupt_for(touched[i])
+
+
+# -- fetching -----------------------------------------------------------------------------------
+
+
+cdef void doorbell_error(sq_t *sq, uint32_t *record) noexcept nogil:
+    """An invalid doorbell value: the queue is not served any more, the control plane is told."""
+    sq.held |= HELD_ERROR
+    store_relaxed32(record, 1)
+    store_release32(&sq.controller.errors, 1)
+    signal_fd(sq.controller.notify_fd)
+
+
+cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
+    """Commands to fetch now: what waits, what there are slots for, what the CQ has room for."""
+    cdef uint32_t count = sq_waiting(sq, tail)
+    cdef cq_t *cq = sq.cq
+    if count > sq.controller.burst:
+        count = sq.controller.burst
+    if count > sq.free_count:
+        count = sq.free_count
+    if cq.held:
+        return 0
+    if count > cq_room(cq):
+        if not cq_read_head(cq):
+            doorbell_error(sq, &sq.controller.cq_error[cq.qid])
+            return 0
+        if count > cq_room(cq):
+            count = cq_room(cq)
+    return count
+
+
+cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
+    """Fetch, parse and submit a batch of a queue's commands; how many."""
+    cdef request_t *batch[BATCH]
+    cdef request_t *request
+    cdef uint64_t before
+    cdef uint32_t i, count
+    cdef path_counters_t *counters
+    if tail >= sq.size:
+        doorbell_error(sq, &sq.controller.sq_error[sq.qid])
+        return 0
+    count = batch_size(sq, tail)
+    if count == 0:
+        return 0
+    before = read_tsc()
+    for i in range(count):
+        request = sq_fetch(sq)
+        request.started = before
+        request.status = <uint16_t> command_parse(request)
+        batch[i] = request
+    publish_head(sq)
+    sq.inflight += count
+    sq.cq.reserved_entries += count
+    counters = &sq.controller.state.path_counters
+    counters.translated += count
+    counters.translated_cycles += read_tsc() - before
+    for i in range(count):
+        request = batch[i]
+        if request.status:
+            request_done(thread, request)
+        else:
+            request.ns.backend.ops.submit(thread, request)
+    sq_suppress_event(sq)
+    if thread.done_count:
+        complete_done(thread)
+    return count
+
+
+cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
+    """Tell the control plane of admin doorbells that moved."""
+    cdef uint32_t i, tail
+    cdef uint32_t moved = 0
+    cdef controller_t *controller
+    for i in range(thread.controller_count):
+        controller = thread.controllers[i]
+        if controller.admin_doorbell != NULL:
+            tail = load_acquire32(controller.admin_doorbell)
+            if tail != controller.admin_seen:
+                controller.admin_seen = tail
+                signal_fd(controller.notify_fd)
+                moved += 1
+    return moved
+
+
+cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
+    """Submit what backends prepared this turn, take what is finished."""
+    cdef uint32_t count
+    if uring_of(thread).prepared:
+        uring_submit(uring_of(thread))
+    count = uring_poll(thread)
+    if thread.done_count:
+        complete_done(thread)
+    return count
+
+
+cdef inline uint32_t turn(iothread_t *thread) noexcept nogil:
+    """Everything once; how much there was to do."""
+    cdef uint32_t work = 0
+    cdef uint32_t i, tail
+    cdef sq_t *sq
+    for i in range(thread.queue_count):
+        sq = thread.queues[i]
+        tail = load_acquire32(sq.tail_doorbell)
+        if tail != sq.head and not sq.held:
+            work += serve(thread, sq, tail)
+    if thread.inflight:
+        work += reap(thread)
+    thread.turns += 1
+    if thread.turns % ADMIN_TURNS == 0:
+        work += poll_admin(thread)
+    return work
+
+
+# -- idling -------------------------------------------------------------------------------------
+
+
+cdef bint prepare_to_sleep(iothread_t *thread) noexcept nogil:
+    """Ask guests with shadow doorbells for a ring; False: there is work already."""
+    cdef uint32_t i, tail
+    cdef sq_t *sq
+    for i in range(thread.queue_count):
+        sq = thread.queues[i]
+        if sq.event_idx != NULL:
+            store_relaxed32(sq.event_idx, sq.head)
+            # Out of place: the next batch moves it behind the head again.
+            sq.event_idx_head = sq.head + (sq.size >> 1)
+            if sq.event_idx_head >= sq.size:
+                sq.event_idx_head -= sq.size
+    # The event index goes out before the doorbell is looked at for the last time.
+    fence_full()
+    if load_acquire32(&thread.call_pending) or load_acquire32(&thread.stopping):
+        return False
+    for i in range(thread.queue_count):
+        sq = thread.queues[i]
+        tail = load_acquire32(sq.tail_doorbell)
+        if tail != sq.head and not sq.held and (tail >= sq.size or batch_size(sq, tail)):
+            return False
+    return poll_admin(thread) == 0
+
+
+cdef bint may_park(iothread_t *thread) noexcept nogil:
+    """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, and no
+    client has the doorbell page mapped."""
+    cdef uint32_t i
+    for i in range(thread.queue_count):
+        if (load_relaxed32(thread.queues[i].tail_doorbell) != thread.queues[i].head
+                and not thread.queues[i].held):
+            return False
+    for i in range(thread.controller_count):
+        if (thread.controllers[i].admin_doorbell != NULL
+                and thread.controllers[i].doorbells_mapped):
+            return False
+    return True
+
+
+cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
+    """Sleep until woken, or for so long (0: until woken). The thread stands meanwhile."""
+    cdef pollfd woken
+    cdef timespec timeout
+    cdef uint64_t ignored
+    timeout.tv_sec = 0
+    timeout.tv_nsec = <int64_t> ns
+    woken.fd = thread.wake_fd
+    woken.events = POLLIN
+    store_release32(&thread.state, STANDING)
+    if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
+        read_fd(thread.wake_fd, &ignored, 8)
+    store_relaxed32(&thread.state, RUNNING)
+    fence_full()
+
+
+cdef void idle(iothread_t *thread) noexcept nogil:
+    """Nothing was to do this turn: spin, and after the poll timeout sleep."""
+    cdef uint64_t now
+    cpu_relax()
+    thread.idle_turns += 1
+    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and thread.queue_count:
+        return
+    now = now_ns()
+    if thread.idle_since_ns == 0:
+        thread.idle_since_ns = now
+        thread.nap_ns = NAP_FIRST_NS
+    if thread.inflight or (thread.queue_count
+                           and now - thread.idle_since_ns < thread.poll_timeout_ns):
+        return
+    # Whoever rings from now on sees `parked` or is seen by us: the fence is in the next call.
+    store_relaxed32(&thread.parked, 1)
+    if prepare_to_sleep(thread):
+        if may_park(thread):
+            sleep_on(thread, 0)
+        else:
+            sleep_on(thread, thread.nap_ns)
+            thread.nap_ns = min(thread.nap_ns * 2, <uint64_t> NAP_LAST_NS)
+        # The next sleep comes after one turn, unless that finds work.
+        thread.idle_turns = IDLE_TURNS - 1
+        thread.turns = ADMIN_TURNS - 1
+    store_relaxed32(&thread.parked, 0)
+
+
+cdef void stand(iothread_t *thread) noexcept nogil:
+    """Stand still until nobody asks for it; run what the control plane wants run here."""
+    cdef uint32_t spins = 0
+    store_release32(&thread.state, STANDING)
+    while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
+        if load_acquire32(&thread.call_pending):
+            thread.call_result = thread.call(thread, thread.call_argument)
+            store_release32(&thread.call_pending, 0)
+        cpu_relax()
+        spins += 1
+        if spins > PATIENCE:
+            usleep(PATIENCE_NAP_US)
+    store_relaxed32(&thread.state, RUNNING)
+    fence_full()
+
+
+cdef void run(iothread_t *thread) noexcept nogil:
+    """The thread: turns until it is told to stop."""
+    prctl(PR_SET_TIMERSLACK, 1)
+    store_relaxed32(&thread.state, RUNNING)
+    fence_full()
+    while True:
+        # Both can be asked for again the moment the thread runs: hence the loop.
+        while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
+            stand(thread)
+        if load_relaxed32(&thread.stopping):
+            break
+        if turn(thread):
+            thread.idle_turns = 0
+            thread.idle_since_ns = 0
+        else:
+            idle(thread)
+    uring_destroy(thread)
+    store_release32(&thread.state, STANDING)
+
+
+# -- the control plane's side ---------------------------------------------------------------------
+
+
+cdef class IOThread:
+    """A native thread that runs without the GIL (see iothread.pyi)."""
+
+    def __cinit__(self, str name, *, cpu=None, poll_timeout_ms=500):
+        self.thread = <iothread_t *> calloc(1, sizeof(iothread_t))
+        if self.thread == NULL:
+            raise MemoryError
+        self.thread.wake_fd = -1
+        self.thread.done = <request_t **> calloc(DONE_CAPACITY, sizeof(request_t *))
+        if self.thread.done == NULL:
+            raise MemoryError
+        self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.thread.state = STANDING
+        self.name = name
+
+    def __init__(self, name, *, cpu=None, poll_timeout_ms=500):
+        self.configure(cpu=cpu, poll_timeout_ms=poll_timeout_ms)
+        self.worker = None
+
+    def __dealloc__(self):
+        if self.thread == NULL:
+            return
+        if self.thread.wake_fd >= 0:
+            close(self.thread.wake_fd)
+        free(self.thread.done)
+        free(self.thread.queues)
+        free(self.thread.controllers)
+        free(self.thread)
+
+    def configure(self, *, cpu=None, poll_timeout_ms=None):
+        if poll_timeout_ms is not None:
+            if poll_timeout_ms < 0:
+                raise ValueError("the poll timeout cannot be negative")
+            self.pause()
+            self.thread.poll_timeout_ns = <uint64_t> poll_timeout_ms * 1000000
+            self.resume()
+        if cpu is not None:
+            if self.worker is not None:
+                os.sched_setaffinity(self.worker.native_id, {cpu})
+            self.cpu = cpu
+
+    def start(self):
+        self.started = threading.Event()
+        self.failure = None
+        self.thread.stopping = 0
+        self.worker = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self.worker.start()
+        self.started.wait()
+        if self.failure is not None:
+            self.worker.join()
+            self.worker = None
+            raise self.failure
+
+    def _run(self):
+        try:
+            if self.cpu is not None:
+                os.sched_setaffinity(0, {self.cpu})
+        except OSError as error:
+            self.failure = OSError(error.errno, f"CPU {self.cpu}: {error.strerror}")
+        self.started.set()
+        if self.failure is None:
+            with nogil:
+                run(self.thread)
+
+    def stop(self):
+        if self.worker is None:
+            return
+        store_release32(&self.thread.stopping, 1)
+        self.wake()
+        self.worker.join()
+        self.worker = None
+
+    def wake(self):
+        # The doorbell (or the request) was stored before: the fence orders it with this load, as
+        # the sleeping side orders its `parked` with its look at the doorbell.
+        fence_full()
+        if load_relaxed32(&self.thread.parked):
+            signal_fd(self.thread.wake_fd)
+
+    def pause(self):
+        self.thread.request += 1
+        fence_full()
+        if self.worker is None or self.thread.request > 1:
+            return
+        with nogil:
+            wait_until(&self.thread.state, STANDING)
+
+    def resume(self):
+        store_release32(&self.thread.request, self.thread.request - 1)
+
+    cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999:
+        if self.worker is None:
+            raise RuntimeError(f"IOThread {self.name} is not running")
+        self.thread.call = function
+        self.thread.call_argument = argument
+        store_release32(&self.thread.call_pending, 1)
+        self.wake()
+        with nogil:
+            wait_until(&self.thread.call_pending, 0)
+        return self.thread.call_result
+
+    cdef int add_queue(self, sq_t *sq) except -1:
+        cdef sq_t **queues = <sq_t **> realloc(
+            self.thread.queues, (self.thread.queue_count + 1) * sizeof(sq_t *))
+        if queues == NULL:
+            raise MemoryError
+        queues[self.thread.queue_count] = sq
+        self.thread.queues = queues
+        self.thread.queue_count += 1
+        return 0
+
+    cdef void remove_queue(self, sq_t *sq) noexcept:
+        cdef uint32_t i
+        for i in range(self.thread.queue_count):
+            if self.thread.queues[i] == sq:
+                self.thread.queue_count -= 1
+                self.thread.queues[i] = self.thread.queues[self.thread.queue_count]
+                return
+
+    cdef int add_controller(self, controller_t *controller) except -1:
+        cdef controller_t **controllers = <controller_t **> realloc(
+            self.thread.controllers, (self.thread.controller_count + 1) * sizeof(controller_t *))
+        if controllers == NULL:
+            raise MemoryError
+        controllers[self.thread.controller_count] = controller
+        self.thread.controllers = controllers
+        self.thread.controller_count += 1
+        return 0
+
+    cdef void remove_controller(self, controller_t *controller) noexcept:
+        cdef uint32_t i
+        for i in range(self.thread.controller_count):
+            if self.thread.controllers[i] == controller:
+                self.thread.controller_count -= 1
+                self.thread.controllers[i] = self.thread.controllers[self.thread.controller_count]
+                return
+
+
+cdef void wait_until(uint32_t *word, uint32_t value) noexcept nogil:
+    """Spin, then with short sleeps, until the other thread stores the value."""
+    cdef uint32_t spins = 0
+    while load_acquire32(word) != value:
+        cpu_relax()
+        spins += 1
+        if spins > PATIENCE:
+            usleep(PATIENCE_NAP_US)

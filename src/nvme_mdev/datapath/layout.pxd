@@ -1,0 +1,154 @@
+"""The controller's shared memory: everything a new process needs to carry on.
+
+One memfd a controller holds `controller_state_t`; the doorbell page is a memfd of its own, since a
+client may map it. Integers are little endian, as on the wire (the build refuses other hosts). A
+change to any struct here is a change of `STATE_VERSION`.
+
+Who writes what: the control plane writes everything but what is marked "IOThread"; it changes what
+an IOThread reads only while that thread is paused.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    STATE_VERSION = 1
+    #: I/O queue pairs; the register CAP and the Number of Queues feature offer at most this many.
+    IO_QUEUES = 128
+    QUEUES = IO_QUEUES + 1
+    #: Commands of one SQ that can be in flight; a deeper queue waits in guest memory.
+    SLOTS = 1024
+    ERROR_ENTRIES = 64
+
+    SLOT_FREE = 0
+    #: Copied from the SQ, not completed: to be executed again by a new process.
+    SLOT_BUSY = 1
+
+cdef extern from *:
+    """
+    #define STATE_MAGIC UINT64_C(0x3130564544444d4e)
+    """
+    #: "NMDDEV01".
+    const uint64_t STATE_MAGIC
+
+#: Submission queue entry (NVMe Base 2.x, section 4.1.1; NVM Command Set, section 3).
+cdef struct nvme_sqe_t:
+    uint8_t opcode
+    #: FUSE in bits 1:0, PSDT in bits 7:6.
+    uint8_t flags
+    uint16_t cid
+    uint32_t nsid
+    uint32_t cdw2
+    uint32_t cdw3
+    uint64_t mptr
+    uint64_t prp1
+    uint64_t prp2
+    uint32_t cdw10
+    uint32_t cdw11
+    uint32_t cdw12
+    uint32_t cdw13
+    uint32_t cdw14
+    uint32_t cdw15
+
+#: Completion queue entry (NVMe Base 2.x, section 4.2.1). `status` has the phase tag in bit 0.
+cdef struct nvme_cqe_t:
+    uint32_t dw0
+    uint32_t dw1
+    uint16_t sqhd
+    uint16_t sqid
+    uint16_t cid
+    uint16_t status
+
+#: Error Information Log entry (NVMe Base 2.x, section 5.1.12.1.2), 64 bytes.
+cdef struct error_entry_t:
+    uint64_t error_count
+    uint16_t sqid
+    uint16_t cid
+    #: As in the CQE, phase tag included.
+    uint16_t status
+    #: Byte in bits 7:0, bit in 10:8 of the SQE; FFFFh: not one parameter.
+    uint16_t parameter_error_location
+    uint64_t lba
+    uint32_t nsid
+    uint8_t vendor
+    uint8_t trtype
+    uint16_t reserved
+    uint64_t command_specific
+    uint16_t trtype_specific
+    uint8_t reserved2[22]
+
+#: A submission queue, 64 bytes: what Create I/O SQ said, then where the fetching is.
+cdef struct sq_state_t:
+    uint64_t iova
+    #: Entries, 0: the queue does not exist.
+    uint32_t size
+    uint16_t cqid
+    uint16_t priority
+    #: Next entry to fetch (IOThread).
+    uint32_t head
+    uint32_t reserved[11]
+
+#: A completion queue, 64 bytes.
+cdef struct cq_state_t:
+    uint64_t iova
+    #: Entries, 0: the queue does not exist.
+    uint32_t size
+    uint16_t vector
+    uint16_t interrupts
+    #: Next entry to write, and its phase tag (IOThread).
+    uint32_t tail
+    uint32_t phase
+    uint32_t reserved[10]
+
+#: A command in flight, two cache lines: the copy of its SQE, then where it stands (IOThread).
+cdef struct slot_t:
+    nvme_sqe_t sqe
+    uint32_t state
+    #: Where its completion goes, written before the CQE is: tells a new process whether it went.
+    uint32_t cq_index
+    uint32_t cq_phase
+    #: Index in the SQ that it was fetched from.
+    uint32_t sq_index
+    uint32_t reserved[12]
+
+#: Counts for the SMART log (IOThread; data in units of 512 bytes).
+cdef struct io_counters_t:
+    uint64_t read_commands
+    uint64_t write_commands
+    uint64_t read_units
+    uint64_t write_units
+    uint64_t reserved[4]
+
+#: The original's three counters (IOThread): how many, and time-stamp counter cycles.
+cdef struct path_counters_t:
+    uint64_t translated
+    uint64_t translated_cycles
+    uint64_t completed
+    uint64_t completed_cycles
+    uint64_t interrupts
+    uint64_t interrupt_cycles
+    uint64_t reserved[2]
+
+cdef struct controller_state_t:
+    uint64_t magic
+    uint32_t version
+    uint32_t size
+    uint64_t shadow_doorbell_iova
+    uint64_t event_idx_iova
+    #: Errors logged; bumped with an atomic add, since each IOThread logs its own (IOThread).
+    uint64_t error_count
+    uint8_t reserved[4056]
+    uint8_t registers[4096]
+    uint8_t config_space[4096]
+    uint8_t msix[8192]
+    uint32_t features[256]
+    uint32_t vector_config[256]
+    uint32_t scratch[1024]
+    uint32_t changed_namespaces[1024]
+    uint8_t feature_data[4096]
+    error_entry_t error_log[ERROR_ENTRIES]
+    #: A line (or two) each, so that the counters of one do not slow another.
+    io_counters_t io_counters
+    path_counters_t path_counters
+    sq_state_t sq[QUEUES]
+    cq_state_t cq[QUEUES]
+    slot_t slots[QUEUES][SLOTS]

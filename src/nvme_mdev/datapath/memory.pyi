@@ -1,0 +1,38 @@
+"""The client's DMA map: which IOVA is which byte of this process."""
+
+class GuestMemoryError(Exception):
+    """An IOVA range that is not mapped, or not mapped for this access."""
+
+class GuestMemory:
+    """A sorted table of mapped IOVA ranges.
+
+    Changed by one thread only (the control plane's), while every IOThread that uses it is
+    paused: `QueueTable.map` and `QueueTable.try_unmap` see to that.
+    """
+
+    def map(
+        self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
+    ) -> None:
+        """Map `size` bytes of `fd` at `offset` (the caller closes fd; None: known, inaccessible).
+
+        ValueError: size 0 or not a multiple of 4096, wraps 64 bits, overlaps a mapping.
+        OSError: the kernel refused the mapping.
+        """
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Remove every mapping that lies inside the range; bytes removed (0 is no error).
+
+        ValueError: the range would cut a mapping in two.
+        """
+
+    def clear(self) -> int:
+        """Remove every mapping; bytes removed."""
+
+    def ranges(self) -> list[tuple[int, int, bool, bool]]:
+        """(iova, size, accessible, writable) of every mapping, ascending."""
+
+    def read(self, iova: int, size: int) -> bytes:
+        """Copy bytes out (GuestMemoryError: unmapped)."""
+
+    def write(self, iova: int, data: bytes) -> None:
+        """Copy bytes in (GuestMemoryError: unmapped or read-only)."""

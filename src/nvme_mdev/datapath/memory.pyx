@@ -1,0 +1,299 @@
+"""The client's DMA map (VFIO_USER_DMA_MAP and UNMAP) and copies in and out of guest memory.
+
+A client maps parts of few files many times over: firmware remaps RAM in pieces, and a virtual IOMMU
+maps single pages. So a file is mapped once and whole, and a region is a window onto it: mapping a
+region costs no system call, and the kernel's limit on mappings does not bound the number of regions.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memmove, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.types cimport off_t
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.runtime cimport (
+    BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, memory_map_t, region_t,
+)
+from nvme_mdev.datapath.sigbus cimport sigbus_guard, sigbus_release
+
+import os
+import stat
+
+cdef enum:
+    #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
+    FILES = 1024
+
+cdef extern from "<sys/mman.h>" nogil:
+    int MADV_DONTFORK
+    int MADV_HUGEPAGE
+    int madvise(void *address, size_t length, int advice)
+
+#: What each registered-buffer number stands for, for all clients of the process; length 0: free.
+cdef iovec buffer_memory[BUFFERS]
+
+
+cdef void buffer_range(uint32_t buffer, iovec *memory) noexcept nogil:
+    memory[0] = buffer_memory[buffer]
+
+
+cdef inline uint64_t chunks(uint64_t size) noexcept:
+    """Registered buffers that a file mapping of `size` bytes can become."""
+    return (size + (1 << CHUNK_SHIFT) - 1) >> CHUNK_SHIFT
+
+
+cdef uint32_t allocate_buffers(uint8_t *address, uint64_t size) noexcept:
+    """First of the consecutive buffer numbers that the memory needs, or NO_BUFFER."""
+    cdef uint64_t wanted = chunks(size)
+    cdef uint64_t run = 0
+    cdef uint32_t first, i
+    for first in range(BUFFERS):
+        run = 0 if buffer_memory[first].iov_len else run + 1
+        if run == wanted:
+            break
+    else:
+        return NO_BUFFER
+    first = <uint32_t> (first + 1 - wanted)
+    for i in range(<uint32_t> wanted):
+        buffer_memory[first + i].iov_base = address + (<uint64_t> i << CHUNK_SHIFT)
+        buffer_memory[first + i].iov_len = min(<uint64_t> 1 << CHUNK_SHIFT, size - (<uint64_t> i << CHUNK_SHIFT))
+    return first
+
+
+def release_buffers(uint32_t first, uint32_t count):
+    """Buffer numbers that no io_uring has registered any more can be used again."""
+    if first < BUFFERS and count <= BUFFERS - first:
+        memset(&buffer_memory[first], 0, count * sizeof(iovec))
+
+
+class GuestMemoryError(Exception):
+    """An IOVA range that is not mapped, or not mapped for this access."""
+
+
+cdef class GuestMemory:
+    """A sorted table of mapped IOVA ranges (see memory.pyi)."""
+
+    def __cinit__(self):
+        self.dropped_buffers = []
+        self.files = <file_mapping_t *> calloc(FILES, sizeof(file_mapping_t))
+        if self.files == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.files != NULL:
+            for i in range(FILES):
+                if self.files[i].users:
+                    self.files[i].users = 1
+                    self.close_file(&self.files[i])
+        free(self.files)
+        free(self.table.regions)
+
+    cdef uint32_t insert_position(self, uint64_t iova):
+        """Index of the first region above `iova`."""
+        cdef uint32_t low = 0
+        cdef uint32_t high = self.table.count
+        cdef uint32_t middle
+        while low < high:
+            middle = (low + high) >> 1
+            if self.table.regions[middle].iova <= iova:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    cdef file_mapping_t *find_file(self, uint64_t device, uint64_t inode, uint64_t end, bint writable):
+        cdef uint32_t i
+        cdef file_mapping_t *file
+        for i in range(FILES):
+            file = &self.files[i]
+            if (file.users and file.whole and file.device == device and file.inode == inode
+                    and end <= file.size and (file.writable or not writable)):
+                return file
+        return NULL
+
+    cdef file_mapping_t *open_file(
+        self, int fd, uint64_t offset, uint64_t size, bint writable
+    ) except NULL:
+        """The mapping that holds [offset, offset + size) of the file; its use count goes up."""
+        cdef file_mapping_t *file
+        cdef uint32_t i
+        status = os.fstat(fd)
+        regular = stat.S_ISREG(status.st_mode)
+        if regular and offset + size > status.st_size:
+            raise ValueError("the mapping reaches past the end of its file")
+        if regular:
+            file = self.find_file(status.st_dev, status.st_ino, offset + size, writable)
+            if file != NULL:
+                file.users += 1
+                return file
+        for i in range(FILES):
+            file = &self.files[i]
+            if not file.users:
+                break
+        else:
+            raise ValueError("too many different files are mapped")
+        file.device = status.st_dev
+        file.inode = status.st_ino
+        file.whole = regular
+        file.offset = 0 if regular else offset
+        file.size = (status.st_size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1) if regular else size
+        file.writable = writable
+        map_file(file, fd)
+        file.users = 1
+        return file
+
+    def map(self, iova, size, fd, offset, *, readable, writable):
+        cdef uint64_t first = iova
+        cdef uint64_t length = size
+        cdef uint64_t file_offset = offset
+        cdef uint32_t position
+        cdef region_t region
+        cdef file_mapping_t *file
+        if length == 0 or (first | length) & (PAGE_SIZE - 1) or first + length - 1 < first:
+            raise ValueError("the range is empty, wraps, or is not in whole pages")
+        if fd is not None and (file_offset & (PAGE_SIZE - 1) or file_offset + length < file_offset
+                               or (file_offset + length) >> 63):
+            raise ValueError("the offset is not in whole pages, or too large")
+        position = self.insert_position(first)
+        if position > 0 and first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size:
+            raise ValueError("the range overlaps a mapping")
+        if position < self.table.count and self.table.regions[position].iova - first < length:
+            raise ValueError("the range overlaps a mapping")
+        self.reserve()
+        memset(&region, 0, sizeof(region))
+        region.iova = first
+        region.size = length
+        region.buffer_base = NO_BUFFER
+        if fd is not None and (readable or writable):
+            file = self.open_file(fd, file_offset, length, writable)
+            region.address = file.address + (file_offset - file.offset)
+            region.writable = writable
+            region.buffer_base = file.buffer_base
+            region.mapping = file.address
+        memmove(&self.table.regions[position + 1], &self.table.regions[position],
+                (self.table.count - position) * sizeof(region_t))
+        self.table.regions[position] = region
+        self.table.count += 1
+
+    def reserve(self):
+        """Room for one more region."""
+        cdef uint32_t capacity
+        cdef region_t *regions
+        if self.table.count < self.table.capacity:
+            return
+        capacity = self.table.capacity * 2 if self.table.capacity else 64
+        regions = <region_t *> realloc(self.table.regions, capacity * sizeof(region_t))
+        if regions == NULL:
+            raise MemoryError
+        self.table.regions = regions
+        self.table.capacity = capacity
+
+    def unmap(self, iova, size):
+        cdef uint64_t first = iova
+        cdef uint64_t length = size
+        cdef uint32_t low, high, i
+        cdef uint64_t removed = 0
+        if length == 0 or first + length - 1 < first:
+            raise ValueError("the range is empty or wraps")
+        low = self.insert_position(first)
+        if low > 0 and self.table.regions[low - 1].iova == first:
+            low -= 1
+        elif low > 0 and first - self.table.regions[low - 1].iova < self.table.regions[low - 1].size:
+            raise ValueError("the range cuts a mapping in two")
+        high = self.insert_position(first + length - 1)
+        if high > low and length - (self.table.regions[high - 1].iova - first) < self.table.regions[high - 1].size:
+            raise ValueError("the range cuts a mapping in two")
+        for i in range(low, high):
+            removed += self.table.regions[i].size
+            self.close_region(i)
+        memmove(&self.table.regions[low], &self.table.regions[high],
+                (self.table.count - high) * sizeof(region_t))
+        self.table.count -= high - low
+        return removed
+
+    def close_region(self, index):
+        """Give up the region's share of its file."""
+        cdef region_t *region = &self.table.regions[<uint32_t> index]
+        cdef uint32_t i
+        if region.mapping == NULL:
+            return
+        for i in range(FILES):
+            if self.files[i].users and self.files[i].address == region.mapping:
+                self.close_file(&self.files[i])
+                return
+
+    cdef int close_file(self, file_mapping_t *file) except -1:
+        """Drop one use; unmap with the last."""
+        file.users -= 1
+        if file.users:
+            return 0
+        sigbus_release(file.address)
+        munmap(file.address, file.size)
+        file.address = NULL
+        if file.buffer_base != NO_BUFFER:
+            self.dropped_buffers.append((file.buffer_base, chunks(file.size)))
+        return 0
+
+    def clear(self):
+        cdef uint32_t i
+        cdef uint64_t removed = 0
+        for i in range(self.table.count):
+            removed += self.table.regions[i].size
+            self.close_region(i)
+        self.table.count = 0
+        return removed
+
+    def ranges(self):
+        return [
+            (self.table.regions[i].iova, self.table.regions[i].size,
+             self.table.regions[i].address != NULL, bool(self.table.regions[i].writable))
+            for i in range(self.table.count)
+        ]
+
+    cdef int copy(self, uint64_t iova, uint8_t *buffer, uint64_t size, bint write) except -1:
+        cdef uint32_t hint = 0
+        cdef uint64_t length
+        cdef uint8_t *address
+        while size:
+            length = size
+            address = memory_translate(&self.table, iova, &length, write, &hint)
+            if address == NULL:
+                raise GuestMemoryError(f"IOVA {iova:#x} is not mapped for this access")
+            if write:
+                memcpy(address, buffer, length)
+            else:
+                memcpy(buffer, address, length)
+            buffer += length
+            size -= length
+            # The last step may wrap to 0 at the top of the address space; size is 0 then.
+            iova += length
+        return 0
+
+    def read(self, iova, size):
+        data = PyBytes_FromStringAndSize(NULL, size)
+        self.copy(iova, <uint8_t *> PyBytes_AS_STRING(data), size, False)
+        return data
+
+    def write(self, iova, data):
+        cdef const uint8_t[::1] view = data
+        if view.shape[0]:
+            self.copy(iova, <uint8_t *> &view[0], view.shape[0], True)
+
+
+cdef int map_file(file_mapping_t *file, int fd) except -1:
+    """Map the file; OSError as the kernel says."""
+    cdef int protection = PROT_READ | (PROT_WRITE if file.writable else 0)
+    cdef void *address = mmap(NULL, file.size, protection, MAP_SHARED, fd, <off_t> file.offset)
+    if address == MAP_FAILED:
+        raise OSError(errno, os.strerror(errno))
+    if sigbus_guard(<uint8_t *> address, file.size) != 0:
+        munmap(address, file.size)
+        raise ValueError("too many mappings in this process")
+    madvise(address, file.size, MADV_DONTFORK)
+    madvise(address, file.size, MADV_HUGEPAGE)
+    file.address = <uint8_t *> address
+    file.buffer_base = allocate_buffers(file.address, file.size)
+    return 0

@@ -1,0 +1,154 @@
+"""A controller's queues: the control plane's handle on the data path."""
+
+from typing import NamedTuple
+
+from nvme_mdev.datapath.backends.base import Backend
+from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.datapath.memory import GuestMemory
+from nvme_mdev.datapath.state import ControllerState
+
+#: Answers of `ring_doorbell`.
+DOORBELL_OK: int
+DOORBELL_INVALID_REGISTER: int
+DOORBELL_INVALID_VALUE: int
+
+class PathCounter(NamedTuple):
+    """One of the original's three counters."""
+
+    count: int
+    #: Time-stamp counter cycles spent, all together.
+    cycles: int
+    #: Mean time of one, in nanoseconds (0.0 when count is 0).
+    mean_ns: float
+
+class PathStatistics(NamedTuple):
+    """What the data path did since the controller was made."""
+
+    translated: PathCounter
+    completed: PathCounter
+    interrupts: PathCounter
+
+class QueueError(NamedTuple):
+    """A doorbell value that the data path found invalid; the queue is not served until reset."""
+
+    qid: int
+    #: True: submission queue tail, False: completion queue head.
+    submission: bool
+    value: int
+
+class QueueTable:
+    """Queues, namespaces, interrupts and guest memory of one controller, as IOThreads see them.
+
+    Every method is called from the control plane's thread. Those that change what an IOThread
+    reads pause it meanwhile. The admin queue is this thread's own: an IOThread only watches its
+    doorbell and makes `notify_fd` readable.
+    """
+
+    def __init__(
+        self, state: ControllerState, memory: GuestMemory, iothread: IOThread, *, max_transfer: int = 1 << 20
+    ) -> None: ...
+
+    #: An eventfd: readable when the admin doorbell moved or `take_errors` has something.
+    notify_fd: int
+    #: The client can ring without a call that we would see, so the IOThread must not park.
+    doorbells_mapped: bool
+    memory: GuestMemory
+    iothread: IOThread
+
+    def close(self) -> None:
+        """Detach from the IOThread and free everything; nothing may be in flight."""
+
+    # -- life cycle ------------------------------------------------------------------------
+    def enable(self, *, admin_sq: int, admin_sq_size: int, admin_cq: int, admin_cq_size: int, page_size: int, dstrd: int = 0) -> None:
+        """CC.EN 0 to 1: bind the admin queue pair (IOVAs; sizes in entries), zero the doorbells."""
+
+    def stop(self) -> None:
+        """No more fetching, no more completions posted (controller reset). Then wait for `inflight() == 0`."""
+
+    def disable(self) -> None:
+        """After `stop` and drain: forget all queues, slots, shadow doorbells."""
+
+    def hold(self, qid: int | None = None) -> None:
+        """Stop fetching from one I/O SQ, or all of them; what is in flight completes normally."""
+
+    def release(self, qid: int | None = None) -> None: ...
+    def inflight(self, qid: int | None = None) -> int:
+        """Commands fetched and not yet completed, of one I/O SQ or all I/O SQs."""
+
+    def cancel_expired(self, timeout_ms: int) -> list[tuple[int, int]]:
+        """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
+
+    # -- queues (the controller has validated everything but the memory) ----------------------
+    def create_cq(self, qid: int, iova: int, size: int, vector: int, *, interrupts: bool) -> None: ...
+    def delete_cq(self, qid: int) -> None: ...
+    def create_sq(self, qid: int, cqid: int, iova: int, size: int, *, priority: int = 0) -> None: ...
+    def delete_sq(self, qid: int) -> None:
+        """The SQ must be held and have nothing in flight."""
+
+    def has_sq(self, qid: int) -> bool: ...
+    def has_cq(self, qid: int) -> bool: ...
+    def sqs_of_cq(self, cqid: int) -> list[int]: ...
+    def set_arbitration_burst(self, commands: int) -> None:
+        """Most commands taken from one queue in a turn (0: no limit asked for)."""
+
+    def set_doorbell_buffers(self, shadow_iova: int, event_idx_iova: int) -> bool:
+        """Doorbell Buffer Config (NVMe Base, section 5.2.5); False: the pages are not writable memory."""
+
+    def ring_doorbell(self, index: int, value: int) -> int:
+        """A write to the doorbell register number `index` through the socket; wakes the IOThread."""
+
+    # -- admin commands --------------------------------------------------------------------
+    def fetch_admin(self) -> tuple[int, bytes] | None:
+        """Next admin command: (slot, the 64-byte SQE copied into it), or None."""
+
+    def complete_admin(
+        self, slot: int, result: int, status: int, *, error_location: int = 0xFFFF, log_error: bool = True
+    ) -> bool:
+        """Post the CQE (dword 0 `result`, status field without phase: SCT << 8 | SC, More 2000h, DNR 4000h)
+        and raise its interrupt. False: the admin CQ is full; call again later."""
+
+    def pending_admin(self) -> list[tuple[int, bytes]]:
+        """Fetched admin commands without a completion (AERs among them)."""
+
+    def take_errors(self) -> list[QueueError]:
+        """Doorbell errors found since the last call."""
+
+    def clear_notify(self) -> None:
+        """Reset `notify_fd`, before looking at what it told of."""
+
+    # -- guest memory ----------------------------------------------------------------------
+    def map(self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool) -> None:
+        """`GuestMemory.map`, and queues in that memory go on. Same errors."""
+
+    def try_unmap(self, iova: int, size: int) -> int | None:
+        """`GuestMemory.unmap`, or None while commands in flight use the range (queues are held: call again)."""
+
+    def try_unmap_all(self) -> int | None: ...
+
+    # -- namespaces ------------------------------------------------------------------------
+    def set_namespace(self, nsid: int, backend: Backend | None) -> None:
+        """Attach or (None) detach; nothing of it may be in flight when detaching."""
+
+    # -- interrupts ------------------------------------------------------------------------
+    def set_msix(self, vector: int, fd: int | None) -> None:
+        """The eventfd of an MSI-X vector (the table owns it from now on, and closes it)."""
+
+    def mask_msix(self, vector: int, masked: bool) -> None:
+        """Mask, or unmask and deliver what was pending."""
+
+    def set_intx(self, fd: int | None) -> None: ...
+    def mask_intx(self, masked: bool) -> None:
+        """INTx is masked by its own delivery (VFIO_IRQ_INFO_AUTOMASKED); unmasking asserts it again
+        while a completion queue with interrupts enabled has entries that the guest has not consumed."""
+
+    def set_intms(self, mask: int) -> None:
+        """INTMS/INTMC changed (the register's value)."""
+
+    def trigger(self, vector: int) -> None:
+        """Signal a vector's eventfd (SET_IRQS with ACTION_TRIGGER); vector -1: INTx."""
+
+    def clear_interrupts(self) -> None:
+        """Close every eventfd (the client went away, or the device was reset)."""
+
+    # -- numbers ---------------------------------------------------------------------------
+    def statistics(self) -> PathStatistics: ...

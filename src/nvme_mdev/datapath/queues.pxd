@@ -1,0 +1,183 @@
+"""Queue primitives of the controller's side: fetch, complete, publish, interrupt.
+
+Each does one thing. Guest memory is only touched through page pointers that were checked when the
+queue was bound; an index is always below the queue's size.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from posix.unistd cimport write as write_fd
+
+from nvme_mdev.datapath.atomics cimport (
+    copy64, exchange32, fetch_add64, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
+    store_release64,
+)
+from nvme_mdev.datapath.layout cimport (
+    ERROR_ENTRIES, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
+    slot_t,
+)
+from nvme_mdev.datapath.runtime cimport (
+    NAMESPACES, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
+)
+
+
+cdef inline nvme_sqe_t *sq_entry(sq_t *sq, uint32_t index) noexcept nogil:
+    """Address of an SQE: 64 to a guest page."""
+    return <nvme_sqe_t *> (sq.pages[index >> 6] + (index & 63) * 64)
+
+
+cdef inline uint32_t sq_waiting(sq_t *sq, uint32_t tail) noexcept nogil:
+    """Entries between the head and a (valid) tail."""
+    return tail - sq.head if tail >= sq.head else tail + sq.size - sq.head
+
+
+cdef inline request_t *sq_fetch(sq_t *sq) noexcept nogil:
+    """Copy the SQE at the head into a free slot, advance the head; the slot's request.
+
+    The caller knows that there is an entry and a free slot. The slot is busy before the head moves,
+    so that a new process never loses a command.
+    """
+    cdef uint32_t index
+    cdef slot_t *slot
+    sq.free_count -= 1
+    index = sq.free_slots[sq.free_count]
+    slot = &sq.slots[index]
+    copy64(&slot.sqe, sq_entry(sq, sq.head))
+    slot.sq_index = sq.head
+    slot.state = SLOT_BUSY
+    sq.head = 0 if sq.head + 1 == sq.size else sq.head + 1
+    return &sq.requests[index]
+
+
+cdef inline void sq_release(sq_t *sq, request_t *request) noexcept nogil:
+    """Give the command's slot back: it is complete."""
+    request.slot.state = SLOT_FREE
+    sq.free_slots[sq.free_count] = <uint16_t> (request.slot - sq.slots)
+    sq.free_count += 1
+
+
+cdef inline void request_done(iothread_t *thread, request_t *request) noexcept nogil:
+    """A request is over, `request.status` is set: its completion is posted this turn."""
+    thread.done[thread.done_count] = request
+    thread.done_count += 1
+
+
+cdef inline void publish_head(sq_t *sq) noexcept nogil:
+    """Record the head in shared memory, for the next process."""
+    sq.state.head = sq.head
+
+
+cdef inline uint32_t index_before(uint32_t index, uint32_t size) noexcept nogil:
+    return index - 1 if index else size - 1
+
+
+cdef inline void sq_suppress_event(sq_t *sq) noexcept nogil:
+    """While we poll, keep EventIdx behind the head, where no new tail can reach it: the guest
+    leaves the register alone.
+
+    It need not follow every command: the guest reads the same cache line at each ring, so it is
+    moved once a quarter of the queue. In between a guest whose queue is nearly full can pass it
+    and rings for nothing, which is harmless.
+    """
+    cdef uint32_t ahead
+    if sq.event_idx == NULL:
+        return
+    ahead = sq.head - sq.event_idx_head if sq.head >= sq.event_idx_head else (
+        sq.head + sq.size - sq.event_idx_head)
+    if ahead >= sq.size >> 2:
+        sq.event_idx_head = sq.head
+        store_relaxed32(sq.event_idx, index_before(sq.head, sq.size))
+
+
+cdef inline uint32_t cq_used(cq_t *cq) noexcept nogil:
+    """Entries that the guest has not consumed, by the head that was last read."""
+    return cq.tail - cq.head if cq.tail >= cq.head else cq.tail + cq.size - cq.head
+
+
+cdef inline uint32_t cq_room(cq_t *cq) noexcept nogil:
+    """Entries that can still be promised. One stays empty, or full would look like empty."""
+    return cq.size - 1 - cq_used(cq) - cq.reserved_entries
+
+
+cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
+    """Take the guest's head from the doorbell. False: it is invalid (a value that is not an entry
+    between the old head and the tail)."""
+    cdef uint32_t head = load_acquire32(cq.head_doorbell)
+    cdef uint32_t freed
+    if head >= cq.size:
+        return False
+    freed = head - cq.head if head >= cq.head else head + cq.size - cq.head
+    if freed > cq_used(cq):
+        return False
+    cq.head = head
+    if cq.event_idx != NULL:
+        store_relaxed32(cq.event_idx, index_before(head, cq.size))
+    return True
+
+
+cdef inline void cq_post(
+    cq_t *cq, uint32_t dw0, uint32_t sqhd, uint32_t sqid, uint32_t cid, uint32_t status
+) noexcept nogil:
+    """Write a CQE at the tail and advance it. The half with the phase tag goes last."""
+    cdef nvme_cqe_t *entry = <nvme_cqe_t *> (cq.pages[cq.tail >> 8] + (cq.tail & 255) * 16)
+    (<uint64_t *> entry)[0] = dw0
+    store_release64(
+        <uint64_t *> entry + 1,
+        <uint64_t> (sqhd | sqid << 16) | <uint64_t> (cid | (status << 1 | cq.phase) << 16) << 32,
+    )
+    cq.tail += 1
+    if cq.tail == cq.size:
+        cq.tail = 0
+        cq.phase ^= 1
+    cq.state.tail = cq.tail
+    cq.state.phase = cq.phase
+
+
+cdef inline void signal_fd(int fd) noexcept nogil:
+    """Bump an eventfd. A full one (the client does not read it) is as good as bumped."""
+    cdef uint64_t one = 1
+    write_fd(fd, &one, 8)
+
+
+cdef inline bint pin_wanted(controller_t *controller) noexcept nogil:
+    """Pin-based interrupts are in use, and nothing holds them back."""
+    cdef interrupts_t *irq = controller.irq
+    cdef uint32_t interrupt_disable = controller.state.config_space[5] & 4
+    return (irq.msix_vectors == 0 and irq.intx_fd >= 0 and not irq.intms & 1
+            and not interrupt_disable)
+
+
+cdef inline bint raise_interrupt(controller_t *controller, uint32_t vector) noexcept nogil:
+    """Deliver a CQ's interrupt, or note it as pending where it is masked. True: one was sent."""
+    cdef interrupts_t *irq = controller.irq
+    if irq.msix_vectors:
+        if irq.msix_fd[vector] < 0:
+            return False
+        if irq.msix_masked[vector]:
+            irq.msix_pending[vector] = 1
+            return False
+        signal_fd(irq.msix_fd[vector])
+        return True
+    # The pin is level-triggered: after an assertion it stays masked until the client says
+    # that the guest has seen it (VFIO_IRQ_INFO_AUTOMASKED).
+    if pin_wanted(controller) and not exchange32(&irq.intx_masked, 1):
+        signal_fd(irq.intx_fd)
+        return True
+    return False
+
+
+cdef inline void log_error(
+    controller_state_t *state, uint32_t sqid, uint32_t cid, uint32_t status, uint32_t location,
+    uint64_t lba, uint32_t nsid
+) noexcept nogil:
+    """Add an entry to the Error Information log. The count goes last: it makes the entry valid."""
+    cdef uint64_t count = fetch_add64(&state.error_count, 1) + 1
+    cdef error_entry_t *entry = &state.error_log[(count - 1) % ERROR_ENTRIES]
+    entry.error_count = 0
+    entry.sqid = <uint16_t> sqid
+    entry.cid = <uint16_t> cid
+    entry.status = <uint16_t> (status << 1)
+    entry.parameter_error_location = <uint16_t> location
+    entry.lba = lba
+    entry.nsid = nsid
+    entry.vendor = 0
+    store_release64(&entry.error_count, count)

@@ -1,0 +1,270 @@
+"""What the data path keeps of a controller in this process only: pointers, caches, free lists.
+
+All of it can be made anew from the shared memory (`layout.pxd`) and the client's DMA map. The
+structs point downwards (thread -> queue -> controller), commands carry everything they need.
+
+Cache lines: what the IOThread writes per command lives in `request_t`, `slot_t` and the queue's
+first line; what the control plane writes is on lines of its own.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.layout cimport (
+    IO_QUEUES, QUEUES, controller_state_t, cq_state_t, nvme_cqe_t, nvme_sqe_t, slot_t, sq_state_t,
+)
+
+cdef enum:
+    #: Namespace identifiers that a controller offers (NN); also the size of its table.
+    NAMESPACES = 256
+    #: Guest pages of the largest queue: 64 Ki entries of 64 bytes.
+    QUEUE_PAGES = 1024
+    #: Guest memory is registered with io_uring in chunks of 16 MiB, as I/O comes to use them.
+    CHUNK_SHIFT = 24
+    #: The kernel's limit (IORING_MAX_REG_BUFFERS).
+    BUFFERS = 16384
+    NO_BUFFER = 0xffffffff
+    PAGE_SHIFT = 12
+    PAGE_SIZE = 4096
+    #: Commands fetched from one queue in a turn when the arbitration burst does not say less.
+    BATCH = 64
+    #: Completions that can gather before they are posted: a batch fetched and a batch reaped.
+    DONE_CAPACITY = 4 * BATCH
+
+    #: Reasons not to fetch from a queue (`held`).
+    HELD_ASKED = 1
+    #: Its memory is not mapped at the moment.
+    HELD_MEMORY = 2
+    #: Its doorbell was invalid; until a reset.
+    HELD_ERROR = 4
+
+    #: States of an IOThread.
+    RUNNING = 0
+    STANDING = 1
+
+#: What a backend is asked to do.
+cdef enum operation_t:
+    OP_READ
+    OP_WRITE
+    OP_FLUSH
+    OP_WRITE_ZEROES
+    OP_DEALLOCATE
+    OP_COMPARE
+
+cdef enum:
+    #: Force Unit Access: durable before it completes.
+    REQUEST_FUA = 1
+    #: Write Zeroes may deallocate (DEAC).
+    REQUEST_DEALLOCATE = 2
+    #: Went through the buffered file descriptor (its addresses do not suit O_DIRECT).
+    REQUEST_BUFFERED = 4
+    #: Holds a reference on registered guest memory instead of an iovec.
+    REQUEST_FIXED = 8
+    #: Expired and reported once.
+    REQUEST_EXPIRED = 16
+
+#: One mapping of the client: IOVA [iova, iova + size) is at `address`.
+cdef struct region_t:
+    uint64_t iova
+    uint64_t size
+    #: NULL: known but not accessible (mapped without a file descriptor).
+    uint8_t *address
+    uint32_t writable
+    #: Registered-buffer number of the first chunk of the file mapping, NO_BUFFER: not registered.
+    uint32_t buffer_base
+    #: Start of the file mapping that `address` lies in.
+    uint8_t *mapping
+
+#: The client's DMA map, ascending by IOVA, never overlapping.
+cdef struct memory_map_t:
+    region_t *regions
+    uint32_t count
+    uint32_t capacity
+
+#: A controller's namespace as the data path needs it. `backend` NULL: inactive.
+cdef struct namespace_t:
+    backend_t *backend
+    #: Logical blocks.
+    uint64_t blocks
+    uint32_t block_shift
+    uint32_t nsid
+    uint32_t read_only
+    uint32_t reserved
+
+#: A backend's entry points. All run on an IOThread, without the GIL.
+cdef struct backend_ops_t:
+    #: Start it; ends in `request_done`, at once or from `poll`. Never blocks for a medium.
+    void (*submit)(iothread_t *thread, request_t *request) noexcept nogil
+    #: An operation of it that went through io_uring is over; `result` as the kernel gives it.
+    void (*complete)(iothread_t *thread, request_t *request, int32_t result) noexcept nogil
+    #: Try to cancel what was submitted.
+    void (*cancel)(iothread_t *thread, request_t *request) noexcept nogil
+
+cdef struct backend_t:
+    const backend_ops_t *ops
+    #: The backend's own struct.
+    void *context
+    #: Bytes.
+    uint64_t size
+
+#: A command on its way. One for each slot, at the same index.
+cdef struct request_t:
+    slot_t *slot
+    sq_t *sq
+    namespace_t *ns
+    #: Bytes into the backend, and how many.
+    uint64_t offset
+    uint64_t length
+    #: Data segments in this process; `inline_iov` where two are enough.
+    iovec *iov
+    uint32_t iov_count
+    uint16_t operation
+    #: NVMe status, SCT << 8 | SC, with More and DNR; no phase.
+    uint16_t status
+    iovec inline_iov[2]
+    # -- second half: only for what is not done at once
+    uint32_t flags
+    #: Parts that are still under way (one command can become several of the backend's).
+    int32_t pending
+    #: Bytes done by parts before (short reads and writes).
+    uint64_t done
+    #: Time-stamp counter when it was fetched.
+    uint64_t started
+    #: Memory of its own (Compare), freed at completion.
+    void *bounce
+    #: Dword 0 of the CQE.
+    uint32_t result
+    uint32_t error_location
+    #: Registered buffer that holds the single segment, or NO_BUFFER.
+    uint32_t buffer
+    uint32_t reserved
+
+cdef struct sq_t:
+    # -- read and written each turn by the IOThread
+    #: The doorbell that is polled: register page or shadow page.
+    const uint32_t *tail_doorbell
+    uint32_t head
+    uint32_t size
+    #: Not to be fetched from: held, invalid doorbell, or its memory is unmapped.
+    uint32_t held
+    #: Commands fetched and not completed.
+    uint32_t inflight
+    uint32_t free_count
+    uint32_t qid
+    cq_t *cq
+    controller_t *controller
+    sq_state_t *state
+    #: EventIdx of the tail doorbell, NULL without shadow doorbells; where it was last set.
+    uint32_t *event_idx
+    # -- constant while the queue lives
+    uint16_t *free_slots
+    request_t *requests
+    slot_t *slots
+    #: Segments for commands with more than two; `iov_stride` a slot.
+    iovec *iov
+    uint32_t iov_stride
+    uint32_t slot_count
+    uint32_t event_idx_head
+    #: Index of the region that the last address was in.
+    uint32_t region_hint
+    #: The IOThread that fetches from it.
+    iothread_t *thread
+    uint8_t **pages
+
+cdef struct cq_t:
+    uint32_t tail
+    uint32_t phase
+    uint32_t size
+    #: The guest's head as last read; room is known from it without touching the doorbell.
+    uint32_t head
+    #: Entries promised to commands in flight.
+    uint32_t reserved_entries
+    uint32_t interrupts
+    uint32_t vector
+    uint32_t qid
+    const uint32_t *head_doorbell
+    uint32_t *event_idx
+    cq_state_t *state
+    controller_t *controller
+    #: Has entries that no interrupt was sent for yet (this turn).
+    uint32_t dirty
+    #: Unusable: invalid doorbell or its memory is unmapped.
+    uint32_t held
+    uint8_t **pages
+
+#: Interrupt delivery. The IOThread reads it, and sets `pending` and `intx_masked` atomically.
+cdef struct interrupts_t:
+    int msix_fd[QUEUES]
+    uint8_t msix_masked[QUEUES]
+    uint8_t msix_pending[QUEUES]
+    int intx_fd
+    uint32_t intx_masked
+    #: INTMS as a mask; bit 0 holds the pin back (pin-based interrupts use vector 0).
+    uint32_t intms
+    #: At least one MSI-X vector has its eventfd: pins are not used.
+    uint32_t msix_vectors
+
+cdef struct controller_t:
+    controller_state_t *state
+    memory_map_t *memory
+    #: By NSID, entry 0 unused.
+    namespace_t *namespaces
+    interrupts_t *irq
+    sq_t *sqs
+    cq_t *cqs
+    #: Bytes; what MDTS says.
+    uint64_t max_transfer
+    uint32_t page_size
+    #: Commands a turn takes from one queue.
+    uint32_t burst
+    #: Reset under way: completions are dropped.
+    uint32_t stopped
+    #: Told to the control plane through `notify_fd`: the admin doorbell moved (its last value) ...
+    uint32_t admin_seen
+    int notify_fd
+    #: ... or a doorbell was invalid: bit set of queue errors is in `sq_error`/`cq_error`.
+    uint32_t errors
+    uint32_t sq_error[QUEUES]
+    uint32_t cq_error[QUEUES]
+    #: The client can ring without a system call that we would see.
+    uint32_t doorbells_mapped
+    const uint32_t *admin_doorbell
+
+cdef struct iothread_t:
+    # -- the control plane asks, on a line of its own
+    #: Pauses asked for (they nest); not 0: stand still.
+    uint32_t request
+    uint32_t stopping
+    #: Something for the thread to run while it stands still (io_uring wants its own thread).
+    int (*call)(iothread_t *thread, void *argument) noexcept nogil
+    void *call_argument
+    int call_result
+    uint32_t call_pending
+    uint64_t poll_timeout_ns
+    uint32_t pad0[6]
+    # -- the thread answers
+    #: STANDING: it touches nothing of what it polls, and looks at `request` before it does again.
+    uint32_t state
+    #: It sleeps on `wake_fd`.
+    uint32_t parked
+    int wake_fd
+    uint32_t pad1[13]
+    # -- what it polls; changed while it stands
+    sq_t **queues
+    uint32_t queue_count
+    uint32_t controller_count
+    controller_t **controllers
+    #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
+    void *uring
+    # -- its own
+    #: Requests that are done, completions not yet posted.
+    request_t **done
+    uint32_t done_count
+    #: Requests handed to backends that complete later.
+    uint32_t inflight
+    uint32_t turns
+    #: Turns without work since `idle_since_ns` was taken.
+    uint32_t idle_turns
+    uint64_t idle_since_ns
+    #: The next sleep, when it may not park.
+    uint64_t nap_ns

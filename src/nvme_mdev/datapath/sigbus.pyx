@@ -1,0 +1,103 @@
+"""Containment of SIGBUS in memory that a client shares with us.
+
+A client may shrink the file under a mapping at any time; the kernel then raises SIGBUS at our next
+access. The handler puts zero pages from there to the end of the mapping and returns, so that the
+access goes on: that guest sees zeroes, and nobody else sees anything. A SIGBUS anywhere else goes
+where it went before.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap,
+)
+
+from nvme_mdev.datapath.atomics cimport fetch_add64, load_relaxed64, store_release64
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct siginfo_t:
+        void *si_addr
+    ctypedef struct sigset_t:
+        pass
+    cdef struct sigaction_t "sigaction":
+        void (*sa_sigaction)(int, siginfo_t *, void *) noexcept nogil
+        int sa_flags
+        sigset_t sa_mask
+    int sigaction(int number, const sigaction_t *action, sigaction_t *old)
+    int sigemptyset(sigset_t *mask)
+    enum:
+        SIGBUS
+        SA_SIGINFO
+
+cdef enum:
+    GUARDS = 4096
+    PAGE_MASK = 4095
+
+#: A guarded mapping. `end` 0: free. It is stored last and cleared first, so that the handler,
+#: which may run in another thread at any time, never sees half an entry.
+cdef struct guard_t:
+    uint64_t start
+    uint64_t end
+
+cdef guard_t guards[GUARDS]
+cdef sigaction_t previous
+cdef uint64_t contained
+
+
+cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil:
+    cdef uint32_t i
+    for i in range(GUARDS):
+        if guards[i].end == 0:
+            guards[i].start = <uint64_t> start
+            store_release64(&guards[i].end, <uint64_t> start + size)
+            return 0
+    return -1
+
+
+cdef void sigbus_release(uint8_t *start) noexcept nogil:
+    cdef uint32_t i
+    for i in range(GUARDS):
+        if guards[i].end != 0 and guards[i].start == <uint64_t> start:
+            store_release64(&guards[i].end, 0)
+            return
+
+
+cdef uint64_t guard_end(uint64_t address) noexcept nogil:
+    """End of the guarded mapping that holds the address; 0: it is in none."""
+    cdef uint32_t i
+    cdef uint64_t end
+    for i in range(GUARDS):
+        end = load_relaxed64(&guards[i].end)
+        if end != 0 and guards[i].start <= address < end:
+            return end
+    return 0
+
+
+cdef void handle_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
+    cdef uint64_t page = <uint64_t> info.si_addr & ~<uint64_t> PAGE_MASK
+    cdef uint64_t end = guard_end(page)
+    if end != 0 and mmap(
+        <void *> page, end - page, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0,
+    ) != MAP_FAILED:
+        fetch_add64(&contained, 1)
+        return
+    # Not ours: the access is repeated on return and meets the handler that was there before.
+    sigaction(SIGBUS, &previous, NULL)
+
+
+def install() -> None:
+    """Install the handler; done once, when guest memory is first used."""
+    cdef sigaction_t action
+    action.sa_sigaction = handle_sigbus
+    action.sa_flags = SA_SIGINFO
+    sigemptyset(&action.sa_mask)
+    if sigaction(SIGBUS, &action, &previous) != 0:
+        raise OSError("SIGBUS handler")
+
+
+def contained_count() -> int:
+    """How many faults were contained since the process began."""
+    return load_relaxed64(&contained)
+
+
+install()

@@ -1,0 +1,18 @@
+"""An NVMe *host* driver in user space: what a guest's kernel does, without a guest.
+
+It attaches to any vfio-user NVMe controller, ours or another product's, and serves the tests, the
+demo and the benches. Administration is Python, what happens per I/O command is Cython:
+
+===========  ==================================================================================
+driver       `NvmeHost`: attach, enable, admin commands, queues, reset, shutdown
+io           `IoQueue`: an I/O queue pair with Read, Write, Flush, ... as methods
+commands     submission queue entries from their fields
+memory       DMA memory: windows that the controller sees, an allocator, PRP lists of any shape
+queues       `QueuePair`: post, ring, reap; any entry, any doorbell value (Cython)
+workload     `Workload`: the loop that keeps commands outstanding and measures them (Cython)
+completion   a completion queue entry
+samples      what a workload measured, as plain values
+clock        the time-stamp counter's rate (Cython)
+errors       everything that is raised on purpose
+===========  ==================================================================================
+"""

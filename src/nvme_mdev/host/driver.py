@@ -1,0 +1,620 @@
+"""`NvmeHost`: an NVMe controller behind a vfio-user socket, from attaching to shutting it down.
+
+The sequences are those of NVMe Base 2.x, section 3.5.1 (enable), 3.6 (shutdown), 3.7 (reset), and
+NVMe over PCIe Transport 1.1, section 3. Offsets and sizes are bytes, times seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from nvme_mdev.host import commands
+from nvme_mdev.host.errors import (
+    AttachError,
+    ControllerFatalError,
+    HostError,
+    NvmeStatusError,
+    NvmeTimeoutError,
+)
+from nvme_mdev.host.io import CommandQueue, IoQueue, Reply, Rings
+from nvme_mdev.host.memory import DmaMemory, round_up
+from nvme_mdev.host.transport import Transport
+from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE, SQE_SIZE
+from nvme_mdev.spec.nvme_features import Fid, NumberOfQueues
+from nvme_mdev.spec.nvme_identify import (
+    IDENTIFY_SIZE,
+    Cns,
+    IdentifyController,
+    IdentifyNamespace,
+    Oacs,
+)
+from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Csts, Register, Shn, Shst
+
+if TYPE_CHECKING:
+    import mmap
+    from typing import Self
+
+    from nvme_mdev.host.completion import Completion
+    from nvme_mdev.host.memory import DmaBuffer
+
+__all__ = ["AsyncEvent", "Namespace", "NvmeHost", "QueueCounts"]
+
+DEFAULT_IOVA = 0x1_0000_0000
+"""Where DMA memory begins for the controller: above 4 GiB, and no address of this process."""
+DEFAULT_MEMORY = 16 << 20
+"""Bytes of the first DMA window: queues, admin data, and small transfers."""
+DEFAULT_TIMEOUT = 30.0
+"""Seconds for a command; what Linux gives one (nvme_core.io_timeout)."""
+ADMIN_ENTRIES = 32
+"""Entries of the admin queues; what Linux uses."""
+_WANTED_IO_QUEUES = 1024
+"""Queues asked for, when nobody says how many: more than doorbells fit on the page."""
+_REGISTER_POLL = 0.001
+"""Seconds between two looks at CSTS."""
+_MIN_READY_TIMEOUT = 5.0
+"""Seconds to wait for CSTS.RDY when CAP.TO promises less: we share our processor with it."""
+_SHUTDOWN_TIMEOUT = 10.0
+"""Seconds for a normal shutdown; arbitrary, above what a flush of an image takes."""
+
+
+class QueueCounts(NamedTuple):
+    """How many I/O queues the controller gave us."""
+
+    submission: int
+    completion: int
+
+
+class AsyncEvent(NamedTuple):
+    """What an Asynchronous Event Request completed with (Base 5.1.2)."""
+
+    event_type: int
+    info: int
+    log_page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace as far as moving data needs it."""
+
+    nsid: int
+    block_size: int
+    """Bytes of a logical block, without metadata."""
+    blocks: int
+    """Capacity in logical blocks."""
+    identify: IdentifyNamespace
+
+    @property
+    def size(self) -> int:
+        """Capacity in bytes."""
+        return self.blocks * self.block_size
+
+
+class NvmeHost:
+    """A driver attached to one controller; use it as a context manager.
+
+    Attaching resets and enables the controller. Doorbells are rung in mapped memory when the
+    server offers it, otherwise through the socket; shadow doorbells (Doorbell Buffer Config) are
+    used when asked for, or by default when the doorbells are not mapped and the controller has
+    them. Errors are those of `nvme_mdev.host.errors`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_size: int = DEFAULT_MEMORY,
+        iova: int = DEFAULT_IOVA,
+        map_doorbells: bool = True,
+        shadow_doorbells: bool | None = None,
+        admin_entries: int = ADMIN_ENTRIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        enable: bool = True,
+    ) -> None:
+        """Attach to the socket at ``path`` (a directory stands for ``cntrl`` in it).
+
+        ``shadow_doorbells`` None decides by itself; True is an AttachError when the controller
+        does not support them. With ``enable`` False the controller is left as it is found.
+        """
+        self.timeout = timeout
+        self.admin_entries = admin_entries
+        self.cap = Cap(mqes=0, to=0)
+        """CAP as read when attaching."""
+        self.page_size = 4096
+        """Memory page size (CC.MPS), bytes."""
+        self.enabled = False
+        self.shadow_active = False
+        """Doorbell Buffer Config is in force."""
+        self.queues: dict[int, IoQueue] = {}
+        """I/O queue pairs by queue identifier."""
+        self._wanted_shadow = shadow_doorbells
+        self._admin: CommandQueue | None = None
+        self._identify: IdentifyController | None = None
+        self._counts: QueueCounts | None = None
+        self._shadow_pages: tuple[memoryview, memoryview] | None = None
+        self._event_cids: list[int] = []
+        self._vectors: list[int] = []
+        self._windows: list[DmaMemory] = []
+        self._next_iova = iova
+        self._lock = threading.Lock()
+        self._doorbells: mmap.mmap | None = None
+        self._doorbell_base = 0
+        self.transport = Transport(path)
+        try:
+            self._attach(map_doorbells, memory_size)
+            if enable:
+                self.enable()
+        except BaseException:
+            self._release()
+            raise
+
+    def _attach(self, map_doorbells: bool, memory_size: int) -> None:
+        self.transport.check_nvme()
+        self.transport.enable_pci()
+        if map_doorbells:
+            self._doorbells, self._doorbell_base = self.transport.map_doorbells()
+        self.cap = Cap.unpack(self.read_register(Register.CAP))
+        self.page_size = 4096 << self.cap.mpsmin
+        self.memory = self.map_memory(memory_size)
+
+    # -- memory --------------------------------------------------------------------------------
+    def map_memory(self, size: int, *, iova: int | None = None) -> DmaMemory:
+        """A new DMA window of ``size`` bytes, after the others unless ``iova`` says where."""
+        where = self._next_iova if iova is None else iova
+        window = DmaMemory(size, where)
+        try:
+            with self._lock:
+                self.transport.dma_map(window)
+        except BaseException:
+            window.close()
+            raise
+        self._windows.append(window)
+        self._next_iova = max(self._next_iova, round_up(where + window.size, 1 << 21))
+        return window
+
+    def unmap_memory(self, window: DmaMemory) -> None:
+        """Take a window away from the controller and free it."""
+        with self._lock:
+            self.transport.dma_unmap(window)
+        self._windows.remove(window)
+        window.close()
+
+    # -- registers and doorbells ---------------------------------------------------------------
+    def read_register(self, register: Register) -> int:
+        """A controller register, through the socket."""
+        return int.from_bytes(self.read_bar0(register, REGISTER_SIZE[register]), "little")
+
+    def write_register(self, register: Register, value: int) -> None:
+        """Write a controller register, through the socket."""
+        self.write_bar0(register, value.to_bytes(REGISTER_SIZE[register], "little"))
+
+    def read_bar0(self, offset: int, size: int) -> bytes:
+        """Any bytes of BAR0, through the socket."""
+        with self._lock:
+            return self.transport.read_bar0(offset, size)
+
+    def write_bar0(self, offset: int, data: bytes) -> None:
+        """Any bytes of BAR0, through the socket."""
+        with self._lock:
+            self.transport.write_bar0(offset, data)
+
+    def doorbell_offset(self, qid: int, *, completion: bool) -> int:
+        """Where in BAR0 a doorbell is (PCIe Transport 3.1.2)."""
+        return 0x1000 + (2 * qid + int(completion)) * (4 << self.cap.dstrd)
+
+    def write_doorbell(self, qid: int, value: int, *, completion: bool = False) -> None:
+        """Write any value to any doorbell register, through the socket."""
+        self.write_bar0(
+            self.doorbell_offset(qid, completion=completion), value.to_bytes(4, "little")
+        )
+
+    @property
+    def doorbells_mapped(self) -> bool:
+        """The server offers the doorbells as memory, and we use it."""
+        return self._doorbells is not None
+
+    def _doorbell_view(self, qid: int, *, completion: bool) -> memoryview | None:
+        """A doorbell in mapped memory, or None when the mapping does not reach it."""
+        if self._doorbells is None:
+            return None
+        start = self.doorbell_offset(qid, completion=completion) - self._doorbell_base
+        if not 0 <= start <= len(self._doorbells) - 4:
+            return None
+        return memoryview(self._doorbells)[start : start + 4]
+
+    # -- life cycle ----------------------------------------------------------------------------
+    def enable(self) -> None:
+        """Reset the controller if it runs, give it admin queues, and enable it."""
+        self.disable()
+        sq = self.memory.allocate(self.admin_entries * SQE_SIZE, align=self.page_size)
+        cq = self.memory.allocate(self.admin_entries * CQE_SIZE, align=self.page_size)
+        size = self.admin_entries - 1
+        self.write_register(Register.AQA, size | size << 16)
+        self.write_register(Register.ASQ, sq.iova)
+        self.write_register(Register.ACQ, cq.iova)
+        cc = Cc(en=True, mps=self.cap.mpsmin, iosqes=6, iocqes=4)
+        self.write_register(Register.CC, cc.pack())
+        self._wait_ready(ready=True)
+        self._admin = self._command_queue(0, sq, cq)
+        self.enabled = True
+        self._set_up_shadow()
+
+    def disable(self) -> None:
+        """Clear CC.EN and wait: every queue and every outstanding command is gone."""
+        cc = Cc.unpack(self.read_register(Register.CC))
+        if cc.en:
+            self.write_register(Register.CC, 0)
+        self._wait_ready(ready=False)
+        self._forget_queues()
+
+    def reset(self) -> None:
+        """Controller reset (CC.EN 1 to 0) and enable it again."""
+        self.enable()
+
+    def device_reset(self) -> None:
+        """Reset the PCI function (VFIO_USER_DEVICE_RESET); DMA windows stay."""
+        with self._lock:
+            self.transport.reset()
+        self._forget_queues()
+        with self._lock:
+            self.transport.enable_pci()
+
+    def shutdown(self, *, abrupt: bool = False, timeout: float = _SHUTDOWN_TIMEOUT) -> None:
+        """Shut the controller down and wait until it says that it is done (Base 3.6)."""
+        cc = Cc.unpack(self.read_register(Register.CC))
+        shn = Shn.ABRUPT if abrupt else Shn.NORMAL
+        self.write_register(Register.CC, cc.pack() & ~Cc(shn=3).pack() | Cc(shn=shn).pack())
+        deadline = time.monotonic() + timeout
+        while self.csts().shst != Shst.COMPLETE:
+            if time.monotonic() > deadline:
+                raise NvmeTimeoutError(f"the controller did not shut down within {timeout:g} s")
+            time.sleep(_REGISTER_POLL)
+
+    def csts(self) -> Csts:
+        """Controller Status."""
+        return Csts.unpack(self.read_register(Register.CSTS))
+
+    def _wait_ready(self, *, ready: bool) -> None:
+        seconds = max(self.cap.to * 0.5, _MIN_READY_TIMEOUT)
+        deadline = time.monotonic() + seconds
+        while (csts := self.csts()).rdy != ready:
+            if csts.cfs and ready:
+                raise ControllerFatalError("the controller refused to be enabled (CSTS.CFS is set)")
+            if time.monotonic() > deadline:
+                raise NvmeTimeoutError(f"CSTS.RDY did not become {int(ready)} within {seconds:g} s")
+            time.sleep(_REGISTER_POLL)
+
+    def check_alive(self) -> None:
+        """Raise TransportError or ControllerFatalError when nothing will complete any more."""
+        if self.csts().cfs:
+            raise ControllerFatalError("the controller reports a fatal error (CSTS.CFS): reset it")
+
+    def close(self) -> None:
+        """Shut the controller down, as far as it still answers, and detach."""
+        if self.enabled:
+            with suppress(HostError):
+                self.shutdown()
+        self._release()
+
+    def _release(self) -> None:
+        self._forget_queues(free=False)
+        self.transport.close()
+        for window in self._windows:
+            window.close()
+        self._windows.clear()
+        for vector in self._vectors:
+            os.close(vector)
+        self._vectors.clear()
+        if self._doorbells is not None:
+            with suppress(BufferError):
+                self._doorbells.close()
+            self._doorbells = None
+
+    def _forget_queues(self, *, free: bool = True) -> None:
+        """The controller no longer knows any queue; neither do we."""
+        self.enabled = False
+        pairs: list[CommandQueue] = [*self.queues.values()]
+        if self._admin is not None:
+            pairs.append(self._admin)
+        for pair in pairs:
+            pair.close()
+            if free:
+                pair.rings.sq.free()
+                pair.rings.cq.free()
+        self.queues.clear()
+        self._admin = None
+        self._identify = None
+        self._counts = None
+        self._event_cids.clear()
+        self.shadow_active = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- queues --------------------------------------------------------------------------------
+    @property
+    def admin_queue(self) -> CommandQueue:
+        """The admin queue pair."""
+        if self._admin is None:
+            raise HostError("the controller is not enabled")
+        return self._admin
+
+    def _command_queue(
+        self, qid: int, sq: DmaBuffer, cq: DmaBuffer, *, eventfd: int = -1
+    ) -> IoQueue:
+        rings = Rings(
+            sq,
+            cq,
+            sq.size // SQE_SIZE,
+            cq.size // CQE_SIZE,
+            lambda completion, value: self.write_doorbell(qid, value, completion=completion),
+            (self._doorbell_view(qid, completion=False), self._doorbell_view(qid, completion=True)),
+            (self._shadow_views(qid, completion=False), self._shadow_views(qid, completion=True)),
+            eventfd,
+        )
+        return IoQueue(
+            qid,
+            rings,
+            memory=self.memory,
+            page_size=self.page_size,
+            timeout=self.timeout,
+            check_alive=self.check_alive,
+        )
+
+    @property
+    def queue_counts(self) -> QueueCounts:
+        """How many I/O queues there may be; asks for as many as there are the first time."""
+        if self._counts is None:
+            self._counts = self.request_queues(_WANTED_IO_QUEUES)
+        return self._counts
+
+    def request_queues(self, pairs: int) -> QueueCounts:
+        """Set Features, Number of Queues: ask for I/O queue pairs; before any is created."""
+        wanted = NumberOfQueues(nsq=pairs - 1, ncq=pairs - 1).pack()
+        given = NumberOfQueues.unpack(self.set_features(Fid.NUMBER_OF_QUEUES, wanted))
+        self._counts = QueueCounts(given.nsq + 1, given.ncq + 1)
+        return self._counts
+
+    @property
+    def max_entries(self) -> int:
+        """Most entries of an I/O queue (CAP.MQES)."""
+        return self.cap.mqes + 1
+
+    def create_queue_pair(
+        self,
+        entries: int = 128,
+        *,
+        qid: int | None = None,
+        cq_entries: int | None = None,
+        interrupts: bool = False,
+        vector: int | None = None,
+    ) -> IoQueue:
+        """An I/O submission queue and the completion queue of the same identifier.
+
+        ``interrupts`` uses MSI-X ``vector`` (default: the queue's identifier) and its eventfd.
+        NvmeStatusError when the controller refuses.
+        """
+        _ = self.queue_counts
+        number = qid if qid is not None else self._free_qid()
+        depth = cq_entries if cq_entries is not None else entries
+        sq = self.memory.allocate(entries * SQE_SIZE, align=self.page_size)
+        cq = self.memory.allocate(depth * CQE_SIZE, align=self.page_size)
+        try:
+            if not interrupts:
+                return self._create(number, sq, cq, None)
+            return self._create(number, sq, cq, number if vector is None else vector)
+        except BaseException:
+            sq.free()
+            cq.free()
+            raise
+
+    def _create(self, qid: int, sq: DmaBuffer, cq: DmaBuffer, vector: int | None) -> IoQueue:
+        eventfd = -1 if vector is None else self.interrupt(vector)
+        queue = self._command_queue(qid, sq, cq, eventfd=eventfd)
+        self.admin(
+            commands.create_io_cq(
+                qid, queue.cq_entries, cq.iova, vector=vector or 0, interrupts=vector is not None
+            )
+        )
+        try:
+            self.admin(commands.create_io_sq(qid, queue.sq_entries, sq.iova, qid))
+        except HostError:
+            with suppress(HostError):
+                self.admin(commands.delete_io_cq(qid))
+            raise
+        self.queues[qid] = queue
+        return queue
+
+    def delete_queue_pair(self, queue: IoQueue) -> None:
+        """Delete the submission queue, then the completion queue, and free their memory."""
+        self.admin(commands.delete_io_sq(queue.qid))
+        self.admin(commands.delete_io_cq(queue.qid))
+        self.queues.pop(queue.qid, None)
+        queue.close()
+        queue.rings.sq.free()
+        queue.rings.cq.free()
+
+    def _free_qid(self) -> int:
+        most = min(self.queue_counts)
+        for qid in range(1, most + 1):
+            if qid not in self.queues:
+                return qid
+        raise HostError(f"all {most} I/O queues of the controller are in use")
+
+    # -- interrupts ----------------------------------------------------------------------------
+    def interrupt(self, vector: int) -> int:
+        """The eventfd of an MSI-X vector; all vectors up to it are set up when they are not."""
+        with self._lock:
+            available = self.transport.msix_vectors()
+            if vector >= available:
+                raise HostError(f"MSI-X vector {vector} is not there: the device has {available}")
+            while len(self._vectors) <= vector:
+                eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._vectors.append(eventfd)
+                self.transport.set_msix(len(self._vectors) - 1, eventfd)
+        return self._vectors[vector]
+
+    # -- shadow doorbells ----------------------------------------------------------------------
+    def _set_up_shadow(self) -> None:
+        wanted = self._wanted_shadow
+        if wanted is False or (wanted is None and self.doorbells_mapped):
+            return
+        if not self.identify_controller().oacs & Oacs.DBCS:
+            if wanted:
+                raise AttachError("the controller has no shadow doorbells (OACS): do without them")
+            return
+        self.configure_doorbell_buffers()
+
+    def configure_doorbell_buffers(self) -> None:
+        """Doorbell Buffer Config (Base 5.2.5); before any I/O queue is created."""
+        shadow = self.memory.allocate(self.page_size, align=self.page_size)
+        event_idx = self.memory.allocate(self.page_size, align=self.page_size)
+        self.admin(commands.doorbell_buffer_config(shadow.iova, event_idx.iova))
+        self._shadow_pages = (shadow.view, event_idx.view)
+        self.shadow_active = True
+
+    def _shadow_views(self, qid: int, *, completion: bool) -> tuple[memoryview, memoryview] | None:
+        """A queue's shadow doorbell and EventIdx; the admin queue has none, as in Linux."""
+        if not self.shadow_active or self._shadow_pages is None or qid == 0:
+            return None
+        start = self.doorbell_offset(qid, completion=completion) - 0x1000
+        if start + 4 > self.page_size:
+            return None
+        shadow, event_idx = (page[start : start + 4] for page in self._shadow_pages)
+        shadow[:] = event_idx[:] = bytes(4)
+        return shadow, event_idx
+
+    # -- admin commands ------------------------------------------------------------------------
+    def admin(
+        self,
+        sqe: SQE,
+        *,
+        send: bytes = b"",
+        receive: int = 0,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> Reply:
+        """Execute any admin command; see `CommandQueue.execute`."""
+        return self.admin_queue.execute(
+            sqe, send=send, receive=receive, timeout=timeout, check=check
+        )
+
+    def identify(self, cns: int, nsid: int = 0, *, cntid: int = 0, csi: int = 0) -> bytes:
+        """Identify: 4096 bytes."""
+        return self.admin(
+            commands.identify(cns, nsid, cntid=cntid, csi=csi), receive=IDENTIFY_SIZE
+        ).data
+
+    def identify_controller(self) -> IdentifyController:
+        """Identify Controller; read once an enabling."""
+        if self._identify is None:
+            data = self.identify(Cns.CONTROLLER)
+            self._identify = IdentifyController.from_buffer_copy(data)
+        return self._identify
+
+    def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace; all zero for one that is not active."""
+        return IdentifyNamespace.from_buffer_copy(self.identify(Cns.NAMESPACE, nsid))
+
+    def active_namespaces(self) -> list[int]:
+        """The active namespaces' identifiers, ascending."""
+        found: list[int] = []
+        while True:
+            data = self.identify(Cns.ACTIVE_NSID_LIST, found[-1] if found else 0)
+            nsids = [
+                int.from_bytes(data[at : at + 4], "little") for at in range(0, IDENTIFY_SIZE, 4)
+            ]
+            found += [nsid for nsid in nsids if nsid]
+            if nsids[-1] == 0:
+                return found
+
+    def namespace_descriptors(self, nsid: int) -> dict[int, bytes]:
+        """Namespace Identification Descriptors: identifier by type (Base 5.1.13.2.4)."""
+        data = self.identify(Cns.NS_ID_DESCRIPTORS, nsid)
+        found: dict[int, bytes] = {}
+        at = 0
+        while at + 4 <= IDENTIFY_SIZE and data[at + 1]:
+            found[data[at]] = data[at + 4 : at + 4 + data[at + 1]]
+            at += 4 + data[at + 1]
+        return found
+
+    def namespace(self, nsid: int) -> Namespace:
+        """A namespace's block size and capacity; HostError when it is not active."""
+        active = self.active_namespaces()
+        if nsid not in active:
+            there = ", ".join(str(one) for one in active) or "none"
+            raise HostError(f"there is no namespace {nsid}: the controller has {there}")
+        identify = self.identify_namespace(nsid)
+        flbas = identify.flbas & 0xF | (identify.flbas >> 5 & 0x3) << 4
+        return Namespace(nsid, 1 << identify.lbaf[flbas].lbads, identify.nsze, identify)
+
+    @property
+    def max_transfer(self) -> int:
+        """Most bytes of one command (MDTS); 0: no limit."""
+        mdts = self.identify_controller().mdts
+        return self.page_size << mdts if mdts else 0
+
+    @property
+    def model(self) -> str:
+        """Model number, without padding."""
+        return self.identify_controller().mn.decode("ascii", "replace").strip()
+
+    def get_features(self, fid: int, *, select: int = 0, nsid: int = 0, value: int = 0) -> int:
+        """Get Features: dword 0 of the completion."""
+        sqe = commands.get_features(fid, select=select, nsid=nsid, value=value)
+        return self.admin(sqe).completion.result
+
+    def set_features(self, fid: int, value: int, *, nsid: int = 0, save: bool = False) -> int:
+        """Set Features: dword 0 of the completion."""
+        return self.admin(commands.set_features(fid, value, nsid=nsid, save=save)).completion.result
+
+    def get_log_page(
+        self,
+        lid: int,
+        size: int,
+        *,
+        offset: int = 0,
+        nsid: int = 0xFFFF_FFFF,
+        rae: bool = False,
+    ) -> bytes:
+        """Get Log Page: ``size`` bytes (a multiple of 4) from byte ``offset`` on."""
+        sqe = commands.get_log_page(lid, size, offset=offset, nsid=nsid, rae=rae)
+        return self.admin(sqe, receive=size).data
+
+    def abort(self, sqid: int, cid: int) -> bool:
+        """Abort: whether the controller says that the command was aborted."""
+        return not self.admin(commands.abort(sqid, cid)).completion.result & 1
+
+    # -- asynchronous events -------------------------------------------------------------------
+    def request_events(self, count: int = 1) -> None:
+        """Send Asynchronous Event Requests."""
+        for _ in range(count):
+            self._event_cids.append(self.admin_queue.start(commands.async_event_request()))
+
+    def events(self, timeout: float = 0.0) -> list[AsyncEvent]:
+        """Events that have arrived; waits up to ``timeout`` for the first one."""
+        deadline = time.monotonic() + timeout
+        while True:
+            found: list[AsyncEvent] = []
+            for cid in list(self._event_cids):
+                completion = self.admin_queue.take(cid)
+                if completion is not None:
+                    self._event_cids.remove(cid)
+                    found.append(_event(completion))
+            if found or time.monotonic() >= deadline:
+                return found
+            time.sleep(_REGISTER_POLL)
+
+
+def _event(completion: Completion) -> AsyncEvent:
+    if not completion.ok:
+        raise NvmeStatusError("ASYNC_EVENT_REQUEST", completion)
+    result = completion.result
+    return AsyncEvent(result & 0x7, result >> 8 & 0xFF, result >> 16 & 0xFF)

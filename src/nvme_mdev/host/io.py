@@ -1,0 +1,231 @@
+"""Queue pairs that execute commands: one at a time and synchronously, for people and tests.
+
+`CommandQueue` gives command identifiers, moves the data through DMA memory and waits; the admin
+queue is one as it is, `IoQueue` has the NVM command set as methods.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from nvme_mdev.host import commands
+from nvme_mdev.host.errors import NvmeStatusError, NvmeTimeoutError
+from nvme_mdev.host.memory import prps_for
+from nvme_mdev.host.queues import QueuePair
+from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode, DsmAttribute, NvmOpcode
+from nvme_mdev.spec.nvme_status import MediaStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nvme_mdev.host.completion import Completion
+    from nvme_mdev.host.memory import DmaBuffer, DmaMemory
+
+__all__ = ["CommandQueue", "IoQueue", "Reply", "Rings"]
+
+_CIDS = 0xFFFF
+"""Command identifiers are used below this one: FFFFh stands for *no command* in the error log."""
+_LIVENESS_INTERVAL = 0.5
+"""Seconds between two looks whether the controller is still there while a command is out."""
+
+
+class Reply(NamedTuple):
+    """What came back for a command."""
+
+    completion: Completion
+    data: bytes
+    """What the controller wrote, as much as was asked for."""
+
+
+class Rings(NamedTuple):
+    """A queue pair's place in DMA memory and its doorbells; see `QueuePair`."""
+
+    sq: DmaBuffer
+    cq: DmaBuffer
+    sq_entries: int
+    cq_entries: int
+    write_doorbell: Callable[[bool, int], None]
+    registers: tuple[memoryview | None, memoryview | None]
+    shadows: tuple[tuple[memoryview, memoryview] | None, tuple[memoryview, memoryview] | None]
+    eventfd: int
+
+
+class CommandQueue(QueuePair):
+    """A queue pair that gives out command identifiers and waits for completions."""
+
+    def __init__(
+        self,
+        qid: int,
+        rings: Rings,
+        *,
+        memory: DmaMemory,
+        page_size: int,
+        timeout: float,
+        check_alive: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            qid,
+            sq=rings.sq.view,
+            cq=rings.cq.view,
+            sq_entries=rings.sq_entries,
+            cq_entries=rings.cq_entries,
+            write_doorbell=rings.write_doorbell,
+            tail_register=rings.registers[0],
+            head_register=rings.registers[1],
+            tail_shadow=rings.shadows[0],
+            head_shadow=rings.shadows[1],
+            eventfd=rings.eventfd,
+        )
+        self.rings = rings
+        self.memory = memory
+        """Where `execute` puts data and PRP lists."""
+        self.page_size = page_size
+        """Memory page size of the controller (CC.MPS), bytes."""
+        self.timeout = timeout
+        """Seconds a command may take unless told otherwise."""
+        self._check_alive = check_alive
+        self._next_cid = 0
+        self._outstanding: set[int] = set()
+        self._completed: dict[int, Completion] = {}
+
+    def start(self, sqe: SQE) -> int:
+        """Submit a command under a new identifier, which is returned; `sqe.cid` is set."""
+        while self._next_cid in self._outstanding or self._next_cid in self._completed:
+            self._next_cid = (self._next_cid + 1) % _CIDS
+        sqe.cid = self._next_cid
+        self._next_cid = (self._next_cid + 1) % _CIDS
+        if self.room() == 0:
+            self.collect()
+        self.submit(bytes(sqe))
+        self._outstanding.add(sqe.cid)
+        return sqe.cid
+
+    def collect(self) -> None:
+        """Reap; completions wait under their identifiers for `finish`."""
+        for completion in self.reap():
+            self._outstanding.discard(completion.cid)
+            self._completed[completion.cid] = completion
+
+    def take(self, cid: int) -> Completion | None:
+        """The completion of a command if it is there."""
+        self.collect()
+        return self._completed.pop(cid, None)
+
+    def finish(self, cid: int, timeout: float | None = None) -> Completion:
+        """Wait for a command's completion; NvmeTimeoutError after ``timeout`` seconds.
+
+        TransportError or ControllerFatalError when the controller is gone.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        while (completion := self.take(cid)) is None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise NvmeTimeoutError(
+                    f"command {cid} on queue {self.qid} was not completed within {seconds:g} s"
+                )
+            if not self.wait(min(remaining, _LIVENESS_INTERVAL)):
+                self._check_alive()
+        return completion
+
+    def execute(
+        self,
+        sqe: SQE,
+        *,
+        send: bytes | bytearray | memoryview = b"",
+        receive: int = 0,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> Reply:
+        """Execute one command and wait: ``send`` goes to the controller, or ``receive`` bytes come.
+
+        PRP1 and PRP2 are filled in when there is data. With ``check`` a status other than success
+        is an NvmeStatusError.
+        """
+        length = len(send) or receive
+        if length == 0:
+            completion = self.finish(self.start(sqe), timeout)
+            return self._reply(sqe, completion, b"", check=check)
+        buffer = self.memory.allocate(length)
+        prps = prps_for(self.memory, buffer.iova, length, page_size=self.page_size)
+        sqe.prp1, sqe.prp2 = prps.prp1, prps.prp2
+        buffer.write(send)
+        # Not in a `finally`: after a time-out the controller may still write there.
+        completion = self.finish(self.start(sqe), timeout)
+        data = buffer.read(0, receive)
+        prps.free()
+        buffer.free()
+        return self._reply(sqe, completion, data, check=check)
+
+    def _reply(self, sqe: SQE, completion: Completion, data: bytes, *, check: bool) -> Reply:
+        if check and not completion.ok:
+            raise NvmeStatusError(self._name(sqe), completion)
+        return Reply(completion, data)
+
+    def _name(self, sqe: SQE) -> str:
+        names: type[AdminOpcode | NvmOpcode] = NvmOpcode if self.qid else AdminOpcode
+        try:
+            return names(sqe.opc).name
+        except ValueError:
+            return f"opcode {sqe.opc:02X}h"
+
+
+class IoQueue(CommandQueue):
+    """An I/O queue pair; every method waits for its command and raises NvmeStatusError."""
+
+    def read(
+        self, nsid: int, slba: int, blocks: int, *, block_size: int, fua: bool = False
+    ) -> bytes:
+        """Read ``blocks`` logical blocks of ``block_size`` bytes."""
+        return self.execute(
+            commands.read(nsid, slba, blocks, fua=fua), receive=blocks * block_size
+        ).data
+
+    def write(
+        self,
+        nsid: int,
+        slba: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        block_size: int,
+        fua: bool = False,
+    ) -> None:
+        """Write whole logical blocks."""
+        self.execute(commands.write(nsid, slba, len(data) // block_size, fua=fua), send=data)
+
+    def compare(
+        self, nsid: int, slba: int, data: bytes | bytearray | memoryview, *, block_size: int
+    ) -> bool:
+        """Whether the blocks hold ``data``."""
+        reply = self.execute(
+            commands.compare(nsid, slba, len(data) // block_size), send=data, check=False
+        )
+        if reply.completion.ok:
+            return True
+        if reply.completion.status.code == MediaStatus.COMPARE_FAILURE:
+            return False
+        raise NvmeStatusError("COMPARE", reply.completion)
+
+    def flush(self, nsid: int) -> None:
+        """Flush: everything completed so far is on the medium."""
+        self.execute(commands.flush(nsid))
+
+    def write_zeroes(
+        self, nsid: int, slba: int, blocks: int, *, deallocate: bool = False, fua: bool = False
+    ) -> None:
+        """Write zeroes; with ``deallocate`` the blocks may be freed."""
+        self.execute(commands.write_zeroes(nsid, slba, blocks, deallocate=deallocate, fua=fua))
+
+    def deallocate(self, nsid: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Dataset Management, Deallocate, of (first block, blocks) ranges."""
+        self.dataset_management(nsid, ranges, DsmAttribute.AD)
+
+    def dataset_management(
+        self, nsid: int, ranges: Sequence[tuple[int, int]], attributes: DsmAttribute | int
+    ) -> None:
+        """Dataset Management of (first block, blocks) ranges."""
+        self.execute(
+            commands.dataset_management(nsid, len(ranges), attributes),
+            send=commands.pack_ranges(ranges),
+        )

@@ -1,0 +1,175 @@
+"""The PCI function behind a vfio-user socket, as an NVMe driver needs it.
+
+Turns what can go wrong on the socket into this package's errors, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import select
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvme_mdev.host.errors import AttachError, TransportError
+from nvme_mdev.spec import pci
+from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
+from nvme_mdev.spec.vfio_user import DmaMapFlags, PciIrq, PciRegion, RegionInfoFlags
+from nvme_mdev.vfio_user.client import Client
+from nvme_mdev.vfio_user.codec import ProtocolError
+from nvme_mdev.vfio_user.device import DmaMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nvme_mdev.host.memory import DmaMemory
+
+SOCKET_NAME = "cntrl"
+"""The socket in a directory that stands for it, as SPDK's driver has it (``traddr:DIR``)."""
+
+_WHY_NO_CONNECTION = {
+    errno.ENOENT: "there is no such socket: start the server, or check the path",
+    errno.ECONNREFUSED: "nobody serves this socket: start the server again",
+    errno.ENOTSOCK: "this is not a socket: give the path that the server was started with",
+    errno.EACCES: "not allowed: run as a user who may open the socket",
+    errno.EPROTOTYPE: "this is not a stream socket, so no vfio-user server's",
+    errno.ECONNRESET: "the server closed the connection: it serves another client, or is not a"
+    " vfio-user server",
+    errno.EPIPE: "the server closed the connection: it serves another client, or is not a"
+    " vfio-user server",
+    errno.EBUSY: "the server has another client: disconnect that one first",
+    errno.ETIMEDOUT: "no answer: this is not a vfio-user server, or it hangs",
+}
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The socket's path: a directory stands for the socket ``cntrl`` in it."""
+    found = Path(path)
+    return found / SOCKET_NAME if found.is_dir() else found
+
+
+class Transport:
+    """One vfio-user client session with a PCI function. Not for several threads at once."""
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+        """Connect; AttachError says why not. ``timeout`` is for each reply, in seconds."""
+        self.path = resolve(path)
+        try:
+            self.client = Client(self.path, timeout=timeout)
+        except ProtocolError as error:
+            raise AttachError(f"{self.path}: this is not a vfio-user server ({error})") from error
+        except OSError as error:
+            raise AttachError(f"{self.path}: {_why(error)}") from error
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.client.close()
+
+    @property
+    def disconnected(self) -> bool:
+        """The server has closed its end."""
+        if self.client.fileno() < 0:
+            return True
+        poller = select.poll()
+        poller.register(self.client.fileno(), select.POLLRDHUP)
+        return bool(poller.poll(0))
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionError as error:
+            raise TransportError(f"{self.path}: the server has gone away") from error
+        except (OSError, ProtocolError) as error:
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            raise TransportError(f"{self.path}: {doing}: {why}") from error
+
+    # -- the function --------------------------------------------------------------------------
+    def check_nvme(self) -> None:
+        """AttachError unless this is an NVMe controller (PCI class 01 08 02)."""
+        with self._errors("reading the PCI class"):
+            code = self.client.region_read(PciRegion.CONFIG, pci.ConfigOffset.CLASS_CODE, 3)
+        found = int.from_bytes(code, "little")
+        if found != pci.CLASS_NVME:
+            raise AttachError(
+                f"{self.path}: this is not an NVMe controller but a device of PCI class"
+                f" {found:06x}: give an NVMe controller's socket"
+            )
+
+    def enable_pci(self) -> None:
+        """Memory space and bus mastering on, INTx off."""
+        wanted = pci.Command.MEMORY | pci.Command.BUS_MASTER | pci.Command.INTX_DISABLE
+        with self._errors("writing the PCI command register"):
+            self.client.region_write(
+                PciRegion.CONFIG, pci.ConfigOffset.COMMAND, int(wanted).to_bytes(2, "little")
+            )
+
+    def reset(self) -> None:
+        """Function-level reset."""
+        with self._errors("resetting the device"):
+            self.client.reset()
+
+    def read_bar0(self, offset: int, size: int) -> bytes:
+        """Bytes of BAR0."""
+        with self._errors(f"reading BAR0 at {offset:#x}"):
+            return self.client.region_read(PciRegion.BAR0, offset, size)
+
+    def write_bar0(self, offset: int, data: bytes) -> None:
+        """Write bytes of BAR0."""
+        with self._errors(f"writing BAR0 at {offset:#x}"):
+            self.client.region_write(PciRegion.BAR0, offset, data)
+
+    def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
+        """Map the part of BAR0 that has the doorbells; its start in BAR0. (None, 0): not offered.
+
+        Without sparse areas all of the region may be mapped; what lies before the doorbells is
+        left out, since registers have side effects that memory has not.
+        """
+        with self._errors("asking for BAR0"):
+            info = self.client.region_info(PciRegion.BAR0)
+        if info.fd is None:
+            return None, 0
+        try:
+            if not info.flags & RegionInfoFlags.MMAP:
+                return None, 0
+            areas = [(area.offset, area.size) for area in info.areas] or [(0, info.size)]
+            for offset, size in areas:
+                start, end = max(offset, REGISTERS_SIZE), offset + size
+                if offset <= REGISTERS_SIZE < end:
+                    return mmap.mmap(info.fd, end - start, offset=info.fd_offset + start), start
+        except OSError as error:
+            raise AttachError(f"{self.path}: the doorbells cannot be mapped: {error}") from error
+        finally:
+            os.close(info.fd)
+        return None, 0
+
+    # -- memory and interrupts -----------------------------------------------------------------
+    def dma_map(self, window: DmaMemory) -> None:
+        """Let the controller read and write a window."""
+        flags = DmaMapFlags.READ | DmaMapFlags.WRITE
+        with self._errors(f"DMA_MAP of {window.size} bytes at {window.iova:#x}"):
+            self.client.dma_map(DmaMap(window.iova, window.size, 0, flags), window.fd)
+
+    def dma_unmap(self, window: DmaMemory) -> None:
+        """Take a window away from the controller."""
+        with self._errors(f"DMA_UNMAP of {window.size} bytes at {window.iova:#x}"):
+            self.client.dma_unmap(window.iova, window.size)
+
+    def msix_vectors(self) -> int:
+        """How many MSI-X vectors there are."""
+        with self._errors("asking for MSI-X"):
+            return self.client.irq_info(PciIrq.MSIX).count
+
+    def set_msix(self, vector: int, eventfd: int) -> None:
+        """Have an MSI-X vector signal an eventfd."""
+        with self._errors(f"setting up MSI-X vector {vector}"):
+            self.client.enable_irqs(PciIrq.MSIX, [eventfd], vector)
+
+
+def _why(error: OSError) -> str:
+    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno
+    if number in _WHY_NO_CONNECTION:
+        return _WHY_NO_CONNECTION[number]
+    return os.strerror(number) if number else str(error)

@@ -1,0 +1,185 @@
+"""Serve one controller until a signal comes, and take everything down in order.
+
+Going up: the thread (it needs io_uring and its CPU), the backends, the controller, the socket.
+Whatever fails undoes what came before it, the image that was created included, so nothing is
+reported ready that is not, and nothing is left behind. Going down is the same in reverse: no more
+clients, no more commands, then the thread and the backends, and the socket's file is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.controller import Controller
+from nvme_mdev.controller.settings import ControllerSettings
+from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.datapath.memory import GuestMemory
+from nvme_mdev.datapath.queue_table import QueueTable
+from nvme_mdev.datapath.state import ControllerState
+from nvme_mdev.errors import UserError
+from nvme_mdev.pci.function import PciFunction
+from nvme_mdev.service.endpoint import why_not_listening
+from nvme_mdev.service.nvme_device import NvmeDevice
+from nvme_mdev.service.targets import open_targets
+from nvme_mdev.units import format_size
+from nvme_mdev.vfio_user.server import Server
+
+if TYPE_CHECKING:
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.datapath.queue_table import PathStatistics
+    from nvme_mdev.service.definition import Definition
+
+log = logging.getLogger(__name__)
+
+#: What ends `serve`: Ctrl-C, a service manager, the terminal that went away.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
+
+
+def serve_until_stopped(definition: Definition) -> None:
+    """Serve in the foreground; returns after a stop signal, UserError if it cannot be done."""
+    asyncio.run(_serve(definition))
+
+
+async def _serve(definition: Definition) -> None:
+    stop = _stop_event()
+    async with AsyncExitStack() as cleanup:
+        backends = await _start(definition, cleanup)
+        log.info("%s", ready_line(definition, backends))
+        await stop.wait()
+        log.debug("stopping")
+
+
+def _stop_event() -> asyncio.Event:
+    """An event that the first stop signal sets; a second one ends the process the hard way."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def stop_now() -> None:
+        stop.set()
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+    # A signal that our parent ignores (nohup) stays ignored.
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in handled:
+        loop.add_signal_handler(number, stop_now)
+    return stop
+
+
+async def _start(definition: Definition, cleanup: AsyncExitStack) -> list[Backend]:
+    """Bring everything up; ``cleanup`` learns how to take it down again. Returns the namespaces."""
+    with ExitStack() as rollback:
+        iothread = _start_iothread(definition)
+        cleanup.callback(iothread.stop)
+        backends = open_targets(definition.targets, definition.access, rollback)
+        for backend in backends:
+            cleanup.callback(backend.close)
+        server = Server(_make_device(definition, iothread, backends, cleanup), definition.socket)
+        cleanup.push_async_callback(server.close)
+        try:
+            await server.start()
+        except OSError as error:
+            raise UserError(why_not_listening(error, definition.socket)) from error
+        # Everything is up: from here on the images stay.
+        rollback.pop_all()
+    return backends
+
+
+def _make_device(
+    definition: Definition, iothread: IOThread, backends: list[Backend], cleanup: AsyncExitStack
+) -> NvmeDevice:
+    """The controller, from its shared memory up, running in this event loop."""
+    settings = ControllerSettings(
+        definition.serial_number,
+        io_queues=definition.queues,
+        shadow_doorbell=definition.shadow_doorbell,
+        io_timeout_ms=definition.io_timeout_ms,
+    )
+    state = ControllerState()
+    cleanup.callback(state.close)
+    queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
+    cleanup.callback(queues.close)
+    cleanup.callback(_report, queues)
+    try:
+        controller = Controller(settings, state, queues, dict(enumerate(backends, 1)))
+    except OSError as error:
+        raise UserError(_why_no_io_uring(error)) from error
+    controller.start()
+    cleanup.callback(controller.stop)
+    return NvmeDevice(PciFunction(controller), mapped_doorbells=definition.mapped_doorbells)
+
+
+def _start_iothread(definition: Definition) -> IOThread:
+    cpu = definition.iothread_cpu
+    iothread = IOThread("iothread-0", cpu=cpu, poll_timeout_ms=definition.poll_timeout_ms)
+    try:
+        iothread.start()
+    except OSError as error:
+        raise UserError(_why_no_iothread(error, cpu)) from error
+    return iothread
+
+
+def _why_no_iothread(error: OSError, cpu: int | None) -> str:
+    if cpu is not None and error.errno == errno.EINVAL:
+        online = _ONLINE_CPUS.read_text().strip()
+        return f"--iothread-cpu {cpu}: there is no such CPU here: choose one of {online}"
+    return f"the polling thread does not start: {os.strerror(error.errno or 0)}"
+
+
+def _why_no_io_uring(error: OSError) -> str:
+    reason = os.strerror(error.errno or 0)
+    match error.errno:
+        case errno.EPERM | errno.ENOSYS:
+            advice = "allow it (sysctl kernel.io_uring_disabled, a container's seccomp profile)"
+        case errno.ENOMEM:
+            advice = "let it lock more memory (ulimit -l)"
+        case _:
+            advice = "null: and memory: targets do without it"
+    return f"io_uring is not to be had here ({reason}): {advice}"
+
+
+def ready_line(definition: Definition, backends: list[Backend]) -> str:
+    """What `serve` says once it serves; the demo and the tests wait for it."""
+    namespaces = ", ".join(
+        f"namespace {nsid} {backend.name} ({_describe(backend)})"
+        for nsid, backend in enumerate(backends, 1)
+    )
+    return f"ready on {definition.socket}: {namespaces}, serial {definition.serial_number}"
+
+
+def _describe(backend: Backend) -> str:
+    parts = [format_size(backend.size), f"{backend.block_size} B blocks"]
+    if backend.read_only:
+        parts.append("read-only")
+    return ", ".join(parts)
+
+
+def _report(queues: QueueTable) -> None:
+    """Say what the data path did, if it did anything."""
+    for line in statistics_lines(queues.statistics()):
+        log.info("%s", line)
+
+
+def statistics_lines(statistics: PathStatistics) -> list[str]:
+    """The three counters of NVME MDEV, a line each; none when there was no command."""
+    if not statistics.translated.count:
+        return []
+    names = {
+        "commands translated": statistics.translated,
+        "commands completed": statistics.completed,
+        "interrupts sent": statistics.interrupts,
+    }
+    return [
+        f"{name}: {counter.count},"
+        f" average {counter.cycles / counter.count if counter.count else 0:.0f} cycles,"
+        f" {counter.mean_ns:.0f} ns"
+        for name, counter in names.items()
+    ]

@@ -1,0 +1,46 @@
+"""The Unix socket that a client connects to: where it is, and why it cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from nvme_mdev.errors import UserError, describe_os_error
+
+#: The name that SPDK's host driver looks for in a directory (``traddr:DIR``).
+SOCKET_NAME = "cntrl"
+#: sizeof(sockaddr_un.sun_path) less the terminating NUL (unix(7)).
+MAX_PATH_BYTES = 107
+
+
+def socket_path(text: str) -> Path:
+    """The socket's path for a ``--socket`` argument; UserError when there can be none.
+
+    A directory, or anything that ends in a slash, stands for the socket ``cntrl`` in it.
+    """
+    if not text:
+        raise UserError("--socket is empty: give the path of the socket")
+    path = Path(text)
+    if text.endswith("/") or path.is_dir():
+        path /= SOCKET_NAME
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise UserError(
+            f"{path}: {length} bytes are too long for a Unix socket (at most {MAX_PATH_BYTES}):"
+            " choose a shorter path"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a directory: create it first (mkdir -p)")
+    return path
+
+
+def why_not_listening(error: OSError, path: Path) -> str:
+    """What to tell the user about an error that listening on ``path`` raised."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{path} is in use by another process: stop it, or choose another --socket"
+        case errno.EEXIST:
+            return f"{path} exists and is no socket: choose another --socket"
+        case _:
+            return describe_os_error(OSError(error.errno, error.strerror, os.fspath(path)))

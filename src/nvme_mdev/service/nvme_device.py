@@ -1,0 +1,377 @@
+"""The NVMe controller as a vfio-user device: regions, interrupts and DMA, and nothing else.
+
+Thin glue between the protocol (:mod:`nvme_mdev.vfio_user`) and the PCI function, the controller and
+the queue table, which do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import select
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END, Controller
+from nvme_mdev.controller.transitions import State
+from nvme_mdev.datapath.memory import GuestMemory
+from nvme_mdev.datapath.queue_table import QueueTable
+from nvme_mdev.datapath.state import ControllerState
+from nvme_mdev.pci.bars import MSIX_BAR_SIZE
+from nvme_mdev.pci.function import PciFunction
+from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
+from nvme_mdev.spec.pci import CONFIG_SIZE
+from nvme_mdev.spec.vfio_user import (
+    NUM_PCI_IRQS,
+    NUM_PCI_REGIONS,
+    DeviceFlags,
+    DmaMapFlags,
+    IrqInfoFlags,
+    IrqSetFlags,
+    PciIrq,
+    PciRegion,
+    RegionInfoFlags,
+)
+from nvme_mdev.vfio_user.device import DeviceError, DeviceInfo, IrqInfo, RegionInfo, SparseArea
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Self
+
+    from nvme_mdev.controller.settings import ControllerSettings
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.datapath.iothread import IOThread
+    from nvme_mdev.datapath.queue_table import PathStatistics
+    from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
+
+_log = logging.getLogger(__name__)
+
+REPLY_DEADLINE_S = 4.0
+"""Longest wait for I/O before a request is answered: QEMU gives up on a reply after 5 s."""
+_RETRY_S = 0.0005
+"""How often a busy DMA window is tried again."""
+_WARN_S = 5.0
+"""How often to say that a client that has gone still has I/O in flight."""
+
+_READ_WRITE = RegionInfoFlags.READ | RegionInfoFlags.WRITE
+_NO_REGION = RegionInfo(0, RegionInfoFlags(0))
+_NO_IRQ = IrqInfo(0, IrqInfoFlags(0))
+_INTX_TRIGGER = -1
+"""The pin, as `QueueTable.trigger` knows it."""
+_EVENTFD_SIZE = 8
+
+
+class NvmeDevice:
+    """Implements :class:`nvme_mdev.vfio_user.device.Device` for one controller."""
+
+    def __init__(self, function: PciFunction, *, mapped_doorbells: bool = True) -> None:
+        """``mapped_doorbells``: offer the doorbell page to be mapped by the client."""
+        self._function = function
+        self._queues = function.controller.queues
+        self._queues.doorbells_mapped = mapped_doorbells
+        self._controller = function.controller
+        self._regions = self._make_regions(mapped_doorbells)
+        self._irqs = {
+            PciIrq.INTX: IrqInfo(
+                1, IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
+            ),
+            # Vectors can be added one by one (no NORESIZE): QEMU does.
+            PciIrq.MSIX: IrqInfo(self._controller.settings.vectors, IrqInfoFlags.EVENTFD),
+            PciIrq.ERR: IrqInfo(1, IrqInfoFlags.EVENTFD),
+            PciIrq.REQ: IrqInfo(1, IrqInfoFlags.EVENTFD),
+        }
+        #: Eventfds of ERR and REQ, which are ours to signal.
+        self._signals: dict[int, int] = {}
+        #: Eventfds of the client's that mask (True) or unmask the pin.
+        self._maskers: dict[bool, int] = {}
+
+    def _make_regions(self, mapped_doorbells: bool) -> dict[int, RegionInfo]:
+        bar0 = RegionInfo(BAR0_SIZE, _READ_WRITE)
+        if mapped_doorbells:
+            area = SparseArea(DOORBELL_BASE, DOORBELL_END - DOORBELL_BASE)
+            bar0 = RegionInfo(
+                BAR0_SIZE,
+                _READ_WRITE | RegionInfoFlags.MMAP,
+                (area,),
+                self._controller.state.doorbell_fd,
+            )
+        return {
+            PciRegion.BAR0: bar0,
+            PciRegion.BAR4: RegionInfo(MSIX_BAR_SIZE, _READ_WRITE),
+            PciRegion.CONFIG: RegionInfo(CONFIG_SIZE, _READ_WRITE),
+        }
+
+    # -- as a whole ---------------------------------------------------------------------------
+
+    @classmethod
+    def make(
+        cls,
+        settings: ControllerSettings,
+        iothread: IOThread,
+        backends: Sequence[Backend],
+        *,
+        mapped_doorbells: bool = True,
+    ) -> Self:
+        """A new controller with ``backends`` as namespaces 1, 2, ..., served by ``iothread``.
+
+        From within a running event loop; :meth:`close` undoes it. The thread and the backends stay
+        the caller's. OSError: the thread cannot serve a backend (no io_uring).
+        """
+        with ExitStack() as rollback:
+            state = ControllerState()
+            rollback.callback(state.close)
+            queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
+            rollback.callback(queues.close)
+            controller = Controller(settings, state, queues, dict(enumerate(backends, 1)))
+            device = cls(PciFunction(controller), mapped_doorbells=mapped_doorbells)
+            controller.start()
+            rollback.pop_all()
+        return device
+
+    def close(self) -> None:
+        """Free everything. The client has gone: :meth:`detached` has returned."""
+        self._controller.stop()
+        self._queues.close()
+        self._controller.state.close()
+
+    def statistics(self) -> PathStatistics:
+        """The three counters of the data path."""
+        return self._queues.statistics()
+
+    # -- what there is -----------------------------------------------------------------------
+
+    def info(self) -> DeviceInfo:
+        """A PCI device that can be reset."""
+        return DeviceInfo(DeviceFlags.RESET | DeviceFlags.PCI, NUM_PCI_REGIONS, NUM_PCI_IRQS)
+
+    def region_info(self, index: int) -> RegionInfo:
+        """BAR0, BAR4 and configuration space; the others are empty."""
+        return self._regions.get(index, _NO_REGION)
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """The pin, MSI-X, error and request; no MSI."""
+        return self._irqs.get(PciIrq(index), _NO_IRQ)
+
+    # -- regions -----------------------------------------------------------------------------
+
+    def region_read(self, index: int, offset: int, size: int) -> bytes:
+        """Read registers, the MSI-X table, or configuration space."""
+        match index:
+            case PciRegion.BAR0:
+                return self._controller.read(offset, size)
+            case PciRegion.BAR4:
+                return self._function.msix.read(offset, size)
+            case PciRegion.CONFIG:
+                return self._function.config.read(offset, size)
+            case _:
+                raise DeviceError(errno.EINVAL)
+
+    def region_write(self, index: int, offset: int, data: bytes) -> None:
+        """Write registers, doorbells, the MSI-X table, or configuration space."""
+        match index:
+            case PciRegion.BAR0:
+                self._controller.write(offset, data)
+            case PciRegion.BAR4:
+                self._function.msix.write(offset, data)
+            case PciRegion.CONFIG:
+                self._function.write_config(offset, data)
+            case _:
+                raise DeviceError(errno.EINVAL)
+
+    # -- interrupts --------------------------------------------------------------------------
+
+    async def set_irqs(self, request: SetIrqs, fds: Sequence[int]) -> None:
+        """See :class:`nvme_mdev.vfio_user.device.SetIrqs` for what each combination means."""
+        if request.data == IrqSetFlags.DATA_EVENTFD:
+            for position in range(request.count):
+                fd = fds[position] if fds else None
+                self._set_eventfd(request.index, request.start + position, request.action, fd)
+        elif request.count == 0:
+            self._disable(request.index)
+        else:
+            for position in range(request.count):
+                if request.data == IrqSetFlags.DATA_NONE or request.bools[position]:
+                    self._act(request.index, request.start + position, request.action)
+
+    def _set_eventfd(self, index: int, number: int, action: IrqSetFlags, fd: int | None) -> None:
+        if action != IrqSetFlags.ACTION_TRIGGER:
+            if index != PciIrq.INTX:
+                raise DeviceError(errno.EINVAL)
+            self._set_masker(action == IrqSetFlags.ACTION_MASK, fd)
+        elif index == PciIrq.INTX:
+            self._queues.set_intx(_keep(fd))
+        elif index == PciIrq.MSIX:
+            self._queues.set_msix(number, _keep(fd))
+        else:
+            self._forget_signal(index)
+            kept = _keep(fd)
+            if kept is not None:
+                self._signals[index] = kept
+
+    def _act(self, index: int, number: int, action: IrqSetFlags) -> None:
+        """Trigger, mask or unmask one interrupt."""
+        masked = action == IrqSetFlags.ACTION_MASK
+        if action == IrqSetFlags.ACTION_TRIGGER:
+            if index in (PciIrq.INTX, PciIrq.MSIX):
+                self._queues.trigger(_INTX_TRIGGER if index == PciIrq.INTX else number)
+            else:
+                self.signal(PciIrq(index))
+        elif index == PciIrq.INTX:
+            self._queues.mask_intx(masked)
+        elif index == PciIrq.MSIX:
+            self._queues.mask_msix(number, masked)
+        else:
+            raise DeviceError(errno.EINVAL)
+
+    def _disable(self, index: int) -> None:
+        """Forget every eventfd of a type."""
+        if index == PciIrq.INTX:
+            self._queues.set_intx(None)
+            for masks in (False, True):
+                self._set_masker(masks, None)
+        elif index == PciIrq.MSIX:
+            for vector in range(self._controller.settings.vectors):
+                self._queues.set_msix(vector, None)
+        else:
+            self._forget_signal(index)
+
+    def signal(self, irq: PciIrq) -> bool:
+        """Signal ERR or REQ to the client; False when it does not listen."""
+        fd = self._signals.get(irq)
+        if fd is None or not select.select([], [fd], [], 0)[1]:
+            return False
+        try:
+            os.write(fd, (1).to_bytes(_EVENTFD_SIZE, "little"))
+        except OSError as error:
+            _log.debug("eventfd of %s: %s", irq.name, error)
+            return False
+        return True
+
+    def _forget_signal(self, index: int) -> None:
+        fd = self._signals.pop(index, None)
+        if fd is not None:
+            os.close(fd)
+
+    def _set_masker(self, masks: bool, fd: int | None) -> None:
+        """Mask or unmask the pin whenever the client signals ``fd``; None: no longer."""
+        loop = asyncio.get_running_loop()
+        old = self._maskers.pop(masks, None)
+        if old is not None:
+            loop.remove_reader(old)
+            os.close(old)
+        kept = _keep(fd)
+        if kept is None:
+            return
+        try:
+            loop.add_reader(kept, self._on_masker, kept, masks)
+        except OSError:
+            os.close(kept)
+            raise
+        self._maskers[masks] = kept
+
+    def _on_masker(self, fd: int, masks: bool) -> None:
+        try:
+            # Not os.read: the client may have made the descriptor blocking, and emptied it.
+            if os.preadv(fd, [bytearray(_EVENTFD_SIZE)], -1, os.RWF_NOWAIT) == 0:
+                raise OSError(errno.EPIPE, "end of file")
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("the client's INTx eventfd cannot be read: %s", error)
+            self._set_masker(masks, None)
+            return
+        self._queues.mask_intx(masks)
+
+    # -- DMA ---------------------------------------------------------------------------------
+
+    async def dma_map(self, mapping: DmaMap, fd: int | None) -> None:
+        """Map a window of client memory."""
+        try:
+            self._queues.map(
+                mapping.iova,
+                mapping.size,
+                fd,
+                mapping.offset,
+                readable=bool(mapping.flags & DmaMapFlags.READ),
+                writable=bool(mapping.flags & DmaMapFlags.WRITE),
+            )
+        except ValueError as error:
+            code = errno.EEXIST if self._overlaps(mapping) else errno.EINVAL
+            raise DeviceError(code, str(error)) from error
+
+    def _overlaps(self, mapping: DmaMap) -> bool:
+        end = mapping.iova + mapping.size
+        return any(
+            iova < end and mapping.iova < iova + size
+            for iova, size, _, _ in self._queues.memory.ranges()
+        )
+
+    async def dma_unmap(self, iova: int, size: int) -> int:
+        """Unmap windows, when the I/O that uses them is done."""
+        return await self._unmap(lambda: self._queues.try_unmap(iova, size))
+
+    async def dma_unmap_all(self) -> int:
+        """Unmap everything."""
+        return await self._unmap(self._queues.try_unmap_all)
+
+    async def _unmap(self, attempt: Callable[[], int | None]) -> int:
+        deadline = asyncio.get_running_loop().time() + REPLY_DEADLINE_S
+        while True:
+            try:
+                removed = attempt()
+            except ValueError as error:
+                raise DeviceError(errno.EINVAL, str(error)) from error
+            if removed is not None:
+                return removed
+            if asyncio.get_running_loop().time() > deadline:
+                _log.error("I/O still uses the memory that the client unmaps")
+                raise DeviceError(errno.EBUSY)
+            await asyncio.sleep(_RETRY_S)
+
+    # -- life cycle --------------------------------------------------------------------------
+
+    async def reset(self) -> None:
+        """Function-level reset."""
+        self._function.reset()
+        try:
+            await asyncio.wait_for(self._controller.settled(), REPLY_DEADLINE_S)
+        except TimeoutError:
+            # It goes on; the guest cannot enable the controller before it is through.
+            _log.warning("reset: there is still I/O in flight")
+
+    async def attached(self) -> None:
+        """Nothing to do: the device is as new since the last client has left."""
+
+    async def detached(self) -> None:
+        """Reset, wait for all I/O, forget the client's memory and eventfds."""
+        self._function.reset()
+        await self._wait_patiently(self._settled)
+        self._queues.clear_interrupts()
+        for index in list(self._irqs):
+            self._disable(index)
+        await self._wait_patiently(lambda: self._queues.try_unmap_all() is not None)
+        self._function.power_cycle()
+
+    def _settled(self) -> bool:
+        return self._controller.life_cycle.state is State.DISABLED
+
+    async def _wait_patiently(self, done: Callable[[], bool]) -> None:
+        """Wait for I/O as long as it takes; the next client cannot come before."""
+        loop = asyncio.get_running_loop()
+        warn_at = loop.time() + _WARN_S
+        while not done():
+            if loop.time() > warn_at:
+                _log.warning("the client has gone; still waiting for its I/O")
+                warn_at += _WARN_S
+            await asyncio.sleep(_RETRY_S)
+
+
+def _keep(fd: int | None) -> int | None:
+    """A duplicate of a descriptor that the server will close, such that writing does not block."""
+    if fd is None:
+        return None
+    kept = os.dup(fd)
+    os.set_blocking(kept, False)
+    return kept

@@ -1,0 +1,831 @@
+"""Data structures that Identify returns.
+
+NVM Express Base Specification 2.1 section 5.1.13, NVM Command Set Specification 1.1 section 4.1.5.
+Field names are the specification's acronyms; 16-byte integers are little-endian byte arrays
+(:func:`u128`), strings are ASCII padded with blanks (:func:`ascii_field`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from ctypes import c_char, c_uint8, c_uint16, c_uint32, c_uint64
+
+IDENTIFY_SIZE = 4096
+"""Bytes of every Identify data structure."""
+
+
+class Cns(enum.IntEnum):
+    """Controller or Namespace Structure: which data structure is wanted (Base 5.1.13.1)."""
+
+    NAMESPACE = 0x00
+    CONTROLLER = 0x01
+    ACTIVE_NSID_LIST = 0x02
+    NS_ID_DESCRIPTORS = 0x03
+    NVM_SET_LIST = 0x04
+    IOCS_NAMESPACE = 0x05
+    """I/O command set specific Identify Namespace."""
+    IOCS_CONTROLLER = 0x06
+    """I/O command set specific Identify Controller."""
+    IOCS_ACTIVE_NSID_LIST = 0x07
+    IOCS_INDEPENDENT_NAMESPACE = 0x08
+    NAMESPACE_USER_FORMAT = 0x09
+    IOCS_NAMESPACE_USER_FORMAT = 0x0A
+    ALLOCATED_NSID_LIST = 0x10
+    ALLOCATED_NAMESPACE = 0x11
+    NS_CONTROLLER_LIST = 0x12
+    CONTROLLER_LIST = 0x13
+    PRIMARY_CONTROLLER_CAPS = 0x14
+    SECONDARY_CONTROLLER_LIST = 0x15
+    NS_GRANULARITY_LIST = 0x16
+    UUID_LIST = 0x17
+    DOMAIN_LIST = 0x18
+    ENDURANCE_GROUP_LIST = 0x19
+    IOCS_ALLOCATED_NSID_LIST = 0x1A
+    IOCS_ALLOCATED_NAMESPACE = 0x1B
+    IO_COMMAND_SETS = 0x1C
+
+
+def ascii_field(text: str, size: int) -> bytes:
+    """``text`` as a string field of ``size`` bytes: cut off or padded with blanks (Base 1.4.2).
+
+    Raises ``UnicodeEncodeError`` for what is not ASCII.
+    """
+    return text.encode("ascii")[:size].ljust(size)
+
+
+def u128(value: int) -> bytes:
+    """A 16-byte integer field. Raises ``OverflowError`` outside of 0 … 2**128 - 1."""
+    return value.to_bytes(16, "little")
+
+
+# --- Identify Controller (CNS 01h) ---
+
+
+class Cmic(enum.IntFlag):
+    """Controller Multi-Path I/O and Namespace Sharing Capabilities."""
+
+    MULTI_PORT = 1 << 0
+    MULTI_CTRL = 1 << 1
+    SRIOV = 1 << 2
+    ANA = 1 << 3
+
+
+class Oaes(enum.IntFlag):
+    """Optional Asynchronous Events Supported."""
+
+    NSAN = 1 << 8
+    """Attached Namespace Attribute Notices."""
+    FAN = 1 << 9
+    """Firmware Activation Notices."""
+    ANACN = 1 << 11
+    PLEALCN = 1 << 12
+    LSIAN = 1 << 13
+    EGEALCN = 1 << 14
+    NNSSHDN = 1 << 15
+    """Normal NVM Subsystem Shutdown."""
+    TTHRY = 1 << 16
+    ANSAN = 1 << 19
+    """Allocated Namespace Attribute Notices."""
+
+
+class Ctratt(enum.IntFlag):
+    """Controller Attributes."""
+
+    HIDS = 1 << 0
+    """128-bit Host Identifier."""
+    NOPSPM = 1 << 1
+    NSETS = 1 << 2
+    RRLVLS = 1 << 3
+    EGS = 1 << 4
+    PLM = 1 << 5
+    TBKAS = 1 << 6
+    """Traffic Based Keep Alive."""
+    NG = 1 << 7
+    SQA = 1 << 8
+    ULIST = 1 << 9
+    MDS = 1 << 10
+    FCM = 1 << 11
+    VCM = 1 << 12
+    DEG = 1 << 13
+    DNVMS = 1 << 14
+    ELBAS = 1 << 15
+    """Extended LBA Formats."""
+    MEM = 1 << 16
+    HMBR = 1 << 17
+    RHII = 1 << 18
+    FDPS = 1 << 19
+
+
+class CntrlType(enum.IntEnum):
+    """Controller Type."""
+
+    NOT_REPORTED = 0
+    IO = 1
+    DISCOVERY = 2
+    ADMINISTRATIVE = 3
+
+
+class Oacs(enum.IntFlag):
+    """Optional Admin Command Support."""
+
+    SSRS = 1 << 0
+    """Security Send and Receive."""
+    FNVMS = 1 << 1
+    """Format NVM."""
+    FWDS = 1 << 2
+    """Firmware Commit and Image Download."""
+    NMS = 1 << 3
+    """Namespace Management."""
+    DSTS = 1 << 4
+    """Device Self-test."""
+    DIRS = 1 << 5
+    """Directives."""
+    NSRS = 1 << 6
+    """NVMe-MI Send and Receive."""
+    VMS = 1 << 7
+    """Virtualization Management."""
+    DBCS = 1 << 8
+    """Doorbell Buffer Config."""
+    GLSS = 1 << 9
+    """Get LBA Status."""
+    CFLS = 1 << 10
+    """Command and Feature Lockdown."""
+
+
+class Frmw(enum.IntFlag):
+    """Firmware Updates; the number of slots is in bits 3:1 (:data:`FRMW_SLOTS_SHIFT`)."""
+
+    FFSRO = 1 << 0
+    """First Firmware Slot Read Only."""
+    FAWR = 1 << 4
+    """Firmware Activation Without Reset."""
+    SMUD = 1 << 5
+
+
+FRMW_SLOTS_SHIFT = 1
+"""Where the number of firmware slots is in FRMW."""
+
+
+class Lpa(enum.IntFlag):
+    """Log Page Attributes."""
+
+    SMARTS = 1 << 0
+    """SMART log per namespace."""
+    CSES = 1 << 1
+    """Commands Supported and Effects log."""
+    LPEDS = 1 << 2
+    """Extended data: NUMDU and offsets."""
+    TS = 1 << 3
+    """Telemetry."""
+    PES = 1 << 4
+    """Persistent Event log."""
+    MLPS = 1 << 5
+    """Supported Log Pages, Feature Identifiers Effects, and more."""
+    DA4S = 1 << 6
+
+
+class Oncs(enum.IntFlag):
+    """Optional NVM Command Support."""
+
+    NVMCMPS = 1 << 0
+    """Compare."""
+    NVMWUSV = 1 << 1
+    """Write Uncorrectable."""
+    NVMDSMSV = 1 << 2
+    """Dataset Management."""
+    NVMWZSV = 1 << 3
+    """Write Zeroes."""
+    SSFS = 1 << 4
+    """Save and Select fields of the Features commands."""
+    RESERVS = 1 << 5
+    """Reservations."""
+    TSS = 1 << 6
+    """Timestamp."""
+    NVMVFYS = 1 << 7
+    """Verify."""
+    NVMCPYS = 1 << 8
+    """Copy."""
+    NVMCSA = 1 << 9
+    NVMAFC = 1 << 10
+    MAXWZD = 1 << 11
+    NSZS = 1 << 12
+
+
+class Fuses(enum.IntFlag):
+    """Fused Operation Support."""
+
+    FCWS = 1 << 0
+    """Compare and Write."""
+
+
+class Fna(enum.IntFlag):
+    """Format NVM Attributes."""
+
+    FNS = 1 << 0
+    SENS = 1 << 1
+    CES = 1 << 2
+    FNVMBS = 1 << 3
+
+
+class Vwc(enum.IntFlag):
+    """Volatile Write Cache."""
+
+    VWCP = 1 << 0
+    """A volatile write cache is present."""
+    FB_NOT_ALL = 2 << 1
+    """Flush with NSID FFFFFFFFh is refused."""
+    FB_ALL = 3 << 1
+    """Flush with NSID FFFFFFFFh flushes every namespace."""
+
+
+class Sgls(enum.IntFlag):
+    """SGL Support; bits 1:0 are SGLS_NONE, BYTE_ALIGNED or DWORD_ALIGNED."""
+
+    BYTE_ALIGNED = 1
+    DWORD_ALIGNED = 2
+    KEYED = 1 << 2
+    BIT_BUCKET = 1 << 16
+    MBA = 1 << 17
+    LONGER = 1 << 18
+    MPTR_SGL = 1 << 19
+    OFFSET = 1 << 20
+    TRANSPORT = 1 << 21
+
+
+class PowerStateDescriptor(ctypes.LittleEndianStructure):
+    """Power State Descriptor, 32 bytes (Base, figure *Power State Descriptor*)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("mp", c_uint16),  # maximum power, 10 mW (100 µW with MXPS)
+        ("reserved2", c_uint8),
+        ("flags", c_uint8),  # MXPS 0, NOPS 1
+        ("enlat", c_uint32),  # entry latency, µs
+        ("exlat", c_uint32),  # exit latency, µs
+        ("rrt", c_uint8),  # relative read throughput
+        ("rrl", c_uint8),  # relative read latency
+        ("rwt", c_uint8),  # relative write throughput
+        ("rwl", c_uint8),  # relative write latency
+        ("idlp", c_uint16),  # idle power
+        ("ips", c_uint8),  # idle power scale, bits 7:6
+        ("reserved19", c_uint8),
+        ("actp", c_uint16),  # active power
+        ("aps", c_uint8),  # active power scale 7:6, workload 2:0
+        ("reserved23", c_uint8 * 9),
+    )
+    mp: int
+    flags: int
+    enlat: int
+    exlat: int
+    rrt: int
+    rrl: int
+    rwt: int
+    rwl: int
+    idlp: int
+    ips: int
+    actp: int
+    aps: int
+
+
+class IdentifyController(ctypes.LittleEndianStructure):
+    """Identify Controller, 4096 bytes (CNS 01h, Base 5.1.13.2.1)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("vid", c_uint16),  # PCI vendor
+        ("ssvid", c_uint16),  # PCI subsystem vendor
+        ("sn", c_char * 20),  # serial number
+        ("mn", c_char * 40),  # model number
+        ("fr", c_char * 8),  # firmware revision
+        ("rab", c_uint8),  # recommended arbitration burst, power of two
+        ("ieee", c_uint8 * 3),  # OUI, least significant byte first
+        ("cmic", c_uint8),  # Cmic
+        ("mdts", c_uint8),  # maximum data transfer: CAP.MPSMIN pages, power of two; 0 no limit
+        ("cntlid", c_uint16),
+        ("ver", c_uint32),  # as VS
+        ("rtd3r", c_uint32),  # RTD3 resume latency, µs
+        ("rtd3e", c_uint32),  # RTD3 entry latency, µs
+        ("oaes", c_uint32),  # Oaes
+        ("ctratt", c_uint32),  # Ctratt
+        ("rrls", c_uint16),
+        ("bpcap", c_uint8),
+        ("reserved103", c_uint8),
+        ("nssl", c_uint32),  # NVM subsystem shutdown latency, µs
+        ("reserved108", c_uint8 * 2),
+        ("plsi", c_uint8),
+        ("cntrltype", c_uint8),  # CntrlType
+        ("fguid", c_uint8 * 16),
+        ("crdt1", c_uint16),  # command retry delay, 100 ms
+        ("crdt2", c_uint16),
+        ("crdt3", c_uint16),
+        ("crcap", c_uint8),
+        ("ciu", c_uint8),
+        ("cirn", c_uint8 * 8),
+        ("reserved144", c_uint8 * 109),
+        ("nvmsr", c_uint8),
+        ("vwci", c_uint8),
+        ("mec", c_uint8),
+        ("oacs", c_uint16),  # Oacs
+        ("acl", c_uint8),  # abort command limit, 0's based
+        ("aerl", c_uint8),  # asynchronous event request limit, 0's based
+        ("frmw", c_uint8),  # Frmw
+        ("lpa", c_uint8),  # Lpa
+        ("elpe", c_uint8),  # error log page entries, 0's based
+        ("npss", c_uint8),  # number of power states, 0's based
+        ("avscc", c_uint8),
+        ("apsta", c_uint8),
+        ("wctemp", c_uint16),  # warning composite temperature, K
+        ("cctemp", c_uint16),  # critical composite temperature, K
+        ("mtfa", c_uint16),  # 100 ms
+        ("hmpre", c_uint32),  # 4 KiB
+        ("hmmin", c_uint32),  # 4 KiB
+        ("tnvmcap", c_uint8 * 16),  # bytes
+        ("unvmcap", c_uint8 * 16),  # bytes
+        ("rpmbs", c_uint32),
+        ("edstt", c_uint16),
+        ("dsto", c_uint8),
+        ("fwug", c_uint8),  # 4 KiB
+        ("kas", c_uint16),  # keep alive granularity, 100 ms; 0 not supported
+        ("hctma", c_uint16),
+        ("mntmt", c_uint16),  # K
+        ("mxtmt", c_uint16),  # K
+        ("sanicap", c_uint32),
+        ("hmminds", c_uint32),
+        ("hmmaxd", c_uint16),
+        ("nsetidmax", c_uint16),
+        ("endgidmax", c_uint16),
+        ("anatt", c_uint8),
+        ("anacap", c_uint8),
+        ("anagrpmax", c_uint32),
+        ("nanagrpid", c_uint32),
+        ("pels", c_uint32),
+        ("domainid", c_uint16),
+        ("kpioc", c_uint8),
+        ("reserved359", c_uint8),
+        ("mptfawr", c_uint16),
+        ("reserved362", c_uint8 * 6),
+        ("megcap", c_uint8 * 16),
+        ("tmpthha", c_uint8),
+        ("reserved385", c_uint8),
+        ("cqt", c_uint16),
+        ("reserved388", c_uint8 * 124),
+        ("sqes", c_uint8),  # SQE size, powers of two: required 3:0, maximum 7:4
+        ("cqes", c_uint8),  # CQE size, likewise
+        ("maxcmd", c_uint16),
+        ("nn", c_uint32),  # number of namespaces: the highest NSID
+        ("oncs", c_uint16),  # Oncs
+        ("fuses", c_uint16),  # Fuses
+        ("fna", c_uint8),  # Fna
+        ("vwc", c_uint8),  # Vwc
+        ("awun", c_uint16),  # atomic write unit normal, logical blocks, 0's based
+        ("awupf", c_uint16),  # atomic write unit power fail, logical blocks, 0's based
+        ("icsvscc", c_uint8),
+        ("nwpc", c_uint8),
+        ("acwu", c_uint16),  # atomic compare & write unit, logical blocks, 0's based
+        ("cdfs", c_uint16),
+        ("sgls", c_uint32),  # Sgls
+        ("mnan", c_uint32),  # maximum number of allowed namespaces
+        ("maxdna", c_uint8 * 16),
+        ("maxcna", c_uint32),
+        ("oaqd", c_uint32),
+        ("reserved568", c_uint8 * 200),
+        ("subnqn", c_char * 256),  # NUL-terminated UTF-8
+        ("reserved1024", c_uint8 * 768),
+        ("ioccsz", c_uint32),  # fabrics, as the fields up to 2048
+        ("iorcsz", c_uint32),
+        ("icdoff", c_uint16),
+        ("fcatt", c_uint8),
+        ("msdbd", c_uint8),
+        ("ofcs", c_uint16),
+        ("dctype", c_uint8),
+        ("reserved1807", c_uint8 * 241),
+        ("psd", PowerStateDescriptor * 32),
+        ("vs", c_uint8 * 1024),
+    )
+    vid: int
+    ssvid: int
+    sn: bytes
+    mn: bytes
+    fr: bytes
+    rab: int
+    ieee: ctypes.Array[c_uint8]
+    cmic: int
+    mdts: int
+    cntlid: int
+    ver: int
+    rtd3r: int
+    rtd3e: int
+    oaes: int
+    ctratt: int
+    rrls: int
+    bpcap: int
+    nssl: int
+    plsi: int
+    cntrltype: int
+    fguid: ctypes.Array[c_uint8]
+    crdt1: int
+    crdt2: int
+    crdt3: int
+    crcap: int
+    ciu: int
+    cirn: ctypes.Array[c_uint8]
+    nvmsr: int
+    vwci: int
+    mec: int
+    oacs: int
+    acl: int
+    aerl: int
+    frmw: int
+    lpa: int
+    elpe: int
+    npss: int
+    avscc: int
+    apsta: int
+    wctemp: int
+    cctemp: int
+    mtfa: int
+    hmpre: int
+    hmmin: int
+    tnvmcap: ctypes.Array[c_uint8]
+    unvmcap: ctypes.Array[c_uint8]
+    rpmbs: int
+    edstt: int
+    dsto: int
+    fwug: int
+    kas: int
+    hctma: int
+    mntmt: int
+    mxtmt: int
+    sanicap: int
+    hmminds: int
+    hmmaxd: int
+    nsetidmax: int
+    endgidmax: int
+    anatt: int
+    anacap: int
+    anagrpmax: int
+    nanagrpid: int
+    pels: int
+    domainid: int
+    kpioc: int
+    mptfawr: int
+    megcap: ctypes.Array[c_uint8]
+    tmpthha: int
+    cqt: int
+    sqes: int
+    cqes: int
+    maxcmd: int
+    nn: int
+    oncs: int
+    fuses: int
+    fna: int
+    vwc: int
+    awun: int
+    awupf: int
+    icsvscc: int
+    nwpc: int
+    acwu: int
+    cdfs: int
+    sgls: int
+    mnan: int
+    maxdna: ctypes.Array[c_uint8]
+    maxcna: int
+    oaqd: int
+    subnqn: bytes
+    ioccsz: int
+    iorcsz: int
+    icdoff: int
+    fcatt: int
+    msdbd: int
+    ofcs: int
+    dctype: int
+    psd: ctypes.Array[PowerStateDescriptor]
+    vs: ctypes.Array[c_uint8]
+
+
+class IdentifyControllerNvm(ctypes.LittleEndianStructure):
+    """Identify Controller of the NVM command set, 4096 bytes (CNS 06h, CSI 00h)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("vsl", c_uint8),  # verify size limit, as MDTS
+        ("wzsl", c_uint8),  # write zeroes size limit, as MDTS
+        ("wusl", c_uint8),  # write uncorrectable size limit, as MDTS
+        ("dmrl", c_uint8),  # dataset management ranges limit
+        ("dmrsl", c_uint32),  # dataset management range size limit, logical blocks
+        ("dmsl", c_uint64),  # dataset management size limit, logical blocks
+        ("kpiocap", c_uint8),
+        ("wzdsl", c_uint8),  # write zeroes with deallocate size limit, as MDTS
+        ("aocs", c_uint16),
+        ("ver", c_uint32),
+        ("lbamqf", c_uint8),
+        ("reserved25", c_uint8 * 4071),
+    )
+    vsl: int
+    wzsl: int
+    wusl: int
+    dmrl: int
+    dmrsl: int
+    dmsl: int
+    kpiocap: int
+    wzdsl: int
+    aocs: int
+    ver: int
+    lbamqf: int
+
+
+# --- Identify Namespace (CNS 00h) ---
+
+
+class Nsfeat(enum.IntFlag):
+    """Namespace Features."""
+
+    THINP = 1 << 0
+    """Thin provisioning."""
+    NSABP = 1 << 1
+    """NAWUN, NAWUPF and NACWU are valid."""
+    DAE = 1 << 2
+    """Deallocated or Unwritten Logical Block Error."""
+    UIDREUSE = 1 << 3
+    """NGUID and EUI64 are never reused."""
+    OPTPERF = 1 << 4
+    """NPWG, NPWA, NPDG, NPDA and NOWS are valid (bits 5:4 = 01b)."""
+    MAM = 1 << 6
+    """Multiple Atomicity Mode."""
+    OPTRPERF = 1 << 7
+
+
+class Nmic(enum.IntFlag):
+    """Namespace Multi-path I/O and Namespace Sharing Capabilities."""
+
+    SHRNS = 1 << 0
+    """The namespace may be attached to more than one controller."""
+
+
+class Dlfeat(enum.IntFlag):
+    """Deallocate Logical Block Features; what a deallocated block reads as is in bits 2:0."""
+
+    READS_ZEROES = 1
+    READS_ONES = 2
+    DEALLOCATE_WRITE_ZEROES = 1 << 3
+    """Write Zeroes takes the Deallocate bit."""
+    GUARD_CRC = 1 << 4
+
+
+class Nsattr(enum.IntFlag):
+    """Namespace Attributes."""
+
+    CWP = 1 << 0
+    """Currently Write Protected."""
+
+
+class LbaFormat(ctypes.LittleEndianStructure):
+    """LBA Format, 4 bytes (NVM Command Set, figure *LBA Format Data Structure*)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("ms", c_uint16),  # metadata bytes
+        ("lbads", c_uint8),  # logical block size, power of two (9: 512, 12: 4096)
+        ("rp", c_uint8),  # relative performance 1:0, 0 is best
+    )
+    ms: int
+    lbads: int
+    rp: int
+
+
+class IdentifyNamespace(ctypes.LittleEndianStructure):
+    """Identify Namespace, 4096 bytes (CNS 00h, NVM Command Set 4.1.5.1)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("nsze", c_uint64),  # size, logical blocks
+        ("ncap", c_uint64),  # capacity, logical blocks
+        ("nuse", c_uint64),  # utilization, logical blocks
+        ("nsfeat", c_uint8),  # Nsfeat
+        ("nlbaf", c_uint8),  # number of LBA formats, 0's based
+        ("flbas", c_uint8),  # format in use: 3:0 and 6:5; extended metadata 4
+        ("mc", c_uint8),
+        ("dpc", c_uint8),
+        ("dps", c_uint8),
+        ("nmic", c_uint8),  # Nmic
+        ("rescap", c_uint8),
+        ("fpi", c_uint8),
+        ("dlfeat", c_uint8),  # Dlfeat
+        ("nawun", c_uint16),  # logical blocks, 0's based, as the five after it
+        ("nawupf", c_uint16),
+        ("nacwu", c_uint16),
+        ("nabsn", c_uint16),
+        ("nabo", c_uint16),  # logical blocks
+        ("nabspf", c_uint16),
+        ("noiob", c_uint16),  # optimal I/O boundary, logical blocks
+        ("nvmcap", c_uint8 * 16),  # bytes
+        ("npwg", c_uint16),  # preferred write granularity, logical blocks, 0's based
+        ("npwa", c_uint16),  # preferred write alignment, likewise
+        ("npdg", c_uint16),  # preferred deallocate granularity, likewise
+        ("npda", c_uint16),  # preferred deallocate alignment, likewise
+        ("nows", c_uint16),  # optimal write size, likewise
+        ("mssrl", c_uint16),  # copy: maximum single source range, logical blocks
+        ("mcl", c_uint32),  # copy: maximum length, logical blocks
+        ("msrc", c_uint8),  # copy: maximum source ranges, 0's based
+        ("kpios", c_uint8),
+        ("nulbaf", c_uint8),
+        ("reserved83", c_uint8),
+        ("kpiodaag", c_uint32),
+        ("reserved88", c_uint8 * 4),
+        ("anagrpid", c_uint32),
+        ("reserved96", c_uint8 * 3),
+        ("nsattr", c_uint8),  # Nsattr
+        ("nvmsetid", c_uint16),
+        ("endgid", c_uint16),
+        ("nguid", c_uint8 * 16),  # big-endian, as its text
+        ("eui64", c_uint8 * 8),  # big-endian, as its text
+        ("lbaf", LbaFormat * 64),
+        ("vs", c_uint8 * 3712),
+    )
+    nsze: int
+    ncap: int
+    nuse: int
+    nsfeat: int
+    nlbaf: int
+    flbas: int
+    mc: int
+    dpc: int
+    dps: int
+    nmic: int
+    rescap: int
+    fpi: int
+    dlfeat: int
+    nawun: int
+    nawupf: int
+    nacwu: int
+    nabsn: int
+    nabo: int
+    nabspf: int
+    noiob: int
+    nvmcap: ctypes.Array[c_uint8]
+    npwg: int
+    npwa: int
+    npdg: int
+    npda: int
+    nows: int
+    mssrl: int
+    mcl: int
+    msrc: int
+    kpios: int
+    nulbaf: int
+    kpiodaag: int
+    anagrpid: int
+    nsattr: int
+    nvmsetid: int
+    endgid: int
+    nguid: ctypes.Array[c_uint8]
+    eui64: ctypes.Array[c_uint8]
+    lbaf: ctypes.Array[LbaFormat]
+    vs: ctypes.Array[c_uint8]
+
+
+class IdentifyNamespaceNvm(ctypes.LittleEndianStructure):
+    """Identify Namespace of the NVM command set, 4096 bytes (CNS 05h, CSI 00h)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("lbstm", c_uint64),  # logical block storage tag mask
+        ("pic", c_uint8),
+        ("pifa", c_uint8),
+        ("reserved10", c_uint8 * 2),
+        ("elbaf", c_uint32 * 64),  # extended LBA formats
+        ("npdgl", c_uint32),  # preferred deallocate granularity large, logical blocks
+        ("nprg", c_uint32),
+        ("npra", c_uint32),
+        ("nors", c_uint32),
+        ("npdal", c_uint32),
+        ("lbapss", c_uint32),
+        ("tlbaag", c_uint32),
+        ("reserved296", c_uint8 * 3800),
+    )
+    lbstm: int
+    pic: int
+    pifa: int
+    elbaf: ctypes.Array[c_uint32]
+    npdgl: int
+    nprg: int
+    npra: int
+    nors: int
+    npdal: int
+    lbapss: int
+    tlbaag: int
+
+
+class Nstat(enum.IntFlag):
+    """Namespace Status (CNS 08h)."""
+
+    NRDY = 1 << 0
+    """Ready."""
+
+
+class IndependentNsfeat(enum.IntFlag):
+    """Common Namespace Features (CNS 08h)."""
+
+    UIDREUSE = 1 << 3
+    RMEDIA = 1 << 4
+    """Rotational media."""
+    VWCNP = 1 << 5
+    """Volatile Write Cache Not Present for this namespace."""
+
+
+class IdentifyNamespaceIndependent(ctypes.LittleEndianStructure):
+    """I/O Command Set Independent Identify Namespace, 4096 bytes (CNS 08h, Base 5.1.13.2.8)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("nsfeat", c_uint8),  # IndependentNsfeat
+        ("nmic", c_uint8),  # Nmic
+        ("rescap", c_uint8),
+        ("fpi", c_uint8),
+        ("anagrpid", c_uint32),
+        ("nsattr", c_uint8),  # Nsattr
+        ("reserved9", c_uint8),
+        ("nvmsetid", c_uint16),
+        ("endgid", c_uint16),
+        ("nstat", c_uint8),  # Nstat
+        ("reserved15", c_uint8 * 4081),
+    )
+    nsfeat: int
+    nmic: int
+    rescap: int
+    fpi: int
+    anagrpid: int
+    nsattr: int
+    nvmsetid: int
+    endgid: int
+    nstat: int
+
+
+# --- lists ---
+
+
+class Nidt(enum.IntEnum):
+    """Namespace Identifier Type (CNS 03h)."""
+
+    EUI64 = 1
+    NGUID = 2
+    UUID = 3
+    CSI = 4
+
+
+NIDT_LENGTH: dict[Nidt, int] = {Nidt.EUI64: 8, Nidt.NGUID: 16, Nidt.UUID: 16, Nidt.CSI: 1}
+"""Bytes of each identifier (NIDL)."""
+
+
+class NsIdDescriptor(ctypes.LittleEndianStructure):
+    """Head of a Namespace Identification Descriptor, 4 bytes; NID follows (Base 5.1.13.2.3)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("nidt", c_uint8),
+        ("nidl", c_uint8),
+        ("reserved", c_uint16),
+    )
+    nidt: int
+    nidl: int
+
+
+NSID_LIST_ENTRIES = 1024
+"""Identifiers in a namespace list; unused ones are 0 (Base 4.4.2)."""
+
+
+class NsidList(ctypes.LittleEndianStructure):
+    """Namespace List, 4096 bytes, ascending (CNS 02h, 07h, 10h, 1Ah; Base 4.4.2)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("nsid", c_uint32 * NSID_LIST_ENTRIES),)
+    nsid: ctypes.Array[c_uint32]
+
+
+class ControllerList(ctypes.LittleEndianStructure):
+    """Controller List, 4096 bytes, ascending (CNS 12h, 13h; Base 4.4.1)."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("numids", c_uint16), ("cntlid", c_uint16 * 2047))
+    numids: int
+    cntlid: ctypes.Array[c_uint16]
+
+
+class IoCommandSetVectors(ctypes.LittleEndianStructure):
+    """I/O Command Set data structure, 4096 bytes (CNS 1Ch): a bit for each CSI, per combination."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("vector", c_uint64 * 512),)
+    vector: ctypes.Array[c_uint64]

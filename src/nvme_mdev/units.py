@@ -1,0 +1,38 @@
+"""Sizes as people write and read them; K, M, G, T, P and E are powers of 1024, as in qemu-img."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from nvme_mdev.errors import UserError
+
+_SUFFIXES = "KMGTPE"
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?(?:([{_SUFFIXES}])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)
+#: Files and devices are no larger: off_t is a signed 64-bit number.
+MAX_SIZE = 2**63 - 1
+
+
+def parse_size(text: str) -> int:
+    """Bytes for ``512``, ``4K``, ``1.5G``, ``10GiB``; UserError when it is not a positive size."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UserError(f"{text!r} is not a size: write bytes, or a number with K, M, G or T (10G)")
+    number, suffix = match.groups()
+    size = Fraction(number) * 1024 ** (_SUFFIXES.index(suffix.upper()) + 1 if suffix else 0)
+    if size.denominator != 1:
+        raise UserError(f"{text!r} is not a whole number of bytes: use a smaller unit")
+    if not 0 < size <= MAX_SIZE:
+        raise UserError(f"{text!r} is out of range: a size is at least 1 and less than 8E bytes")
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """``1 GiB``, ``1.5 MiB``, ``512 B``: at most two decimals, in the largest unit that fits."""
+    value, unit = Fraction(size), "B"
+    for suffix in _SUFFIXES:
+        if value < 1024:
+            break
+        value, unit = value / 1024, f"{suffix}iB"
+    number = f"{float(value):.2f}".rstrip("0").rstrip(".")
+    return f"{number} {unit}"

@@ -1,0 +1,700 @@
+"""Bytes and file descriptors to vfio-user messages and back; no I/O.
+
+QEMU ``docs/interop/vfio-user.rst``, *Protocol Specification*. Everything that comes from a peer is
+checked here as far as a message alone tells: lengths, counts, reserved bits, JSON. What depends on
+the session (is the command legal now?) is in :mod:`.session`, what depends on the device (is there
+such a region?) in :mod:`.server`.
+
+Receiving
+    File descriptors travel beside the bytes, and the kernel gives them with the first byte of the
+    ``sendmsg`` that carried them. To know which message they belong to, one must never read past
+    the end of a message: a :class:`Receiver` says in :attr:`Receiver.wanted` how many bytes it
+    takes next, first the 16 of the header, then exactly the body.
+
+Ownership of file descriptors
+    The receiver owns what it was given until it hands out the :class:`Message`; then the message's
+    taker does. After an error or at the end, :meth:`Receiver.take_fds` gives those still held.
+
+Whose mistake
+    :class:`LocalProtocolError` is a bug in the program that called us, found before anything was
+    sent. :class:`RemoteProtocolError` is the peer's doing, and says what to do about it.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import json
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from nvme_mdev.spec import vfio_user as wire
+from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Self
+
+MAX_MSG_FDS = 16
+"""File descriptors we take in one message; as many as QEMU sends, and it refuses to hear more."""
+MAX_DATA_XFER_SIZE = wire.DEFAULT_MAX_DATA_XFER_SIZE
+"""Bytes that a region access moves at most."""
+MAX_MESSAGE_SIZE = wire.HEADER_SIZE + ctypes.sizeof(wire.RegionAccess) + MAX_DATA_XFER_SIZE
+"""Bytes of the largest message that we take: the largest region access with its headers."""
+MAX_VERSION_JSON = 16 << 10
+"""Bytes of JSON that a VERSION message may carry; QEMU sends about 200."""
+
+ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_MSG_FDS * array.array("i").itemsize)
+"""Bytes of ancillary data to ask ``recvmsg`` for: room for that many fds and nothing more."""
+
+_U64_END = 1 << 64
+
+
+def fds_in(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The file descriptors in what ``recvmsg`` gave beside the bytes; they are the caller's."""
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return fds.tolist()
+
+
+class ProtocolError(Exception):
+    """The rules of vfio-user were broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """By this program: a message that must not be sent."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """By the peer.
+
+    ``errno`` is for the error reply. ``close`` says that the session cannot go on, because the
+    stream can no longer be followed or the peer is not what it should be; without it an error
+    reply is enough. ``header`` is the message's when a :class:`Receiver` has got that far: without
+    it there is nothing to reply to.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        errno: int = errno.EINVAL,
+        close: bool = False,
+        header: MessageHeader | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.errno = errno
+        self.close = close
+        self.header = header
+
+
+@dataclass(frozen=True, slots=True)
+class MessageHeader:
+    """A message's header (section *Header*), without its size."""
+
+    message_id: int
+    """The sender's; a reply repeats it."""
+    command: int
+    """One of :class:`Command`, or any other number of 16 bits."""
+    type: MessageType = MessageType.COMMAND
+    flags: HeaderFlags = HeaderFlags(0)  # noqa: RUF009 - an enumeration's member, not a mutable
+    error: int = 0
+    """With ``HeaderFlags.ERROR``: errno, or 0 for an unknown one."""
+
+    @property
+    def no_reply(self) -> bool:
+        """Whether the sender of this command wants no reply, not even to an error."""
+        return HeaderFlags.NO_REPLY in self.flags
+
+    def pack(self, body_size: int) -> bytes:
+        """The 16 bytes in front of a body of ``body_size`` bytes."""
+        return bytes(
+            wire.Header(
+                self.message_id,
+                self.command,
+                wire.HEADER_SIZE + body_size,
+                self.type | self.flags,
+                self.error,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A whole message as it came: header, body, and the file descriptors that are now yours."""
+
+    header: MessageHeader
+    body: bytes
+    fds: tuple[int, ...] = ()
+
+
+def encode(header: MessageHeader, body: bytes = b"") -> bytes:
+    """A message's bytes. Raises :class:`LocalProtocolError` when it is larger than allowed."""
+    if wire.HEADER_SIZE + len(body) > MAX_MESSAGE_SIZE:
+        raise LocalProtocolError(f"a message of {len(body)} bytes is larger than allowed")
+    return header.pack(len(body)) + body
+
+
+class Receiver:
+    """Puts messages together from what a socket gives, a piece at a time.
+
+    Call :meth:`receive` with at most :attr:`wanted` bytes and the file descriptors that came with
+    them, until it returns a message; at end of file call :meth:`eof`. After a
+    :class:`RemoteProtocolError` with ``close`` the receiver is of no use any more.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._size = wire.HEADER_SIZE
+        self._header: MessageHeader | None = None
+        self._fds: list[int] = []
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes to read next, at least 1."""
+        return self._size - len(self._buffer)
+
+    def receive(self, data: bytes, fds: Sequence[int] = ()) -> Message | None:
+        """Take a piece; returns the message when it is whole.
+
+        Raises :class:`RemoteProtocolError` (always with ``close``) when the header is such that
+        the stream cannot be followed. :class:`LocalProtocolError` for more bytes than wanted.
+        """
+        self._fds += fds
+        if len(data) > self.wanted:
+            raise LocalProtocolError("more bytes than wanted: file descriptors may be misplaced")
+        # A few with every byte of a long body would use up all that this process may open.
+        if len(self._fds) > MAX_MSG_FDS:
+            text = f"more than {MAX_MSG_FDS} file descriptors with a message"
+            raise RemoteProtocolError(text, close=True, header=self._header)
+        self._buffer += data
+        if len(self._buffer) < self._size:
+            return None
+        if self._header is None:
+            self._header = self._parse_header()
+            if len(self._buffer) < self._size:
+                return None
+        message = Message(self._header, bytes(self._buffer[wire.HEADER_SIZE :]), self.take_fds())
+        self._buffer.clear()
+        self._size = wire.HEADER_SIZE
+        self._header = None
+        return message
+
+    def _parse_header(self) -> MessageHeader:
+        raw = wire.Header.from_buffer_copy(self._buffer)
+        kind = raw.flags & wire.HEADER_TYPE_MASK
+        if kind not in (MessageType.COMMAND, MessageType.REPLY):
+            raise RemoteProtocolError(f"unknown message type {kind}", close=True)
+        header = MessageHeader(
+            raw.message_id,
+            raw.command,
+            MessageType(kind),
+            HeaderFlags(raw.flags & ~wire.HEADER_TYPE_MASK & wire.HEADER_FLAGS_MASK),
+            raw.error,
+        )
+        if not wire.HEADER_SIZE <= raw.message_size <= MAX_MESSAGE_SIZE:
+            raise RemoteProtocolError(
+                f"message of {raw.message_size} bytes", close=True, header=header
+            )
+        if raw.flags & ~wire.HEADER_FLAGS_MASK:
+            raise RemoteProtocolError(
+                f"reserved header flags {raw.flags:#x}", close=True, header=header
+            )
+        self._size = raw.message_size
+        return header
+
+    def eof(self) -> None:
+        """The peer has closed: raises :class:`RemoteProtocolError` in the middle of a message."""
+        if self._buffer:
+            raise RemoteProtocolError("end of file in the middle of a message", close=True)
+
+    def take_fds(self) -> tuple[int, ...]:
+        """The file descriptors of a message not handed out yet; they are the caller's now."""
+        fds = tuple(self._fds)
+        self._fds.clear()
+        return fds
+
+
+S = TypeVar("S", bound=ctypes.LittleEndianStructure)
+
+
+def _structure(kind: type[S], body: bytes) -> S:
+    """The structure at the start of a body; what follows is the caller's to judge."""
+    if len(body) < ctypes.sizeof(kind):
+        raise RemoteProtocolError(
+            f"{kind.__name__} of {len(body)} bytes instead of {ctypes.sizeof(kind)}"
+        )
+    return kind.from_buffer_copy(body)
+
+
+def _check_argsz(argsz: int, kind: type[ctypes.LittleEndianStructure]) -> None:
+    """Refuse an ``argsz`` that does not even cover the fixed part."""
+    if argsz < ctypes.sizeof(kind):
+        raise RemoteProtocolError(f"argsz {argsz} is less than {ctypes.sizeof(kind)}")
+
+
+def _check_range(address: int, size: int) -> None:
+    if size == 0:
+        raise RemoteProtocolError("range of 0 bytes")
+    if address + size > _U64_END:
+        raise RemoteProtocolError(f"range {address:#x} + {size:#x} exceeds 64 bits")
+
+
+# --- VERSION ---
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """The ``capabilities`` of VERSION's JSON; None is what the peer did not say."""
+
+    max_msg_fds: int | None = None
+    max_data_xfer_size: int | None = None
+    max_dma_maps: int | None = None
+    pgsizes: int | None = None
+    twin_socket: bool | None = None
+    """Whether ``twin_socket.supported`` is true."""
+    write_multiple: bool | None = None
+
+    _NUMBERS: ClassVar = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> Self:
+        """Check and take what we know; what we do not know (``migration``) is left out."""
+        for name in cls._NUMBERS:
+            number = value.get(name, 0)
+            if type(number) is not int or not 0 <= number < _U64_END:
+                raise RemoteProtocolError(f"capability {name} is not a number")
+        multiple = value.get("write_multiple", False)
+        if type(multiple) is not bool:
+            raise RemoteProtocolError("capability write_multiple is not a boolean")
+        twin = value.get("twin_socket", {})
+        if not isinstance(twin, dict) or type(twin.get("supported", False)) is not bool:
+            raise RemoteProtocolError("capability twin_socket is malformed")
+        known = {name: value[name] for name in (*cls._NUMBERS, "write_multiple") if name in value}
+        if "twin_socket" in value:
+            known["twin_socket"] = twin.get("supported", False)
+        return cls(**known)  # type: ignore[arg-type]  # checked just above
+
+    def to_json(self) -> dict[str, object]:
+        """What goes into the JSON: everything that is not None."""
+        known: dict[str, object] = {
+            name: getattr(self, name)
+            for name in (*self._NUMBERS, "write_multiple")
+            if getattr(self, name) is not None
+        }
+        if self.twin_socket is not None:
+            known["twin_socket"] = {"supported": self.twin_socket}
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """VERSION, request and reply."""
+
+    command: ClassVar = Command.VERSION
+    major: int
+    minor: int
+    capabilities: Capabilities | None = None
+    """None when there is no JSON at all, as SPDK's driver does it."""
+
+    def pack(self) -> bytes:
+        """The body."""
+        body = bytes(wire.Version(self.major, self.minor))
+        if self.capabilities is None:
+            return body
+        text = json.dumps({"capabilities": self.capabilities.to_json()}, separators=(",", ":"))
+        return body + text.encode() + b"\0"
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` for bad JSON or what is not NUL-terminated."""
+        raw = _structure(wire.Version, body)
+        data = body[ctypes.sizeof(raw) :]
+        if not data:
+            return cls(raw.major, raw.minor)
+        if len(data) > MAX_VERSION_JSON:
+            raise RemoteProtocolError(f"{len(data)} bytes of version data")
+        if data[-1]:
+            raise RemoteProtocolError("version data is not NUL-terminated")
+        try:
+            value = json.loads(data[: data.index(0)])
+        except (ValueError, RecursionError) as error:
+            raise RemoteProtocolError("version data is not JSON") from error
+        capabilities = value.get("capabilities", {}) if isinstance(value, dict) else None
+        if not isinstance(capabilities, dict):
+            raise RemoteProtocolError("version data has no capabilities object")
+        return cls(raw.major, raw.minor, Capabilities.from_json(capabilities))
+
+
+# --- DMA ---
+
+
+@dataclass(frozen=True, slots=True)
+class DmaMap:
+    """DMA_MAP's request; the reply has no body."""
+
+    command: ClassVar = Command.DMA_MAP
+    flags: int
+    offset: int
+    address: int
+    size: int
+
+    def pack(self) -> bytes:
+        """The body."""
+        raw = wire.DmaMap(0, self.flags, self.offset, self.address, self.size)
+        raw.argsz = ctypes.sizeof(raw)
+        return bytes(raw)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` for unknown flags or a range that wraps."""
+        raw = _structure(wire.DmaMap, body)
+        _check_argsz(raw.argsz, wire.DmaMap)
+        if raw.flags & ~wire.DMA_MAP_FLAGS_MASK:
+            raise RemoteProtocolError(f"unknown flags {raw.flags:#x}")
+        _check_range(raw.address, raw.size)
+        # The end of a file offset: mmap takes 63 bits.
+        if raw.offset + raw.size > _U64_END >> 1:
+            raise RemoteProtocolError(f"offset {raw.offset:#x} + {raw.size:#x} exceeds 63 bits")
+        return cls(raw.flags, raw.offset, raw.address, raw.size)
+
+
+@dataclass(frozen=True, slots=True)
+class DmaUnmap:
+    """DMA_UNMAP, request and reply."""
+
+    command: ClassVar = Command.DMA_UNMAP
+    flags: int
+    address: int
+    size: int
+
+    def pack(self) -> bytes:
+        """The body."""
+        raw = wire.DmaUnmap(0, self.flags, self.address, self.size)
+        raw.argsz = ctypes.sizeof(raw)
+        return bytes(raw)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError`; ENOTSUP for a dirty bitmap (no migration)."""
+        raw = _structure(wire.DmaUnmap, body)
+        _check_argsz(raw.argsz, wire.DmaUnmap)
+        if raw.flags & wire.DmaUnmapFlags.GET_DIRTY_BITMAP:
+            raise RemoteProtocolError("dirty page tracking", errno=errno.ENOTSUP)
+        if raw.flags not in (0, wire.DmaUnmapFlags.ALL):
+            raise RemoteProtocolError(f"unknown flags {raw.flags:#x}")
+        if not raw.flags:
+            _check_range(raw.address, raw.size)
+        elif raw.address or raw.size:
+            raise RemoteProtocolError("unmap all with an address or a size")
+        return cls(raw.flags, raw.address, raw.size)
+
+
+# --- information ---
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """DEVICE_GET_INFO, request and reply."""
+
+    command: ClassVar = Command.DEVICE_GET_INFO
+    argsz: int = ctypes.sizeof(wire.DeviceInfo)
+    flags: int = 0
+    num_regions: int = 0
+    num_irqs: int = 0
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.DeviceInfo(self.argsz, self.flags, self.num_regions, self.num_irqs))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError`."""
+        raw = _structure(wire.DeviceInfo, body)
+        _check_argsz(raw.argsz, wire.DeviceInfo)
+        return cls(raw.argsz, raw.flags, raw.num_regions, raw.num_irqs)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """DEVICE_GET_REGION_INFO, request and reply."""
+
+    command: ClassVar = Command.DEVICE_GET_REGION_INFO
+    index: int
+    argsz: int = ctypes.sizeof(wire.RegionInfo)
+    flags: int = 0
+    size: int = 0
+    offset: int = 0
+    areas: tuple[tuple[int, int], ...] | None = None
+    """The sparse-mmap capability's (offset, size) pairs; None without the capability."""
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the whole reply: what ``argsz`` has to be."""
+        needed = ctypes.sizeof(wire.RegionInfo)
+        if self.areas is not None:
+            area = ctypes.sizeof(wire.SparseMmapArea)
+            needed += ctypes.sizeof(wire.SparseMmapCap) + area * len(self.areas)
+        return needed
+
+    def pack(self) -> bytes:
+        """The body, with the capability chain and the CAPS flag when there are areas."""
+        raw = wire.RegionInfo(self.argsz, self.flags, self.index, 0, self.size, self.offset)
+        if self.areas is None:
+            return bytes(raw)
+        raw.flags |= wire.RegionInfoFlags.CAPS
+        raw.cap_offset = ctypes.sizeof(raw)
+        head = wire.CapHeader(wire.RegionCapId.SPARSE_MMAP, 1, 0)
+        areas = b"".join(bytes(wire.SparseMmapArea(*area)) for area in self.areas)
+        return bytes(raw) + bytes(wire.SparseMmapCap(head, len(self.areas), 0)) + areas
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Take a reply; capabilities other than sparse mmap are skipped.
+
+        Raises :class:`RemoteProtocolError` also when the chain leaves the body or runs in circles.
+        """
+        raw = _structure(wire.RegionInfo, body)
+        _check_argsz(raw.argsz, wire.RegionInfo)
+        flags = raw.flags & ~int(wire.RegionInfoFlags.CAPS)
+        areas = _sparse_areas(body, raw.cap_offset) if raw.flags != flags else None
+        return cls(raw.index, raw.argsz, flags, raw.size, raw.offset, areas)
+
+    @classmethod
+    def unpack_request(cls, body: bytes) -> Self:
+        """Take a request, of which only ``argsz`` and ``index`` mean something."""
+        raw = _structure(wire.RegionInfo, body)
+        _check_argsz(raw.argsz, wire.RegionInfo)
+        return cls(raw.index, raw.argsz)
+
+
+def _sparse_areas(body: bytes, offset: int) -> tuple[tuple[int, int], ...] | None:
+    """Walk a region's capability chain for the sparse-mmap capability."""
+    position = ctypes.sizeof(wire.RegionInfo) - 1
+    while offset:
+        if offset <= position:
+            raise RemoteProtocolError("the capability chain runs backwards")
+        position = offset
+        head = _structure(wire.CapHeader, body[position:])
+        if head.id == wire.RegionCapId.SPARSE_MMAP:
+            cap = _structure(wire.SparseMmapCap, body[position:])
+            start = position + ctypes.sizeof(cap)
+            step = ctypes.sizeof(wire.SparseMmapArea)
+            if cap.nr_areas > (len(body) - start) // step:
+                raise RemoteProtocolError(f"{cap.nr_areas} sparse areas do not fit")
+            raws = (wire.SparseMmapArea * cap.nr_areas).from_buffer_copy(body, start)
+            return tuple((raw.offset, raw.size) for raw in raws)
+        offset = head.next
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionIoFds:
+    """DEVICE_GET_REGION_IO_FDS, request and reply; we offer no sub-regions and ask for none."""
+
+    command: ClassVar = Command.DEVICE_GET_REGION_IO_FDS
+    index: int
+    argsz: int = ctypes.sizeof(wire.RegionIoFds)
+    flags: int = 0
+    count: int = 0
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.RegionIoFds(self.argsz, self.flags, self.index, self.count))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError`."""
+        raw = _structure(wire.RegionIoFds, body)
+        _check_argsz(raw.argsz, wire.RegionIoFds)
+        if raw.flags:
+            raise RemoteProtocolError(f"unknown flags {raw.flags:#x}")
+        return cls(raw.index, raw.argsz, raw.flags, raw.count)
+
+
+@dataclass(frozen=True, slots=True)
+class IrqInfo:
+    """DEVICE_GET_IRQ_INFO, request and reply."""
+
+    command: ClassVar = Command.DEVICE_GET_IRQ_INFO
+    index: int
+    argsz: int = ctypes.sizeof(wire.IrqInfo)
+    flags: int = 0
+    count: int = 0
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.IrqInfo(self.argsz, self.flags, self.index, self.count))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError`."""
+        raw = _structure(wire.IrqInfo, body)
+        _check_argsz(raw.argsz, wire.IrqInfo)
+        return cls(raw.index, raw.argsz, raw.flags, raw.count)
+
+
+# --- interrupts ---
+
+
+def _is_one_flag(flags: int) -> bool:
+    return flags != 0 and flags & (flags - 1) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetIrqs:
+    """DEVICE_SET_IRQS's request; the reply has no body."""
+
+    command: ClassVar = Command.DEVICE_SET_IRQS
+    flags: int
+    index: int
+    start: int
+    count: int
+    bools: tuple[bool, ...] = ()
+    """With DATA_BOOL, ``count`` of them."""
+
+    def pack(self) -> bytes:
+        """The body."""
+        raw = wire.IrqSet(0, self.flags, self.index, self.start, self.count)
+        raw.argsz = ctypes.sizeof(raw) + len(self.bools)
+        return bytes(raw) + bytes(self.bools)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` unless one DATA, one ACTION and their data are there.
+
+        A count of 0 is only legal as "disable everything": DATA_NONE, ACTION_TRIGGER, start 0.
+        """
+        raw = _structure(wire.IrqSet, body)
+        _check_argsz(raw.argsz, wire.IrqSet)
+        data = raw.flags & wire.IRQ_SET_DATA_MASK
+        action = raw.flags & wire.IRQ_SET_ACTION_MASK
+        if raw.flags != data | action or not _is_one_flag(data) or not _is_one_flag(action):
+            raise RemoteProtocolError(f"flags {raw.flags:#x} are not one DATA and one ACTION")
+        disable = wire.IrqSetFlags.DATA_NONE | wire.IrqSetFlags.ACTION_TRIGGER
+        if raw.count == 0 and (raw.flags != disable or raw.start != 0):
+            raise RemoteProtocolError("count 0 with something else than 'disable all'")
+        bools: tuple[bool, ...] = ()
+        if data == wire.IrqSetFlags.DATA_BOOL:
+            size = ctypes.sizeof(raw) + raw.count
+            if len(body) != size or raw.argsz < size:
+                raise RemoteProtocolError(f"{len(body)} bytes (argsz {raw.argsz}), not {size}")
+            bools = tuple(value != 0 for value in body[ctypes.sizeof(raw) :])
+        return cls(raw.flags, raw.index, raw.start, raw.count, bools)
+
+
+# --- region access ---
+
+
+def _region_access(body: bytes) -> wire.RegionAccess:
+    raw = _structure(wire.RegionAccess, body)
+    if not 0 < raw.count <= MAX_DATA_XFER_SIZE:
+        raise RemoteProtocolError(f"access of {raw.count} bytes")
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRead:
+    """REGION_READ's request, and REGION_WRITE's reply."""
+
+    command: ClassVar = Command.REGION_READ
+    offset: int
+    region: int
+    count: int
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.RegionAccess(self.offset, self.region, self.count))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` for a count of 0 or above 1 MiB."""
+        raw = _region_access(body)
+        return cls(raw.offset, raw.region, raw.count)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionWrite:
+    """REGION_WRITE's request, and REGION_READ's reply."""
+
+    command: ClassVar = Command.REGION_WRITE
+    offset: int
+    region: int
+    data: bytes
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.RegionAccess(self.offset, self.region, len(self.data))) + self.data
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` unless exactly ``count`` bytes of data follow."""
+        raw = _region_access(body)
+        data = body[ctypes.sizeof(raw) :]
+        if len(data) != raw.count:
+            raise RemoteProtocolError(f"{len(data)} bytes of data instead of {raw.count}")
+        return cls(raw.offset, raw.region, data)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReset:
+    """DEVICE_RESET's request; neither it nor the reply has a body."""
+
+    command: ClassVar = Command.DEVICE_RESET
+
+    def pack(self) -> bytes:
+        """The body: none."""
+        return b""
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` when there is a body."""
+        if body:
+            raise RemoteProtocolError(f"reset with {len(body)} bytes")
+        return cls()
+
+
+Request = (
+    Version
+    | DmaMap
+    | DmaUnmap
+    | DeviceInfo
+    | RegionInfo
+    | RegionIoFds
+    | IrqInfo
+    | SetIrqs
+    | RegionRead
+    | RegionWrite
+    | DeviceReset
+)
+"""Everything that a client can ask for."""
+
+_REQUESTS: Mapping[Command, Callable[[bytes], Request]] = {
+    Command.VERSION: Version.unpack,
+    Command.DMA_MAP: DmaMap.unpack,
+    Command.DMA_UNMAP: DmaUnmap.unpack,
+    Command.DEVICE_GET_INFO: DeviceInfo.unpack,
+    Command.DEVICE_GET_REGION_INFO: RegionInfo.unpack_request,
+    Command.DEVICE_GET_REGION_IO_FDS: RegionIoFds.unpack,
+    Command.DEVICE_GET_IRQ_INFO: IrqInfo.unpack,
+    Command.DEVICE_SET_IRQS: SetIrqs.unpack,
+    Command.REGION_READ: RegionRead.unpack,
+    Command.REGION_WRITE: RegionWrite.unpack,
+    Command.DEVICE_RESET: DeviceReset.unpack,
+}
+
+
+def decode_request(command: Command, body: bytes) -> Request:
+    """A request from its body.
+
+    Raises :class:`RemoteProtocolError`, with ENOTSUP for a command that no client sends to us
+    (:data:`.session.RULES` refuses those before).
+    """
+    unpack = _REQUESTS.get(command)
+    if unpack is None:
+        raise RemoteProtocolError(f"{command.name} is not supported", errno=errno.ENOTSUP)
+    return unpack(body)

@@ -1,0 +1,209 @@
+"""Every backend does what the NVM commands promise, at every block size and alignment."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.uring import UringBackend
+
+from .guest import COMPARE, DSM, FLUSH, PAGE, READ, WRITE, WRITE_ZEROES, Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from nvme_mdev.datapath.backends.base import Backend
+
+SIZE = 8 << 20
+FUA = 1 << 30
+DEAC = 1 << 25
+
+Make = "Callable[..., Backend]"
+
+
+@pytest.fixture(params=["memory", "file", "tmpfs"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+    """A backend that stores data, of each kind: made when called."""
+
+    def memory(**options: int) -> Backend:
+        return MemoryBackend(SIZE, **options)
+
+    def image(**options: int) -> Backend:
+        path = tmp_path / "image"
+        with path.open("wb") as file:
+            file.truncate(SIZE)
+        return UringBackend(str(path), **options)
+
+    shm = Path(f"/dev/shm/nvme-mdev-test-{os.getpid()}-{id(request)}")
+
+    def tmpfs(**options: int) -> Backend:
+        with shm.open("wb") as file:
+            file.truncate(SIZE)
+        return UringBackend(str(shm), **options)
+
+    yield {"memory": memory, "file": image, "tmpfs": tmpfs}[request.param]
+    shm.unlink(missing_ok=True)
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    """Data in which every 8 bytes differ."""
+    return struct.pack(f"<{size // 8}Q", *range(seed << 32, (seed << 32) + size // 8))
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+@pytest.mark.parametrize("offset", [0, 512, 4, 4092])
+@pytest.mark.parametrize("size", [4096, 8192, 65536, 1 << 20])
+def test_what_is_written_is_read_back(
+    make: Callable[..., Backend], block: int, offset: int, size: int
+) -> None:
+    with Guest(make(block_size=block)) as guest:
+        queue = guest.queue()
+        source = guest.allocate(size // PAGE + 1) + offset
+        target = guest.allocate(size // PAGE + 1) + offset
+        data = pattern(size)
+        guest.poke(source, data)
+        assert queue.io(WRITE, source, size, slba=8, block=block).status == 0
+        assert queue.io(READ, target, size, slba=8, block=block).status == 0
+        assert guest.peek(target, size) == data
+
+
+def test_a_single_block_of_512_bytes_can_be_anywhere(make: Callable[..., Backend]) -> None:
+    with Guest(make(block_size=512)) as guest:
+        queue = guest.queue()
+        page = guest.allocate(2)
+        for lba in (0, 1, 7, 8, 12345):
+            guest.poke(page, pattern(512, lba + 1))
+            assert queue.io(WRITE, page, 512, slba=lba).status == 0
+        for lba in (0, 1, 7, 8, 12345):
+            assert queue.io(READ, page + PAGE, 512, slba=lba).status == 0
+            assert guest.peek(page + PAGE, 512) == pattern(512, lba + 1)
+
+
+def test_flush_and_fua_succeed(make: Callable[..., Backend]) -> None:
+    with Guest(make()) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        assert queue.io(WRITE, page, 4096, slba=0, cdw12=FUA).status == 0
+        assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+
+
+@pytest.mark.parametrize("flags", [0, DEAC, FUA, DEAC | FUA])
+def test_write_zeroes_zeroes_exactly_its_range(make: Callable[..., Backend], flags: int) -> None:
+    with Guest(make(block_size=512)) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(16)
+        data = pattern(65536)
+        guest.poke(buffer, data)
+        assert queue.io(WRITE, buffer, 65536, slba=0).status == 0
+        zero = queue.command(WRITE_ZEROES, slba=3, blocks=100, cdw12=flags)
+        assert queue.run(zero).status == 0
+        assert queue.io(READ, buffer, 65536, slba=0).status == 0
+        expected = data[: 3 * 512] + bytes(100 * 512) + data[103 * 512 :]
+        assert guest.peek(buffer, 65536) == expected
+
+
+def test_deallocated_ranges_read_as_zeroes(make: Callable[..., Backend]) -> None:
+    with Guest(make(block_size=4096)) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(16)
+        data = pattern(65536)
+        guest.poke(buffer, data)
+        assert queue.io(WRITE, buffer, 65536, slba=0, block=4096).status == 0
+        ranges = guest.allocate(1)
+        guest.poke(ranges, struct.pack("<IIQIIQIIQ", 0, 2, 1, 0, 0, 7, 0, 3, 9))
+        dsm = queue.command(DSM, prp1=ranges, cdw10=2, cdw11=4)
+        assert queue.run(dsm).status == 0
+        assert queue.io(READ, buffer, 65536, slba=0, block=4096).status == 0
+        expected = bytearray(data)
+        expected[4096 : 3 * 4096] = bytes(2 * 4096)
+        expected[9 * 4096 : 12 * 4096] = bytes(3 * 4096)
+        assert guest.peek(buffer, 65536) == expected
+
+
+def test_dataset_management_takes_256_ranges(make: Callable[..., Backend]) -> None:
+    with Guest(make(block_size=4096)) as guest:
+        queue = guest.queue()
+        ranges = guest.allocate(1)
+        guest.poke(ranges, b"".join(struct.pack("<IIQ", 0, 1, n * 2) for n in range(256)))
+        assert queue.run(queue.command(DSM, prp1=ranges, cdw10=255, cdw11=4)).status == 0
+
+
+@pytest.mark.parametrize("size", [512, 4096, 1 << 20])
+def test_compare_tells_equal_from_different(make: Callable[..., Backend], size: int) -> None:
+    with Guest(make(block_size=512)) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(size // PAGE + 1)
+        guest.poke(buffer, pattern(size))
+        assert queue.io(WRITE, buffer, size, slba=0).status == 0
+        assert queue.io(COMPARE, buffer, size, slba=0).status == 0
+        guest.poke(buffer + size - 1, b"\xff")
+        assert queue.io(COMPARE, buffer, size, slba=0).status & 0x7FF == 0x285
+
+
+def test_the_null_namespace_completes_everything_and_touches_nothing() -> None:
+    with Guest(NullBackend(1 << 40)) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(1)
+        guest.poke(buffer, b"\xa5" * PAGE)
+        assert queue.io(WRITE, buffer, PAGE, slba=0).status == 0
+        assert queue.io(READ, buffer, PAGE, slba=(1 << 31) - 8).status == 0
+        assert guest.peek(buffer, PAGE) == b"\xa5" * PAGE
+        assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+
+
+def test_an_image_is_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SIZE))
+    with Guest(UringBackend(str(path))) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(16)
+        guest.poke(buffer, pattern(65536))
+        assert queue.io(WRITE, buffer, 65536, slba=128).status == 0
+        assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+        assert path.read_bytes()[65536 : 2 * 65536] == pattern(65536)
+
+
+def test_deallocation_gives_disk_space_back(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"\xff" * SIZE)
+    os.sync()
+    before = path.stat().st_blocks
+    with Guest(UringBackend(str(path))) as guest:
+        queue = guest.queue()
+        ranges = guest.allocate(1)
+        guest.poke(ranges, struct.pack("<IIQ", 0, SIZE // 512, 0))
+        assert queue.run(queue.command(DSM, prp1=ranges, cdw10=0, cdw11=4)).status == 0
+    assert path.stat().st_blocks < before
+    assert path.read_bytes() == bytes(SIZE)
+
+
+def test_a_read_only_image_refuses_every_kind_of_write(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(pattern(SIZE))
+    with Guest(UringBackend(str(path), read_only=True)) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        protected = 0x4020
+        assert queue.io(WRITE, page, 4096, slba=0).status == protected
+        assert queue.run(queue.command(WRITE_ZEROES)).status == protected
+        assert queue.run(queue.command(DSM, prp1=page, cdw10=0, cdw11=4)).status == protected
+        assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+        assert queue.io(READ, page, 4096, slba=0).status == 0
+        assert guest.peek(page, 4096) == pattern(SIZE)[:4096]
+
+
+def test_a_file_that_was_cut_gives_a_media_error_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SIZE))
+    with Guest(UringBackend(str(path))) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        os.truncate(path, 1 << 20)
+        assert queue.io(READ, page, 4096, slba=(4 << 20) // 512).status & 0x7FF == 0x281
+        assert queue.io(READ, page, 4096, slba=0).status == 0

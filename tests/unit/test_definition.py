@@ -1,0 +1,72 @@
+"""What `serve` is asked to serve, before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nvme_mdev.errors import UserError
+from nvme_mdev.service.definition import MAX_NAMESPACES, SERIAL_LENGTH, Definition
+from nvme_mdev.service.targets import Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _serial(tmp_path: Path, *targets: str, socket: str = "s", serial: str | None = None) -> str:
+    parsed = tuple(Target.parse(target) for target in targets)
+    return Definition(parsed, tmp_path / socket, serial=serial).serial_number
+
+
+def test_a_target_is_null_memory_or_a_path() -> None:
+    assert Target.parse("null:1G") == Target("null:1G", "null", 1 << 30)
+    assert Target.parse("memory:4K") == Target("memory:4K", "memory", 4096)
+    for path in ["vm1.img", "./null:1G", "/dev/sda", "null", "nbd:1G", "a:b"]:
+        assert Target.parse(path) == Target(path, "path")
+
+
+def test_the_serial_follows_the_image_and_not_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.img").symlink_to("vm1.img")
+    serials = {
+        _serial(tmp_path, name)
+        for name in ["vm1.img", "./vm1.img", f"{tmp_path}/vm1.img", "link.img"]
+    }
+    assert len(serials) == 1
+    assert len(serials.pop()) == SERIAL_LENGTH
+
+
+def test_the_serial_follows_only_the_first_target(tmp_path: Path) -> None:
+    assert _serial(tmp_path, "/a", "/b") == _serial(tmp_path, "/a") != _serial(tmp_path, "/b")
+
+
+def test_the_serial_of_an_image_does_not_depend_on_the_socket(tmp_path: Path) -> None:
+    assert _serial(tmp_path, "/a", socket="1") == _serial(tmp_path, "/a", socket="2")
+
+
+def test_the_serial_of_a_null_target_depends_on_the_socket(tmp_path: Path) -> None:
+    one = _serial(tmp_path, "null:1G", socket="1")
+    assert one == _serial(tmp_path, "null:1G", socket="1")
+    assert one != _serial(tmp_path, "null:1G", socket="2")
+
+
+def test_a_path_that_is_no_utf8_has_a_serial_too(tmp_path: Path) -> None:
+    assert len(_serial(tmp_path, os.fsdecode(b"/\xff.img"))) == SERIAL_LENGTH
+
+
+def test_a_serial_given_is_taken(tmp_path: Path) -> None:
+    assert _serial(tmp_path, "/a", serial="Disk 1") == "Disk 1"
+    assert _serial(tmp_path, "/a", serial="x" * SERIAL_LENGTH) == "x" * SERIAL_LENGTH
+
+
+def test_at_least_one_target_is_needed_and_at_most_so_many_taken(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no target"):
+        Definition((), tmp_path / "s")
+    targets = (Target.parse("null:1M"),) * MAX_NAMESPACES
+    assert Definition(targets, tmp_path / "s").targets == targets
+    with pytest.raises(UserError, match="at most 256"):
+        Definition((*targets, targets[0]), tmp_path / "s")

@@ -1,0 +1,2 @@
+from .prepare import prepare
+print(prepare())
