@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.host.errors import HostError, NvmeStatusError
+from nvme_mdev.spec.nvme_identify import Oacs
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import RunCommand, Serve
 
+MIB = 1 << 20
+COUNTER = r"nvme-mdev: ([a-z ]+): (\d+), average (\d+) cycles, (\d+) ns\n"
 SERIAL = re.compile(r"serial (\S+)\n")
 
 
@@ -132,3 +138,89 @@ def test_an_ordinary_user_serves_an_image(nvme_mdev: RunCommand, ordinary_user: 
     assert result.status == 0, result
     assert result.err.startswith("nvme-mdev: ready")
     assert (ordinary_user / "vm1.img").stat().st_uid == os.geteuid()
+
+
+# -- what a guest sees of the options -----------------------------------------------------------
+
+
+def test_a_guest_sees_the_namespaces_the_serial_and_the_block_size(
+    serve: Serve, tmp_path: Path
+) -> None:
+    arguments = ["memory:1M", "memory:2M", "--serial", "A1", "--block-size", "4096"]
+    serve(*arguments, "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        assert host.identify_controller().sn.rstrip() == b"A1"
+        assert [host.namespace(nsid).size for nsid in host.active_namespaces()] == [MIB, 2 * MIB]
+        assert host.namespace(1).block_size == 4096
+
+
+def test_a_guest_gets_as_many_queues_as_were_asked_for(serve: Serve, tmp_path: Path) -> None:
+    serve("null:1M", "--queues", "3", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        assert host.queue_counts == (3, 3)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_doorbells_are_offered_as_the_options_say(
+    serve: Serve, tmp_path: Path, offered: bool
+) -> None:
+    options = [] if offered else ["--no-shadow-doorbell", "--no-mapped-doorbells"]
+    serve("null:1M", *options, "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        assert host.doorbells_mapped is offered
+        assert bool(host.identify_controller().oacs & Oacs.DBCS) is offered
+
+
+def test_what_a_guest_writes_is_in_the_image_and_there_again_the_next_time(
+    serve: Serve, tmp_path: Path
+) -> None:
+    data = os.urandom(4096)
+    daemon = serve(tmp_path / "vm1.img", "--size", "1M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        host.create_queue_pair().write(1, 8, data, block_size=512)
+    assert daemon.stop().status == 0
+    assert (tmp_path / "vm1.img").read_bytes()[4096:8192] == data
+    serve(tmp_path / "vm1.img", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        assert host.create_queue_pair().read(1, 8, 8, block_size=512) == data
+
+
+def test_a_read_only_image_is_not_written(serve: Serve, tmp_path: Path) -> None:
+    image = tmp_path / "vm1.img"
+    image.write_bytes(bytes(MIB))
+    serve(image, "--read-only", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair()
+        with pytest.raises(NvmeStatusError, match="WRITE_PROTECTED"):
+            queue.write(1, 0, b"\xff" * 512, block_size=512)
+    assert not any(image.read_bytes())
+
+
+def test_the_three_counters_are_told_at_exit(serve: Serve, tmp_path: Path) -> None:
+    daemon = serve("null:1M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair(interrupts=True)
+        for _ in range(5):
+            queue.flush(1)
+    told = re.findall(COUNTER, daemon.stop().err)
+    assert [name for name, *_ in told] == [
+        "commands translated",
+        "commands completed",
+        "interrupts sent",
+    ]
+    translated, completed, interrupts = (int(count) for _, count, *_ in told)
+    assert translated == completed == 5
+    # The admin queue's completions raise interrupts, too.
+    assert interrupts >= 5
+    assert all(int(cycles) > 0 and int(ns) > 0 for *_, cycles, ns in told)
+
+
+def test_a_stop_signal_ends_it_while_a_client_is_connected(serve: Serve, tmp_path: Path) -> None:
+    daemon = serve("null:1M", "--socket", tmp_path / "s")
+    host = NvmeHost(tmp_path / "s")
+    try:
+        assert daemon.stop().status == 0
+        assert not (tmp_path / "s").exists()
+    finally:
+        with suppress(HostError):
+            host.close()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.cli.conftest import RunCommand, Serve
 
 MIB = 1 << 20
+#: "Demo and sample use" in the kernel's list of device numbers: never a driver behind it.
+UNUSED_MAJOR = 42
 Refuse = Callable[..., str]
 
 
@@ -256,7 +258,7 @@ def test_a_block_device_under_two_names(loop_device: Path, refuse: Refuse) -> No
 
 def test_a_device_node_without_a_device(here: Path, refuse: Refuse) -> None:
     try:
-        os.mknod("dead", 0o60600, os.makedev(7, 0xFFFFF))
+        os.mknod("dead", 0o60600, os.makedev(UNUSED_MAJOR, 0))
     except PermissionError:
         pytest.skip("only root makes device nodes")
     assert "there is no device behind this node" in refuse("dead")
@@ -294,6 +296,7 @@ def test_no_socket(here: Path, nvme_mdev: RunCommand) -> None:
 def test_a_new_image_is_removed_again_when_the_socket_is_taken(here: Path, refuse: Refuse) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind("s")
+        other.listen()
         assert "in use" in refuse("new.img", "--size", "1M", "--socket", "s")
 
 
@@ -341,15 +344,11 @@ def test_read_only_for_what_cannot_be_protected(here: Path, refuse: Refuse) -> N
 def test_io_uring_that_the_kernel_refuses(
     here: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refused:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no io_uring")
 
-        def start(self) -> None:
-            raise PermissionError(errno.EPERM, "no io_uring")
-
-    monkeypatch.setattr("nvme_mdev.service.daemon.IOThread", Refused)
-    assert "kernel.io_uring_disabled" in refuse("null:1M")
+    monkeypatch.setattr("nvme_mdev.service.daemon.Controller", refused)
+    assert "io_uring is not to be had here" in refuse("new.img", "--size", "1M")
 
 
 def test_more_namespaces_than_a_controller_has(here: Path, refuse: Refuse) -> None:

@@ -88,7 +88,7 @@ def test_a_partial_message_does_not_stop_the_daemon(running: Running, peer: Peer
 
 def test_a_client_that_does_not_read_stops_only_itself(running: Running, peer: Peer) -> None:
     """2 GiB are asked for; what is not read is neither computed nor kept."""
-    peer.sock.setblocking(False)  # noqa: FBT003
+    peer.sock.setblocking(False)
     body = access_body(0, PciRegion.BAR1, 1 << 20)
     request = HEADER.pack(1, Command.REGION_READ, 16 + len(body), 0, 0) + body
     sent = 0

@@ -6,6 +6,7 @@ IndexError here, and completes Read and Write on a bytearray.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from nvme_mdev.host.queues import QueuePair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 BLOCK = 512
 
@@ -23,7 +25,12 @@ class FakeController:
     """Serves one queue pair from a thread: `with FakeController() as fake: fake.queue ...`."""
 
     def __init__(
-        self, *, entries: int = 16, blocks: int = 256, shadow: bool = False, by_socket: bool = False,
+        self,
+        *,
+        entries: int = 16,
+        blocks: int = 256,
+        shadow: bool = False,
+        by_socket: bool = False,
         eventfd: int = -1,
     ) -> None:
         self.memory = DmaMemory(4 << 20, 0x7_0000_0000)
@@ -58,7 +65,7 @@ class FakeController:
             eventfd=eventfd,
         )
 
-    def __enter__(self) -> FakeController:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -119,6 +126,4 @@ class FakeController:
         self.tail = (self.tail + 1) % self.entries
         self.phase ^= self.tail == 0
         if self.eventfd >= 0:
-            import os
-
             os.eventfd_write(self.eventfd, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_buffers_never_overlap_and_all_memory_comes_back(steps):
         except DmaMemoryError:
             continue
         ranges = sorted((one.iova, one.iova + one.size) for one in live)
-        assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(ranges))
     for buffer in live:
         buffer.free()
     assert memory.allocate(1 << 20).iova == IOVA

@@ -84,9 +84,7 @@ def test_sequential_commands_go_through_the_range_and_start_again():
     seen = []
     with FakeController() as fake:
         fake.status_of = lambda _opcode, slba: seen.append(slba) or 0
-        workload(
-            fake, 1, commands=7, random=False, first_block=10, units=3, blocks_per_io=2
-        ).run()
+        workload(fake, 1, commands=7, random=False, first_block=10, units=3, blocks_per_io=2).run()
     assert seen == [10, 12, 14, 10, 12, 14, 10]
 
 
@@ -218,7 +216,6 @@ def test_it_sleeps_for_interrupts_when_there_are_some():
 def test_an_exception_while_ringing_comes_out_of_run():
     with FakeController(by_socket=True) as fake:
         work = workload(fake, commands=10)
-        fake._write_doorbell = None
         fake.register_writes = None
         with pytest.raises(AttributeError):
             work.run()

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvme_mdev.bench.counters import DeviceCounters
-    from nvme_mdev.bench.histogram import Histogram
     from nvme_mdev.bench.results import BenchResult, Direction
 
 _PERCENTILES = (50.0, 99.0, 99.9)
@@ -36,15 +35,13 @@ def format_bandwidth(value: float) -> str:
 
 
 def format_ns(value: float) -> str:
-    """``0.523 µs``, ``61.2 µs``, ``1.25 ms``."""
-    if value < 999_500:
-        micro = value / 1e3
-        return f"{micro:.{3 if micro < 10 else 1 if micro < 100 else 0}f} µs"
-    return f"{value / 1e6:.2f} ms"
-
-
-def _mean(histogram: Histogram) -> str:
-    return f"{format_ns(histogram.mean)} ± {format_ns(histogram.stddev)}"
+    """``523 ns``, ``6.12 µs``, ``1.25 ms``: three significant digits from a microsecond on."""
+    for unit, scale in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        number = value / scale
+        if number < 999.5:
+            decimals = 0 if unit == "ns" or number >= 99.95 else 1 if number >= 9.995 else 2
+            return f"{number:.{decimals}f} {unit}"
+    return f"{value / 1e9:.2f} s"
 
 
 def directions(result: BenchResult) -> list[tuple[str, Direction]]:
@@ -56,25 +53,34 @@ def directions(result: BenchResult) -> list[tuple[str, Direction]]:
     ]
 
 
-def result_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
-    """A row for each direction of each labelled result."""
+def direction_line(name: str, direction: Direction) -> str:
+    """``read: 1.23M IOPS, 4.69 GiB/s, 6,150,000 commands in 5.00 s``."""
+    return (
+        f"{name}: {format_count(direction.iops)} IOPS, {format_bandwidth(direction.bandwidth)},"
+        f" {direction.commands:,} commands in {direction.elapsed_ns / 1e9:.2f} s"
+    )
+
+
+def latency_table(direction: Direction) -> Table:
+    """Submission, completion and total latency with deviation and percentiles."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    columns = ("IOPS", "BW", "SLAT", "CLAT", "LAT", *(f"p{p:g}" for p in _PERCENTILES))
-    for column in columns:
+    for column in ("mean", "± stddev", "min", *(f"p{p:g}" for p in _PERCENTILES), "max"):
         table.add_column(column, justify="right", no_wrap=True)
-    for label, result in results:
-        for name, direction in directions(result):
-            percentiles = direction.clat.percentiles(_PERCENTILES)
-            table.add_row(
-                f"{label} {name}".strip(),
-                format_count(direction.iops),
-                format_bandwidth(direction.bandwidth),
-                _mean(direction.slat),
-                _mean(direction.clat),
-                _mean(direction.lat),
-                *(format_ns(percentiles[p]) for p in _PERCENTILES),
-            )
+    for name, histogram in (
+        ("SLAT", direction.slat),
+        ("CLAT", direction.clat),
+        ("LAT", direction.lat),
+    ):
+        percentiles = histogram.percentiles(_PERCENTILES)
+        values = (
+            histogram.mean,
+            histogram.stddev,
+            histogram.least,
+            *(percentiles[p] for p in _PERCENTILES),
+            histogram.most,
+        )
+        table.add_row(name, *(format_ns(value) for value in values))
     return table
 
 
@@ -91,7 +97,7 @@ def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
                 format_count(direction.iops),
                 format_bandwidth(direction.bandwidth),
                 format_ns(direction.lat.mean),
-                format_ns(direction.clat.percentiles((99.0,))[99.0]),
+                format_ns(direction.lat.percentiles((99.0,))[99.0]),
             )
     return table
 

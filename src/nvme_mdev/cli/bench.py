@@ -230,16 +230,18 @@ def run_job(host: NvmeHost, job: Job, *, show: bool, title: str | None = None) -
 def _print(result: BenchResult) -> None:
     from rich.console import Console
 
-    from nvme_mdev.bench.table import counter_table, result_table
+    from nvme_mdev.bench.table import counter_table, direction_line, directions, latency_table
 
     console = Console(highlight=False)
     about = result.controller
-    console.print(
+    click.echo(
         f"{about['model']} {about['serial']}, namespace {about['nsid']},"
-        f" {about['lba_size']} B blocks: {result.job.name},"
-        f" {about['doorbells']} doorbells, {about['completions']}"
+        f" {about['lba_size']} B blocks, {about['doorbells']} doorbells, {about['completions']}"
     )
-    console.print(result_table([("", result)]))
+    click.echo(f"{result.job.name}:")
+    for name, direction in directions(result):
+        click.echo(direction_line(name, direction))
+        console.print(latency_table(direction))
     if result.counters:
         console.print(counter_table(result.counters))
     if result.job.verify:

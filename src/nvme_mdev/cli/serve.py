@@ -113,5 +113,5 @@ def _configure_logging(verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("nvme-mdev: %(message)s"))
     root = logging.getLogger("nvme_mdev")
-    root.addHandler(handler)
+    root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

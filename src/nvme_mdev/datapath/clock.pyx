@@ -18,4 +18,6 @@ def tsc_hz():
     passed = time.monotonic_ns() - first_ns
     if passed < MEASURE_NS:
         time.sleep((MEASURE_NS - passed) / 1e9)
-    return (read_tsc() - first_tsc) * 1_000_000_000 // (time.monotonic_ns() - first_ns)
+    # Python's integers: the product does not fit 64 bits.
+    ticks: object = read_tsc() - first_tsc
+    return ticks * 1_000_000_000 // (time.monotonic_ns() - first_ns)

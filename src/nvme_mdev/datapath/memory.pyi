@@ -28,6 +28,9 @@ class GuestMemory:
     def clear(self) -> int:
         """Remove every mapping; bytes removed."""
 
+    #: (first, count) of registered-buffer numbers whose memory is gone.
+    dropped_buffers: list[tuple[int, int]]
+
     def ranges(self) -> list[tuple[int, int, bool, bool]]:
         """(iova, size, accessible, writable) of every mapping, ascending."""
 
@@ -36,3 +39,6 @@ class GuestMemory:
 
     def write(self, iova: int, data: bytes) -> None:
         """Copy bytes in (GuestMemoryError: unmapped or read-only)."""
+
+def release_buffers(first: int, count: int) -> None:
+    """Buffer numbers that no io_uring has registered any more can be used again."""

@@ -54,6 +54,9 @@ class QueueTable:
     doorbells_mapped: bool
     memory: GuestMemory
     iothread: IOThread
+    #: The client can ring without a system call that we would see (it was given the page): the
+    #: IOThread then sleeps in short steps instead of parking. True until told otherwise.
+    doorbells_mapped: bool
 
     def close(self) -> None:
         """Detach from the IOThread and free everything; nothing may be in flight."""

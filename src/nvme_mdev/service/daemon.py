@@ -149,8 +149,8 @@ def _why_no_io_uring(error: OSError) -> str:
 def ready_line(definition: Definition, backends: list[Backend]) -> str:
     """What `serve` says once it serves; the demo and the tests wait for it."""
     namespaces = ", ".join(
-        f"namespace {nsid} {backend.name} ({_describe(backend)})"
-        for nsid, backend in enumerate(backends, 1)
+        f"namespace {nsid} {target.text} ({_describe(backend)})"
+        for nsid, (target, backend) in enumerate(zip(definition.targets, backends, strict=True), 1)
     )
     return f"ready on {definition.socket}: {namespaces}, serial {definition.serial_number}"
 

@@ -1,0 +1,110 @@
+"""A controller behind a real socket, in this process, for the host driver to drive."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from nvme_mdev.controller.settings import ControllerSettings
+from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.service.nvme_device import NvmeDevice
+from nvme_mdev.vfio_user.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
+
+    from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.datapath.backends.base import Backend
+
+T = TypeVar("T")
+
+SERIAL = "TEST0001"
+SIZE = 16 << 20
+
+
+class Served:
+    """A device, its server, and the event loop that they run on, in a thread."""
+
+    def __init__(
+        self, path: Path, backends: list[Backend], *, mapped_doorbells: bool = True, **settings: Any
+    ) -> None:
+        self.path = path
+        self.backends = backends
+        self.iothread = IOThread("test", poll_timeout_ms=50)
+        self.iothread.start()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.device = self.run(
+            self._make(ControllerSettings(**{"serial": SERIAL, **settings}), mapped_doorbells)
+        )
+        self.server = Server(self.device, path)
+        self.run(self.server.start())
+
+    async def _make(self, settings: ControllerSettings, mapped_doorbells: bool) -> NvmeDevice:
+        return NvmeDevice.make(
+            settings, self.iothread, self.backends, mapped_doorbells=mapped_doorbells
+        )
+
+    @property
+    def controller(self) -> Controller:
+        return self.device._controller
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the device's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on the device's loop."""
+
+        async def work() -> T:
+            return function(*args)
+
+        return self.run(work())
+
+    def close(self) -> None:
+        try:
+            self.run(self.server.close())
+            self.call(self.device.close)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
+            self.iothread.stop()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Serve backends (default: 16 MiB of memory) with any settings."""
+    running: list[Served] = []
+
+    def start(*backends: Backend, **settings: Any) -> Served:
+        path = tmp_path / f"{len(running)}.sock"
+        served = Served(path, list(backends) or [MemoryBackend(SIZE)], **settings)
+        running.append(served)
+        return served
+
+    yield start
+    for served in running:
+        served.close()
+        for backend in served.backends:
+            backend.close()
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    """One controller with one namespace."""
+    return serve()
+
+
+@pytest.fixture
+def host(served: Served) -> Iterator[NvmeHost]:
+    """A driver that has enabled the controller of ``served``."""
+    with NvmeHost(served.path) as driver:
+        yield driver
