@@ -1,7 +1,7 @@
 # nvme-mdev: `make demo` shows it, `make test` proves it. Both install what they need.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-MAKEFLAGS += --no-builtin-rules --no-print-directory
+MAKEFLAGS += --no-builtin-rules --no-print-directory --silent
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 

@@ -72,10 +72,15 @@ def test_an_interruption_at_any_moment_leaves_nothing(
 
 def test_signals_wait_while_something_must_be_whole() -> None:
     done = []
-    with Interrupts() as interrupts:
-        with pytest.raises(KeyboardInterrupt), interrupts.held():
+
+    def whole(interrupts: Interrupts) -> None:
+        with interrupts.held():
             os.kill(os.getpid(), signal.SIGINT)
             done.append("whole")
+
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            whole(interrupts)
         # The second one is no longer of interest: the first is being dealt with.
         os.kill(os.getpid(), signal.SIGINT)
     assert done == ["whole"]

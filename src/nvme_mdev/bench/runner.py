@@ -37,8 +37,8 @@ _LOOK_INTERVAL = 0.1
 """Seconds between two looks at the threads; each costs the machine a few microseconds."""
 _MIN_ENTRIES = 64
 """Entries of a queue at least, so that doorbells and completions are spread over lines."""
-_UNNOTICED = 2.0
-"""Seconds after the end of a run that a thread may take before it is abandoned."""
+_PATIENCE = 2.0
+"""Seconds for outstanding commands to complete when a run is stopped, before they are given up."""
 
 
 def _ignore(_fraction: float, _text: str) -> None:
@@ -140,7 +140,8 @@ class Runner:
         return _Lane(queue, prps, workload, cpu, read_back=job.verify and job.rw.writes)
 
     def close(self) -> None:
-        """Delete the queue pairs and free the memory; nothing runs any more."""
+        """Stop what still runs, delete the queue pairs and free the memory."""
+        self._stop()
         if self._abandoned:
             # Commands are still out: only a controller reset takes our memory back from them.
             self.host.disable()
@@ -174,12 +175,12 @@ class Runner:
         does not answer any more.
         """
         before = read_counters(self.host)
-        for number, lane in enumerate(self._lanes):
-            lane.thread = threading.Thread(
-                target=self._work, args=(lane,), name=f"bench-{number}", daemon=True
-            )
-            lane.thread.start()
         try:
+            for number, lane in enumerate(self._lanes):
+                lane.thread = threading.Thread(
+                    target=self._work, args=(lane,), name=f"bench-{number}", daemon=True
+                )
+                lane.thread.start()
             self._watch(progress)
         except BaseException:
             self._stop()
@@ -222,11 +223,9 @@ class Runner:
 
     def _watch(self, progress: Progress) -> None:
         started = time.monotonic()
-        while any(lane.thread and lane.thread.is_alive() for lane in self._lanes):
-            for lane in self._lanes:
-                if lane.thread and lane.thread.is_alive():
-                    lane.thread.join(_LOOK_INTERVAL)
-                    break
+        while running := self._running():
+            if running[0].thread:
+                running[0].thread.join(_LOOK_INTERVAL)
             if self.host.transport.disconnected:
                 raise TransportError(f"{self.host.transport.path}: the server has gone away")
             progress(self._fraction(time.monotonic() - started), self._lanes[0].phase)
@@ -246,15 +245,17 @@ class Runner:
     def _stop(self) -> None:
         """Get every thread back, whatever state the controller is in."""
         for abandon in (False, True):
-            for lane in self._lanes:
+            running = self._running()
+            for lane in running:
                 lane.workload.stop(abandon=abandon)
-            deadline = time.monotonic() + _UNNOTICED
-            for lane in self._lanes:
+            deadline = time.monotonic() + _PATIENCE
+            for lane in running:
                 if lane.thread:
                     lane.thread.join(max(0.0, deadline - time.monotonic()))
-            if not any(lane.thread and lane.thread.is_alive() for lane in self._lanes):
-                break
-        self._abandoned = any(lane.workload.failure >= Failure.TIMEOUT for lane in self._lanes)
+        self._abandoned |= any(lane.workload.failure >= Failure.TIMEOUT for lane in self._lanes)
+
+    def _running(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.thread and lane.thread.is_alive()]
 
     def _raise_first(self) -> None:
         for lane in self._lanes:

@@ -124,6 +124,7 @@ cdef class QueuePair:
     cdef int _check_open(self) except -1
     cdef int _spin(self, uint64_t deadline) except -1
     cdef int _sleep(self, uint64_t deadline) except -1
+    cdef list views(self)
     cdef int by_socket(self, bint completion, uint32_t value) except -1
     cdef int ring_tail_doorbell(self) except -1
     cdef int ring_head_doorbell(self) except -1

@@ -93,12 +93,18 @@ cdef class QueuePair:
 
     def close(self):
         self._closed = True
-        self._views.clear()
+        # A new list: a workload that still runs holds on to the old one, and to the memory.
+        self._views = []
 
     cdef int _check_open(self) except -1:
         if self._closed:
             raise ValueError(f"queue pair {self.qid} is closed")
         return 0
+
+    cdef list views(self):
+        """What keeps the rings and doorbells mapped; hold it while using them without the GIL."""
+        self._check_open()
+        return self._views
 
     cdef int by_socket(self, bint completion, uint32_t value) except -1:
         self._write_doorbell(completion, value)

@@ -555,6 +555,7 @@ cdef class Workload:
     cdef int _run(self, bint scan) except -1:
         cdef job_t *job = &self.job
         cdef uint32_t i
+        cdef list memory = self.queue.views()
         clear_measured(job)
         job.scan = scan
         job.cursor = 0
@@ -572,6 +573,7 @@ cdef class Workload:
             run_job(job)
         if job.failure >= FAILURE_TIMEOUT and job.first_failure == FAILURE_NONE:
             job.first_failure = job.failure
+        del memory
         if self._error is not None:
             raise self._error
         return 0

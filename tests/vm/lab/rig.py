@@ -60,7 +60,7 @@ class Rig:
 
     def start(self, *daemons: Daemon, **machine: Any) -> Guest:  # noqa: ANN401  # Guest's
         """A guest with a controller of each daemon, not waited for."""
-        devices = [vfio_user(daemon.socket, bootindex=i) for i, daemon in enumerate(daemons)]
+        devices = [vfio_user(daemon.socket, bootindex=i + 1) for i, daemon in enumerate(daemons)]
         guest = Guest(self.lab, devices, **machine)
         self.guests.append(guest)
         return guest
