@@ -1,40 +1,15 @@
 """A controller's queues: the control plane's handle on the data path."""
 
-from typing import NamedTuple
-
 from nvme_mdev.datapath.backends.base import Backend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.state import ControllerState
+from nvme_mdev.datapath.statistics import PathStatistics, QueueError
 
 #: Answers of `ring_doorbell`.
 DOORBELL_OK: int
 DOORBELL_INVALID_REGISTER: int
 DOORBELL_INVALID_VALUE: int
-
-class PathCounter(NamedTuple):
-    """One of the original's three counters."""
-
-    count: int
-    #: Time-stamp counter cycles spent, all together.
-    cycles: int
-    #: Mean time of one, in nanoseconds (0.0 when count is 0).
-    mean_ns: float
-
-class PathStatistics(NamedTuple):
-    """What the data path did since the controller was made."""
-
-    translated: PathCounter
-    completed: PathCounter
-    interrupts: PathCounter
-
-class QueueError(NamedTuple):
-    """A doorbell value that the data path found invalid; the queue is not served until reset."""
-
-    qid: int
-    #: True: submission queue tail, False: completion queue head.
-    submission: bool
-    value: int
 
 class QueueTable:
     """Queues, namespaces, interrupts and guest memory of one controller, as IOThreads see them.
@@ -45,13 +20,17 @@ class QueueTable:
     """
 
     def __init__(
-        self, state: ControllerState, memory: GuestMemory, iothread: IOThread, *, max_transfer: int = 1 << 20
-    ) -> None: ...
+        self,
+        state: ControllerState,
+        memory: GuestMemory,
+        iothread: IOThread,
+        *,
+        max_transfer: int = 1 << 20,
+    ) -> None:
+        """Attach a controller without queues to a thread. `max_transfer`: bytes of a command."""
 
     #: An eventfd: readable when the admin doorbell moved or `take_errors` has something.
     notify_fd: int
-    #: The client can ring without a call that we would see, so the IOThread must not park.
-    doorbells_mapped: bool
     memory: GuestMemory
     iothread: IOThread
     #: The client can ring without a system call that we would see (it was given the page): the

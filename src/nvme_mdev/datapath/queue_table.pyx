@@ -37,10 +37,10 @@ from nvme_mdev.datapath.state cimport ControllerState
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
 import os
-from typing import NamedTuple
 
 from nvme_mdev.datapath import clock
 from nvme_mdev.datapath.memory import release_buffers
+from nvme_mdev.datapath.statistics import PathCounter, PathStatistics, QueueError
 
 DOORBELL_OK = 0
 DOORBELL_INVALID_REGISTER = 1
@@ -51,30 +51,6 @@ cdef enum:
     CQE_SIZE = 16
     #: 256 ranges of a Dataset Management command, and what a cut first and last page may add.
     SEGMENTS_LEAST = 258
-
-
-class PathCounter(NamedTuple):
-    """One of the original's three counters."""
-
-    count: int
-    cycles: int
-    mean_ns: float
-
-
-class PathStatistics(NamedTuple):
-    """What the data path did since the controller was made."""
-
-    translated: PathCounter
-    completed: PathCounter
-    interrupts: PathCounter
-
-
-class QueueError(NamedTuple):
-    """A doorbell value that the data path found invalid."""
-
-    qid: int
-    submission: bool
-    value: int
 
 
 cdef inline uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:

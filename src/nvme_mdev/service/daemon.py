@@ -33,7 +33,7 @@ from nvme_mdev.vfio_user.server import Server
 
 if TYPE_CHECKING:
     from nvme_mdev.datapath.backends.base import Backend
-    from nvme_mdev.datapath.queue_table import PathStatistics
+    from nvme_mdev.datapath.statistics import PathStatistics
     from nvme_mdev.service.definition import Definition
 
 log = logging.getLogger(__name__)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from nvme_mdev.controller.settings import ControllerSettings
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.iothread import IOThread
-    from nvme_mdev.datapath.queue_table import PathStatistics
+    from nvme_mdev.datapath.statistics import PathStatistics
     from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
 
 _log = logging.getLogger(__name__)

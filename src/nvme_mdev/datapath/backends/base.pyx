@@ -15,6 +15,9 @@ cdef class Backend:
     def flush(self):
         """Make everything that was written durable: nothing to do without a volatile cache."""
 
+    def flush(self):
+        """Make everything that was written durable."""
+
     def close(self):
         """Give up what it holds; it serves no more."""
 

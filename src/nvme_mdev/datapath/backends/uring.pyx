@@ -490,6 +490,10 @@ cdef class UringBackend(Backend):
     def flush(self):
         os.fdatasync(self.opened.buffered_fd)
 
+    def flush(self):
+        if not self.read_only:
+            os.fdatasync(self.opened.buffered_fd)
+
     def close(self):
         cdef uint32_t slot
         for slot in (self.medium.direct, self.medium.buffered):

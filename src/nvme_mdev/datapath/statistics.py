@@ -1,0 +1,38 @@
+"""What the data path tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class PathCounter:
+    """One of the original's three counters."""
+
+    count: int
+    cycles: int
+    """Time-stamp counter cycles spent, all together."""
+    mean_ns: float
+    """Mean time of one, in nanoseconds; 0.0 when count is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathStatistics:
+    """What the data path did since the controller was made."""
+
+    translated: PathCounter
+    """Commands fetched, checked and turned into requests for a backend."""
+    completed: PathCounter
+    """Completions posted."""
+    interrupts: PathCounter
+    """Interrupts sent."""
+
+
+class QueueError(NamedTuple):
+    """A doorbell value that the data path found invalid; the queue is not served until a reset."""
+
+    qid: int
+    submission: bool
+    """True: submission queue tail, False: completion queue head."""
+    value: int

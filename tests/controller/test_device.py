@@ -1,0 +1,340 @@
+"""The vfio-user device: regions, interrupts and DMA windows, called as the server calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvme_mdev.controller.settings import ControllerSettings
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.service.nvme_device import NvmeDevice
+from nvme_mdev.spec.vfio_user import (
+    DeviceFlags,
+    DmaMapFlags,
+    IrqInfoFlags,
+    IrqSetFlags,
+    PciIrq,
+    PciRegion,
+    RegionInfoFlags,
+)
+from nvme_mdev.vfio_user.device import DeviceError, DmaMap, SetIrqs, SparseArea
+
+from .conftest import SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+T = TypeVar("T")
+
+NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
+TRIGGER = IrqSetFlags.ACTION_TRIGGER
+MASK, UNMASK = IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK
+RW = DmaMapFlags.READ | DmaMapFlags.WRITE
+
+
+class Bench:
+    """A device on an event loop that runs only while a test awaits something."""
+
+    def __init__(self) -> None:
+        self.iothread = IOThread("test", poll_timeout_ms=1)
+        self.iothread.start()
+        self.loop = asyncio.new_event_loop()
+        self.device = self.run(self._make())
+
+    async def _make(self) -> NvmeDevice:
+        return NvmeDevice.make(
+            ControllerSettings("S1", io_queues=4), self.iothread, [NullBackend(SIZE)]
+        )
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def set_irqs(
+        self,
+        index: int,
+        data: IrqSetFlags,
+        action: IrqSetFlags,
+        *,
+        start: int = 0,
+        count: int = 1,
+        bools: tuple[bool, ...] = (),
+        fds: tuple[int, ...] = (),
+    ) -> None:
+        request = SetIrqs(index, start, count, data, action, bools)
+        self.run(self.device.set_irqs(request, fds))
+
+    def config(self, offset: int, value: int, size: int = 2) -> None:
+        self.device.region_write(PciRegion.CONFIG, offset, value.to_bytes(size, "little"))
+
+    def close(self) -> None:
+        self.run(self.device.detached())
+        self.device.close()
+        self.loop.close()
+        self.iothread.stop()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def eventfd() -> Iterator[Callable[[], int]]:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.eventfd(0, os.EFD_NONBLOCK))
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = os.memfd_create("ram")
+    os.truncate(fd, 1 << 20)
+    yield fd
+    os.close(fd)
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def signalled(fd: int) -> bool:
+    try:
+        return os.eventfd_read(fd) > 0
+    except BlockingIOError:
+        return False
+
+
+def test_it_is_a_pci_device_that_can_be_reset(bench: Bench) -> None:
+    info = bench.device.info()
+    assert info.flags == DeviceFlags.PCI | DeviceFlags.RESET
+    assert (info.num_regions, info.num_irqs) == (9, 5)
+
+
+def test_regions_have_the_sizes_of_their_bars(bench: Bench) -> None:
+    sizes = [bench.device.region_info(index).size for index in range(9)]
+    assert sizes == [0x4000, 0, 0, 0, 0x2000, 0, 0, 4096, 0]
+
+
+def test_the_doorbell_page_can_be_mapped(bench: Bench) -> None:
+    info = bench.device.region_info(PciRegion.BAR0)
+    assert info.flags & RegionInfoFlags.MMAP
+    assert info.areas == (SparseArea(0x1000, 0x1000),)
+    assert info.fd is not None
+    assert os.fstat(info.fd).st_size >= info.fd_offset + 0x2000
+
+
+def test_interrupt_types_are_those_of_a_pci_device(bench: Bench) -> None:
+    counts = [bench.device.irq_info(index).count for index in range(5)]
+    assert counts == [1, 0, 5, 1, 1]
+    assert bench.device.irq_info(PciIrq.INTX).flags & IrqInfoFlags.AUTOMASKED
+    assert not bench.device.irq_info(PciIrq.MSIX).flags & IrqInfoFlags.NORESIZE
+
+
+def test_vectors_are_added_one_by_one(bench: Bench, eventfd: Callable[[], int]) -> None:
+    fds = [eventfd() for _ in range(5)]
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER)
+    for vector, fd in enumerate(fds):
+        bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, start=vector, fds=(fd,))
+    bench.set_irqs(PciIrq.MSIX, NONE, TRIGGER, start=1, count=2)
+    assert [signalled(fd) for fd in fds] == [False, True, True, False, False]
+
+
+def test_only_what_is_true_is_triggered(bench: Bench, eventfd: Callable[[], int]) -> None:
+    fds = (eventfd(), eventfd(), eventfd())
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, count=3, fds=fds)
+    bench.set_irqs(PciIrq.MSIX, BOOL, TRIGGER, count=3, bools=(True, False, True))
+    assert [signalled(fd) for fd in fds] == [True, False, True]
+
+
+def test_a_disabled_type_is_silent(bench: Bench, eventfd: Callable[[], int]) -> None:
+    fd = eventfd()
+    for index in (PciIrq.INTX, PciIrq.MSIX, PciIrq.ERR, PciIrq.REQ):
+        bench.set_irqs(index, EVENTFD, TRIGGER, fds=(fd,))
+        bench.set_irqs(index, NONE, TRIGGER, count=0)
+        bench.set_irqs(index, NONE, TRIGGER)
+        assert not signalled(fd)
+
+
+@pytest.mark.parametrize("index", [PciIrq.INTX, PciIrq.MSIX, PciIrq.ERR, PciIrq.REQ])
+def test_every_type_can_be_triggered(
+    bench: Bench, eventfd: Callable[[], int], index: PciIrq
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(index, EVENTFD, TRIGGER, fds=(fd,))
+    bench.set_irqs(index, NONE, TRIGGER)
+    assert signalled(fd)
+
+
+@pytest.mark.parametrize("index", [PciIrq.ERR, PciIrq.REQ])
+def test_error_and_request_cannot_be_masked(bench: Bench, index: PciIrq) -> None:
+    with pytest.raises(DeviceError) as caught:
+        bench.set_irqs(index, NONE, MASK)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_the_pin_is_masked_and_unmasked_in_every_way(
+    bench: Bench, eventfd: Callable[[], int]
+) -> None:
+    pin, masker = eventfd(), eventfd()
+    bench.set_irqs(PciIrq.INTX, EVENTFD, TRIGGER, fds=(pin,))
+    for data, bools in ((NONE, ()), (BOOL, (True,))):
+        bench.set_irqs(PciIrq.INTX, data, MASK, bools=bools)
+        bench.set_irqs(PciIrq.INTX, data, UNMASK, bools=bools)
+    bench.set_irqs(PciIrq.INTX, EVENTFD, UNMASK, fds=(masker,))
+    os.eventfd_write(masker, 1)
+    bench.run(asyncio.sleep(0.01))
+    assert not signalled(masker)
+    bench.set_irqs(PciIrq.INTX, EVENTFD, UNMASK)
+    os.eventfd_write(masker, 1)
+    bench.run(asyncio.sleep(0.01))
+    assert signalled(masker)
+
+
+def test_a_descriptor_that_is_no_eventfd_hurts_nobody(bench: Bench) -> None:
+    read_end, write_end = os.pipe()
+    bench.set_irqs(PciIrq.INTX, EVENTFD, UNMASK, fds=(read_end,))
+    os.close(write_end)
+    bench.run(asyncio.sleep(0.01))
+    for index in (PciIrq.MSIX, PciIrq.REQ):
+        bench.set_irqs(index, EVENTFD, TRIGGER, fds=(read_end,))
+        bench.set_irqs(index, NONE, TRIGGER)
+    os.close(read_end)
+
+
+def test_a_full_eventfd_does_not_block_the_daemon(bench: Bench) -> None:
+    fd = os.eventfd(0)
+    os.eventfd_write(fd, 0xFFFF_FFFF_FFFF_FFFE)
+    for index in (PciIrq.MSIX, PciIrq.REQ):
+        bench.set_irqs(index, EVENTFD, TRIGGER, fds=(fd,))
+        bench.set_irqs(index, NONE, TRIGGER)
+    os.close(fd)
+
+
+def test_descriptors_are_not_leaked(bench: Bench, eventfd: Callable[[], int]) -> None:
+    fd = eventfd()
+
+    def use_all() -> None:
+        for index in (PciIrq.INTX, PciIrq.MSIX, PciIrq.ERR, PciIrq.REQ):
+            for _ in range(3):
+                bench.set_irqs(index, EVENTFD, TRIGGER, fds=(fd,))
+        bench.set_irqs(PciIrq.INTX, EVENTFD, UNMASK, fds=(fd,))
+        bench.run(bench.device.detached())
+
+    use_all()
+    before = descriptors()
+    use_all()
+    assert descriptors() == before
+
+
+def test_windows_are_mapped_and_unmapped(bench: Bench, memory: int) -> None:
+    for iova in (0, 0x1_0000, 0x10_0000):
+        bench.run(bench.device.dma_map(DmaMap(iova, 0x1_0000, 0, RW), memory))
+    assert bench.run(bench.device.dma_unmap(0, 0x2_0000)) == 0x2_0000
+    assert bench.run(bench.device.dma_unmap(0, 0x2_0000)) == 0
+    assert bench.run(bench.device.dma_unmap_all()) == 0x1_0000
+
+
+def test_a_window_over_another_exists_already(bench: Bench, memory: int) -> None:
+    bench.run(bench.device.dma_map(DmaMap(0x1000, 0x2000, 0, RW), memory))
+    with pytest.raises(DeviceError) as caught:
+        bench.run(bench.device.dma_map(DmaMap(0x2000, 0x2000, 0, RW), memory))
+    assert caught.value.errno == errno.EEXIST
+
+
+def test_a_window_that_is_not_whole_pages_is_invalid(bench: Bench, memory: int) -> None:
+    with pytest.raises(DeviceError) as caught:
+        bench.run(bench.device.dma_map(DmaMap(0x1000, 100, 0, RW), memory))
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_half_a_window_cannot_be_unmapped(bench: Bench, memory: int) -> None:
+    bench.run(bench.device.dma_map(DmaMap(0, 0x2000, 0, RW), memory))
+    with pytest.raises(DeviceError) as caught:
+        bench.run(bench.device.dma_unmap(0, 0x1000))
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_window_without_descriptor_is_no_error(bench: Bench) -> None:
+    bench.run(bench.device.dma_map(DmaMap(0xF000_0000, 0x4_0000, 0, DmaMapFlags.READ), None))
+    assert bench.run(bench.device.dma_unmap(0, 0xFFFF_FFFF_FFFF_F000)) == 0x4_0000
+
+
+def test_a_reset_takes_the_configuration_back(bench: Bench) -> None:
+    bench.config(0x04, 0x0406)
+    bench.config(0x10, 0xFEB0_0000, 4)
+    bench.run(bench.device.reset())
+    assert bench.device.region_read(PciRegion.CONFIG, 0x04, 2) == bytes(2)
+    assert bench.device.region_read(PciRegion.CONFIG, 0x10, 4) == bytes([4, 0, 0, 0])
+
+
+def test_the_msix_table_is_memory_and_the_pending_bits_are_not(bench: Bench) -> None:
+    assert bench.device.region_read(PciRegion.BAR4, 12, 4) == bytes([1, 0, 0, 0])
+    bench.device.region_write(PciRegion.BAR4, 0xFF8, b"\xff" * 16)
+    assert bench.device.region_read(PciRegion.BAR4, 0xFF8, 16) == b"\xff" * 8 + bytes(8)
+
+
+@settings(max_examples=200)
+@given(
+    accesses=st.lists(
+        st.tuples(
+            st.sampled_from([(PciRegion.BAR0, 0x4000), (PciRegion.BAR4, 0x2000)]),
+            st.integers(0, 0x3FFF),
+            st.binary(min_size=1, max_size=80),
+        ),
+        max_size=30,
+    )
+)
+def test_no_access_to_a_bar_raises(accesses: list[tuple[tuple[int, int], int, bytes]]) -> None:
+    bench = Bench()
+    try:
+        for (region, size), offset, data in accesses:
+            if offset + len(data) <= size:
+                bench.device.region_write(region, offset, data)
+                assert len(bench.device.region_read(region, offset, len(data))) == len(data)
+    finally:
+        bench.close()
+
+
+@settings(max_examples=100)
+@given(
+    writes=st.lists(
+        st.one_of(
+            st.tuples(st.just(0x14), st.sampled_from([0, 0x460001, 0x464001, 0x460000])),
+            st.tuples(st.just(0x20), st.sampled_from([0, 0x4E564D65])),
+            st.tuples(st.sampled_from([0x24, 0x28, 0x30]), st.sampled_from([0, 0x1F001F, 0x1000])),
+            st.tuples(st.sampled_from([0x1000, 0x1004, 0x1008, 0x100C]), st.integers(0, 40)),
+        ),
+        max_size=40,
+    )
+)
+def test_no_sequence_of_register_writes_is_fatal_to_the_daemon(
+    writes: list[tuple[int, int]],
+) -> None:
+    bench = Bench()
+    fd = os.memfd_create("ram")
+    os.truncate(fd, 1 << 20)
+    try:
+        bench.run(bench.device.dma_map(DmaMap(0, 1 << 20, 0, RW), fd))
+        for offset, value in writes:
+            bench.device.region_write(PciRegion.BAR0, offset, value.to_bytes(4, "little"))
+        bench.run(bench.device.reset())
+        assert bench.device.region_read(PciRegion.BAR0, 0x1C, 4) == bytes(4)
+    finally:
+        bench.close()
+        os.close(fd)
