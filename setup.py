@@ -46,7 +46,8 @@ setup(
         include_path=[str(SOURCE)],
         compiler_directives={
             "language_level": 3,
-            "cdivision": True,  # C's division: every divisor of the data path is a constant or checked
+            # C's division: every divisor of the data path is a constant or checked.
+            "cdivision": True,
             "embedsignature": False,
             "freethreading_compatible": False,
         },

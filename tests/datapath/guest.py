@@ -20,6 +20,7 @@ from nvme_mdev.datapath.state import ControllerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from nvme_mdev.datapath.backends.base import Backend
 
@@ -96,7 +97,7 @@ class Guest:
         self.ram.close()
         os.close(self.fd)
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -238,7 +239,9 @@ class QueuePair:
         self.ring()
         return self.wait()
 
-    def io(self, opcode: int, iova: int, size: int, *, slba: int, block: int = 512, **more: int) -> Completion:
+    def io(
+        self, opcode: int, iova: int, size: int, *, slba: int, block: int = 512, **more: int
+    ) -> Completion:
         """Read, Write or Compare of consecutive guest memory."""
         prp1, prp2 = self.guest.prps(iova, size)
         return self.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,9 @@ def fd() -> Iterator[int]:
     os.close(descriptor)
 
 
-def map_(memory: GuestMemory, iova: int, size: int, fd: int | None, offset: int = 0, **more: bool) -> None:
+def map_(
+    memory: GuestMemory, iova: int, size: int, fd: int | None, offset: int = 0, **more: bool
+) -> None:
     memory.map(iova, size, fd, offset, **({"readable": True, "writable": True} | more))
 
 
@@ -116,7 +119,7 @@ def test_unmapping_never_cuts_a_mapping(fd: int, iova: int, size: int) -> None:
 
 
 def mappings() -> int:
-    with open("/proc/self/maps", encoding="ascii") as maps:
+    with Path("/proc/self/maps").open(encoding="ascii") as maps:
         return sum("memfd:ram" in line for line in maps)
 
 
@@ -171,7 +174,9 @@ def test_any_sequence_of_maps_and_unmaps_agrees_with_a_dictionary(
     model: dict[int, int] = {}
     for action, (first, count) in steps:
         pages = range(first, first + count)
-        touched = [(at, size) for at, size in model.items() if at < first + count and first < at + size]
+        touched = [
+            (at, size) for at, size in model.items() if at < first + count and first < at + size
+        ]
         inside = all(at in pages and at + size - 1 in pages for at, size in touched)
         try:
             if action == "map":

@@ -51,7 +51,9 @@ def ram() -> Iterator[Ram]:
     made.close()
 
 
-def build(ram: Ram, frames: list[int], offset: int, length: int, list_offset: int) -> tuple[int, int]:
+def build(
+    ram: Ram, frames: list[int], offset: int, length: int, list_offset: int
+) -> tuple[int, int]:
     """PRP1 and PRP2 that describe `length` bytes in these frames, the first at `offset`.
 
     Lists live in the frames from the end of memory downwards and start at `list_offset`.

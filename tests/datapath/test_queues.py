@@ -336,9 +336,7 @@ def test_memory_remapped_in_pieces_under_a_live_queue_loses_nothing() -> None:
             queue.put(queue.command(WRITE, prp1=page))
             queue.ring()
             for start in range(0, guest.size, size):
-                guest.table.map(
-                    IOVA + start, size, guest.fd, start, readable=True, writable=True
-                )
+                guest.table.map(IOVA + start, size, guest.fd, start, readable=True, writable=True)
             assert queue.wait().status == 0
             if size == PAGE:
                 break

@@ -5,7 +5,9 @@ class IOThread:
 
     name: str
 
-    def __init__(self, name: str, *, cpu: int | None = None, poll_timeout_ms: int = 500) -> None: ...
+    def __init__(
+        self, name: str, *, cpu: int | None = None, poll_timeout_ms: int = 500
+    ) -> None: ...
     def start(self) -> None:
         """Start polling. OSError: the thread cannot be pinned, or io_uring is not to be had."""
 

@@ -11,7 +11,9 @@ def segments(
     what is wrong with the PRPs, with an empty list. Segments that touch in memory are merged.
     """
 
-def read(memory: GuestMemory, prp1: int, prp2: int, length: int, *, page_size: int = 4096) -> tuple[int, bytes]:
+def read(
+    memory: GuestMemory, prp1: int, prp2: int, length: int, *, page_size: int = 4096
+) -> tuple[int, bytes]:
     """Copy a command's data out of guest memory: (status, data)."""
 
 def write(memory: GuestMemory, prp1: int, prp2: int, data: bytes, *, page_size: int = 4096) -> int:

@@ -25,7 +25,7 @@ class QueueTable:
         memory: GuestMemory,
         iothread: IOThread,
         *,
-        max_transfer: int = 1 << 20,
+        max_transfer: int = ...,
     ) -> None:
         """Attach a controller without queues to a thread. `max_transfer`: bytes of a command."""
 
@@ -41,11 +41,23 @@ class QueueTable:
         """Detach from the IOThread and free everything; nothing may be in flight."""
 
     # -- life cycle ------------------------------------------------------------------------
-    def enable(self, *, admin_sq: int, admin_sq_size: int, admin_cq: int, admin_cq_size: int, page_size: int, dstrd: int = 0) -> None:
+    def enable(
+        self,
+        *,
+        admin_sq: int,
+        admin_sq_size: int,
+        admin_cq: int,
+        admin_cq_size: int,
+        page_size: int,
+        dstrd: int = 0,
+    ) -> None:
         """CC.EN 0 to 1: bind the admin queue pair (IOVAs; sizes in entries), zero the doorbells."""
 
     def stop(self) -> None:
-        """No more fetching, no more completions posted (controller reset). Then wait for `inflight() == 0`."""
+        """No more fetching, no more completions posted (controller reset).
+
+        Then wait for `inflight() == 0`.
+        """
 
     def disable(self) -> None:
         """After `stop` and drain: forget all queues, slots, shadow doorbells."""
@@ -61,9 +73,13 @@ class QueueTable:
         """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
 
     # -- queues (the controller has validated everything but the memory) ----------------------
-    def create_cq(self, qid: int, iova: int, size: int, vector: int, *, interrupts: bool) -> None: ...
+    def create_cq(
+        self, qid: int, iova: int, size: int, vector: int, *, interrupts: bool
+    ) -> None: ...
     def delete_cq(self, qid: int) -> None: ...
-    def create_sq(self, qid: int, cqid: int, iova: int, size: int, *, priority: int = 0) -> None: ...
+    def create_sq(
+        self, qid: int, cqid: int, iova: int, size: int, *, priority: int = 0
+    ) -> None: ...
     def delete_sq(self, qid: int) -> None:
         """The SQ must be held and have nothing in flight."""
 
@@ -74,20 +90,32 @@ class QueueTable:
         """Most commands taken from one queue in a turn (0: no limit asked for)."""
 
     def set_doorbell_buffers(self, shadow_iova: int, event_idx_iova: int) -> bool:
-        """Doorbell Buffer Config (NVMe Base, section 5.2.5); False: the pages are not writable memory."""
+        """Doorbell Buffer Config (NVMe Base, section 5.2.5).
+
+        False: the pages are not writable memory.
+        """
 
     def ring_doorbell(self, index: int, value: int) -> int:
-        """A write to the doorbell register number `index` through the socket; wakes the IOThread."""
+        """A write to doorbell register number `index` through the socket; wakes the IOThread."""
 
     # -- admin commands --------------------------------------------------------------------
     def fetch_admin(self) -> tuple[int, bytes] | None:
         """Next admin command: (slot, the 64-byte SQE copied into it), or None."""
 
     def complete_admin(
-        self, slot: int, result: int, status: int, *, error_location: int = 0xFFFF, log_error: bool = True
+        self,
+        slot: int,
+        result: int,
+        status: int,
+        *,
+        error_location: int = 0xFFFF,
+        log_error: bool = True,
     ) -> bool:
-        """Post the CQE (dword 0 `result`, status field without phase: SCT << 8 | SC, More 2000h, DNR 4000h)
-        and raise its interrupt. False: the admin CQ is full; call again later."""
+        """Post the CQE and raise its interrupt. False: the admin CQ is full, call again later.
+
+        `result` is dword 0; `status` the status field without phase: SCT << 8 | SC, More 2000h,
+        DNR 4000h.
+        """
 
     def pending_admin(self) -> list[tuple[int, bytes]]:
         """Fetched admin commands without a completion (AERs among them)."""
@@ -99,11 +127,16 @@ class QueueTable:
         """Reset `notify_fd`, before looking at what it told of."""
 
     # -- guest memory ----------------------------------------------------------------------
-    def map(self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool) -> None:
+    def map(
+        self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
+    ) -> None:
         """`GuestMemory.map`, and queues in that memory go on. Same errors."""
 
     def try_unmap(self, iova: int, size: int) -> int | None:
-        """`GuestMemory.unmap`, or None while commands in flight use the range (queues are held: call again)."""
+        """`GuestMemory.unmap`, or None while commands in flight use the range.
+
+        Queues are held then: call again.
+        """
 
     def try_unmap_all(self) -> int | None: ...
 
@@ -120,8 +153,11 @@ class QueueTable:
 
     def set_intx(self, fd: int | None) -> None: ...
     def mask_intx(self, masked: bool) -> None:
-        """INTx is masked by its own delivery (VFIO_IRQ_INFO_AUTOMASKED); unmasking asserts it again
-        while a completion queue with interrupts enabled has entries that the guest has not consumed."""
+        """Mask or unmask the pin, which its own delivery masks (VFIO_IRQ_INFO_AUTOMASKED).
+
+        Unmasking asserts it again while a completion queue with interrupts enabled has entries
+        that the guest has not consumed.
+        """
 
     def set_intms(self, mask: int) -> None:
         """INTMS/INTMC changed (the register's value)."""

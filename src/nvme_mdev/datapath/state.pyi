@@ -1,7 +1,5 @@
 """The controller's shared memory, as Python sees it (the layout is `layout.pxd`)."""
 
-from collections.abc import Callable
-
 #: Version of the layout; a process refuses a memfd of another version.
 LAYOUT_VERSION: int
 #: Most I/O queue pairs a controller can have; queue identifiers run from 0 (admin) to this.
@@ -52,7 +50,7 @@ class ControllerState:
     feature_data: memoryview
     #: Number of errors ever logged (the Error Count of the newest entry).
     error_count: int
-    #: Doorbell Buffer Config: IOVA of the shadow doorbell page and of the EventIdx page, 0 if unset.
+    #: Doorbell Buffer Config: IOVAs of the shadow doorbell and the EventIdx page, 0 if unset.
     shadow_doorbell_iova: int
     event_idx_iova: int
 

@@ -33,6 +33,9 @@ from nvme_mdev.host.queues cimport (
 
 from nvme_mdev.host.samples import Failure, FirstError, Measured, Samples
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from * nogil:
     """
     #define HIGHEST_BIT(value) (63 - __builtin_clzll(value))
@@ -396,12 +399,14 @@ cdef void run_job(job_t *job) noexcept nogil:
         elif job.interrupts:
             sleep_for_interrupt(job)
             look_around(job)
-        else:
-            cpu_relax()
+        elif idle < SPINS_PER_LOOK:
             idle += 1
-            if idle == SPINS_PER_LOOK:
-                idle = 0
-                look_around(job)
+            cpu_relax()
+        else:
+            idle = 0
+            look_around(job)
+            # The controller may be waiting for this very processor.
+            sched_yield()
     job.ended_ns = now_ns()
     if job.unacknowledged and job.failure != FAILURE_RING:
         job.unacknowledged = 0

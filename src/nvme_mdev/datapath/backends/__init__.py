@@ -1,0 +1,1 @@
+"""Places where a namespace's blocks live."""

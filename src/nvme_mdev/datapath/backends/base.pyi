@@ -1,7 +1,7 @@
 """What every backend can be asked."""
 
 class Backend:
-    """A place where a namespace's blocks live. Sizes and capabilities come from it, no constants."""
+    """A place where a namespace's blocks live. Sizes and capabilities come from it."""
 
     #: What a person would call it: the path, or null:SIZE, memory:SIZE.
     name: str

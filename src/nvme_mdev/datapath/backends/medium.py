@@ -72,7 +72,7 @@ def open_medium(path: str, *, read_only: bool) -> Medium:
     EINVAL: neither file nor block device.
     """
     mode = os.O_RDONLY if read_only else os.O_RDWR
-    kind = os.stat(path).st_mode
+    kind = Path(path).stat().st_mode
     if stat.S_ISDIR(kind):
         raise OSError(errno.EISDIR, "is a directory", path)
     if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -110,7 +110,7 @@ def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
         preferred_deallocate=status.st_blksize,
     )
     medium.memory_alignment, medium.offset_alignment = _alignments(fd, 512)
-    medium.default_block_size = 4096 if medium.offset_alignment > 512 else 512  # noqa: PLR2004
+    medium.default_block_size = 4096 if medium.offset_alignment > 512 else 512
     medium.can_deallocate = medium.deallocate_zeroes = not read_only and _can_punch(fd, medium.size)
     return medium
 
@@ -168,9 +168,7 @@ def _can_punch(fd: int, size: int) -> bool:
     """Whether the file system can punch holes: tried past the end, where there is nothing."""
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
     past_end = (size + _PAGE_SIZE - 1) // _PAGE_SIZE * _PAGE_SIZE
-    return bool(
-        _libc.fallocate(fd, mode, ctypes.c_long(past_end), ctypes.c_long(_PAGE_SIZE)) == 0
-    )
+    return bool(_libc.fallocate(fd, mode, ctypes.c_long(past_end), ctypes.c_long(_PAGE_SIZE)) == 0)
 
 
 def _ioctl_int(fd: int, request: int) -> int:
