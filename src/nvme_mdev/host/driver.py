@@ -135,6 +135,7 @@ class NvmeHost:
         self._admin: CommandQueue | None = None
         self._identify: IdentifyController | None = None
         self._counts: QueueCounts | None = None
+        self._block_sizes: dict[int, int] = {}
         self._shadow_pages: tuple[memoryview, memoryview] | None = None
         self._event_cids: list[int] = []
         self._vectors: list[int] = []
@@ -329,6 +330,7 @@ class NvmeHost:
         self._admin = None
         self._identify = None
         self._counts = None
+        self._block_sizes.clear()
         self._event_cids.clear()
         self.shadow_active = False
 
@@ -359,7 +361,7 @@ class NvmeHost:
             (self._shadow_views(qid, completion=False), self._shadow_views(qid, completion=True)),
             eventfd,
         )
-        return IoQueue(
+        queue = IoQueue(
             qid,
             rings,
             memory=self.memory,
@@ -367,6 +369,8 @@ class NvmeHost:
             timeout=self.timeout,
             check_alive=self.check_alive,
         )
+        queue.block_size_of = self.block_size
+        return queue
 
     @property
     def queue_counts(self) -> QueueCounts:
@@ -554,6 +558,12 @@ class NvmeHost:
         identify = self.identify_namespace(nsid)
         flbas = identify.flbas & 0xF | (identify.flbas >> 5 & 0x3) << 4
         return Namespace(nsid, 1 << identify.lbaf[flbas].lbads, identify.nsze, identify)
+
+    def block_size(self, nsid: int) -> int:
+        """Bytes of a logical block of a namespace; asked for once an enabling."""
+        if nsid not in self._block_sizes:
+            self._block_sizes[nsid] = self.namespace(nsid).block_size
+        return self._block_sizes[nsid]
 
     @property
     def max_transfer(self) -> int:

@@ -172,15 +172,18 @@ class CommandQueue(QueuePair):
 
 
 class IoQueue(CommandQueue):
-    """An I/O queue pair; every method waits for its command and raises NvmeStatusError."""
+    """An I/O queue pair; every method waits for its command and raises NvmeStatusError.
 
-    def read(
-        self, nsid: int, slba: int, blocks: int, *, block_size: int, fua: bool = False
-    ) -> bytes:
-        """Read ``blocks`` logical blocks of ``block_size`` bytes."""
-        return self.execute(
-            commands.read(nsid, slba, blocks, fua=fua), receive=blocks * block_size
-        ).data
+    Data is whole logical blocks; how large those are is asked of the controller once a namespace.
+    """
+
+    block_size_of: Callable[[int], int]
+    """Bytes of a logical block of a namespace."""
+
+    def read(self, nsid: int, slba: int, blocks: int, *, fua: bool = False) -> bytes:
+        """Read ``blocks`` logical blocks."""
+        size = blocks * self.block_size_of(nsid)
+        return self.execute(commands.read(nsid, slba, blocks, fua=fua), receive=size).data
 
     def write(
         self,
@@ -188,19 +191,16 @@ class IoQueue(CommandQueue):
         slba: int,
         data: bytes | bytearray | memoryview,
         *,
-        block_size: int,
         fua: bool = False,
     ) -> None:
-        """Write whole logical blocks."""
-        self.execute(commands.write(nsid, slba, len(data) // block_size, fua=fua), send=data)
+        """Write ``data`` from block ``slba`` on."""
+        blocks = len(data) // self.block_size_of(nsid)
+        self.execute(commands.write(nsid, slba, blocks, fua=fua), send=data)
 
-    def compare(
-        self, nsid: int, slba: int, data: bytes | bytearray | memoryview, *, block_size: int
-    ) -> bool:
+    def compare(self, nsid: int, slba: int, data: bytes | bytearray | memoryview) -> bool:
         """Whether the blocks hold ``data``."""
-        reply = self.execute(
-            commands.compare(nsid, slba, len(data) // block_size), send=data, check=False
-        )
+        blocks = len(data) // self.block_size_of(nsid)
+        reply = self.execute(commands.compare(nsid, slba, blocks), send=data, check=False)
         if reply.completion.ok:
             return True
         if reply.completion.status.code == MediaStatus.COMPARE_FAILURE:

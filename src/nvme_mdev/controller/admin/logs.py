@@ -11,6 +11,7 @@ from nvme_mdev.controller.error_log import newest_first
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Scratch
 from nvme_mdev.controller.settings import firmware_revision
+from nvme_mdev.datapath.clock import tsc_hz
 from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, GET_LOG_PAGE_RAE, NSID_ALL, NvmOpcode
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_identify import Oncs
@@ -28,6 +29,12 @@ from nvme_mdev.spec.nvme_logs import (
     SupportedLogPages,
 )
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+from nvme_mdev.spec.vendor import (
+    PATH_COUNTERS_LID,
+    PATH_COUNTERS_MAGIC,
+    PATH_COUNTERS_VERSION,
+    PathCountersLog,
+)
 
 if TYPE_CHECKING:
     import ctypes
@@ -168,6 +175,22 @@ def _feature_effects(controller: Controller, _command: AdminCommand) -> FeatureE
     return data
 
 
+def _path_counters(controller: Controller, _command: AdminCommand) -> PathCountersLog:
+    """The data path's own counters, for ``nvme-mdev bench``."""
+    statistics = controller.queues.statistics()
+    data = PathCountersLog(
+        magic=PATH_COUNTERS_MAGIC, version=PATH_COUNTERS_VERSION, tsc_hz=tsc_hz()
+    )
+    for field, counter in (
+        (data.translated, statistics.translated),
+        (data.completed, statistics.completed),
+        (data.interrupts, statistics.interrupts),
+    ):
+        field.count = counter.count
+        field.cycles = counter.cycles
+    return data
+
+
 _PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
     LogPage.SUPPORTED_LOG_PAGES: _supported_log_pages,
     LogPage.ERROR: _error,
@@ -176,5 +199,6 @@ _PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]
     LogPage.CHANGED_NAMESPACES: _changed_namespaces,
     LogPage.COMMANDS_EFFECTS: _commands_effects,
     LogPage.FEATURE_EFFECTS: _feature_effects,
+    PATH_COUNTERS_LID: _path_counters,
 }
 """LID to the function that builds the page; it alone says which log pages there are."""
