@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -245,3 +249,16 @@ def test_a_server_that_dies_meanwhile(nvme_mdev: RunCommand, serve: Serve, tmp_p
     timer.join()
     assert result.status == 2
     assert "the server has gone away" in result.err
+
+
+def test_an_interruption_ends_it_at_once(null: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nvme_mdev.cli.main", "bench", null, "--runtime", "600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "")

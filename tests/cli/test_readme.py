@@ -1,9 +1,9 @@
 """What the README tells people to type is typed here.
 
-A fenced block after ``<!-- test: serve -->`` must start a daemon; one after ``<!-- test: run -->``
-must succeed beside it. There may be no QEMU on this machine, so a stand-in takes its place, which
-checks what it is given: that the memory is shared and that somebody listens on the socket. Real
-guests are the business of tests/vm.
+A fenced block after ``<!-- test: serve -->`` must start a daemon; those after
+``<!-- test: run -->`` and ``<!-- test: bench -->`` must succeed beside it. There may be no QEMU on this machine, so a
+stand-in takes its place, which checks what it is given: that the memory is shared and that somebody
+listens on the socket. Real guests are the business of tests/vm.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_the_first_virtual_machine_works_as_told(
     try:
         assert daemon.stderr is not None
         assert "ready" in daemon.stderr.readline()
-        for commands in _blocks("run"):
+        for commands in _blocks("run") + _blocks("bench"):
             subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=environment, check=True)
         daemon.send_signal(signal.SIGINT)
         assert daemon.wait() == 0
@@ -77,7 +77,7 @@ def test_the_first_virtual_machine_works_as_told(
 
 
 def test_the_first_virtual_machine_takes_five_lines() -> None:
-    assert sum(block.count("\n") for _, block in BLOCK.findall(README)) == 5
+    assert sum(block.count("\n") for block in _blocks("serve") + _blocks("run")) == 5
 
 
 def test_the_table_of_options_is_complete_and_its_defaults_are_true() -> None:

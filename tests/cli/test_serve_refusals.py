@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -229,14 +230,17 @@ def test_an_image_that_another_daemon_serves(image: Path, refuse: Refuse, serve:
 @pytest.fixture
 def loop_device(image: Path) -> Iterator[Path]:
     """A loop device on the image."""
+    losetup = shutil.which("losetup", path="/usr/sbin:/sbin")
+    if losetup is None:
+        pytest.skip("no losetup to be had")
     made = subprocess.run(
-        ["losetup", "--find", "--show", image], capture_output=True, text=True, check=False
+        [losetup, "--find", "--show", image], capture_output=True, text=True, check=False
     )
     if made.returncode:
         pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
     device = Path(made.stdout.strip())
     yield device
-    subprocess.run(["losetup", "--detach", device], check=True)
+    subprocess.run([losetup, "--detach", device], check=True)
 
 
 def test_a_block_device_that_is_held(loop_device: Path, refuse: Refuse) -> None:

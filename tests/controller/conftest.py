@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from nvme_mdev.controller.settings import ControllerSettings
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.service.nvme_device import NvmeDevice
 from nvme_mdev.vfio_user.server import Server
+
+from .assembly import SIZE, Assembly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -24,16 +24,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SERIAL = "TEST0001"
-SIZE = 16 << 20
-
 
 class Served:
     """A device, its server, and the event loop that they run on, in a thread."""
 
-    def __init__(
-        self, path: Path, backends: list[Backend], *, mapped_doorbells: bool = True, **settings: Any
-    ) -> None:
+    def __init__(self, path: Path, backends: list[Backend], **settings: Any) -> None:
         self.path = path
         self.backends = backends
         self.iothread = IOThread("test", poll_timeout_ms=50)
@@ -41,20 +36,13 @@ class Served:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.device = self.run(
-            self._make(ControllerSettings(**{"serial": SERIAL, **settings}), mapped_doorbells)
-        )
-        self.server = Server(self.device, path)
+        self.assembly = self.call(lambda: Assembly(self.iothread, backends, **settings))
+        self.server = Server(self.assembly.device, path)
         self.run(self.server.start())
-
-    async def _make(self, settings: ControllerSettings, mapped_doorbells: bool) -> NvmeDevice:
-        return NvmeDevice.make(
-            settings, self.iothread, self.backends, mapped_doorbells=mapped_doorbells
-        )
 
     @property
     def controller(self) -> Controller:
-        return self.device._controller
+        return self.assembly.controller
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the device's loop."""
@@ -71,7 +59,7 @@ class Served:
     def close(self) -> None:
         try:
             self.run(self.server.close())
-            self.call(self.device.close)
+            self.call(self.assembly.close)
         finally:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()

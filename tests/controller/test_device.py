@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvme_mdev.controller.settings import ControllerSettings
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.iothread import IOThread
-from nvme_mdev.service.nvme_device import NvmeDevice
 from nvme_mdev.spec.vfio_user import (
     DeviceFlags,
     DmaMapFlags,
@@ -27,7 +25,7 @@ from nvme_mdev.spec.vfio_user import (
 )
 from nvme_mdev.vfio_user.device import DeviceError, DmaMap, SetIrqs, SparseArea
 
-from .conftest import SIZE
+from .assembly import SIZE, Assembly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -47,12 +45,11 @@ class Bench:
         self.iothread = IOThread("test", poll_timeout_ms=1)
         self.iothread.start()
         self.loop = asyncio.new_event_loop()
-        self.device = self.run(self._make())
+        self.assembly = self.run(self._assemble())
+        self.device = self.assembly.device
 
-    async def _make(self) -> NvmeDevice:
-        return NvmeDevice.make(
-            ControllerSettings("S1", io_queues=4), self.iothread, [NullBackend(SIZE)]
-        )
+    async def _assemble(self) -> Assembly:
+        return Assembly(self.iothread, [NullBackend(SIZE)], io_queues=4)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -76,7 +73,7 @@ class Bench:
 
     def close(self) -> None:
         self.run(self.device.detached())
-        self.device.close()
+        self.assembly.close()
         self.loop.close()
         self.iothread.stop()
 

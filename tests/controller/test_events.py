@@ -13,7 +13,7 @@ from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
-from .conftest import SIZE
+from .assembly import SIZE
 from .statuses import error_log, refused
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from nvme_mdev.spec.nvme_identify import (
 from nvme_mdev.spec.nvme_registers import Register
 from nvme_mdev.spec.nvme_status import GenericStatus
 
-from .conftest import SERIAL, SIZE
+from .assembly import SERIAL, SIZE
 from .statuses import error_log, refused
 
 if TYPE_CHECKING:

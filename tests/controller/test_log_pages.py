@@ -22,8 +22,9 @@ from nvme_mdev.spec.nvme_logs import (
     SupportedLogPages,
 )
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+from nvme_mdev.spec.vendor import PATH_COUNTERS_LID, PATH_COUNTERS_MAGIC, PathCountersLog
 
-from .conftest import SIZE
+from .assembly import SIZE
 from .statuses import error_log, refused
 
 if TYPE_CHECKING:
@@ -129,6 +130,17 @@ def test_every_feature_of_the_effects_log_can_be_read(host: NvmeHost) -> None:
         else:
             with refused(GenericStatus.INVALID_FIELD):
                 host.get_features(fid, nsid=1)
+
+
+def test_the_vendors_page_has_the_data_paths_counters(host: NvmeHost) -> None:
+    queue = host.create_queue_pair()
+    for _ in range(7):
+        queue.flush(1)
+    page = host.get_log_page(PATH_COUNTERS_LID, 512)
+    data = PathCountersLog.from_buffer_copy(page)
+    assert (data.magic, data.version) == (PATH_COUNTERS_MAGIC, 1)
+    assert data.translated.count == data.completed.count == 7
+    assert data.tsc_hz > 0
 
 
 def test_reading_the_changed_namespaces_clears_the_list(served: Served, host: NvmeHost) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvme_mdev.datapath import sigbus
-from nvme_mdev.datapath.memory import GuestMemory, GuestMemoryError
+from nvme_mdev.datapath.memory import MAX_REGIONS, GuestMemory, GuestMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,3 +211,13 @@ def test_mmap_module_sees_the_same_bytes(fd: int) -> None:
     with mmap.mmap(fd, PAGE) as window:
         window[:4] = b"ring"
         assert memory.read(0, 4) == b"ring"
+
+
+def test_the_number_of_mappings_is_bounded() -> None:
+    memory = GuestMemory()
+    for page in range(MAX_REGIONS):
+        map_(memory, page * PAGE, PAGE, None)
+    with pytest.raises(OSError, match="too many"):
+        map_(memory, MAX_REGIONS * PAGE, PAGE, None)
+    assert memory.unmap(0, PAGE) == PAGE
+    map_(memory, MAX_REGIONS * PAGE, PAGE, None)

@@ -45,6 +45,7 @@ _MAX_CPU = 8191
     "--queues",
     type=click.IntRange(1, MAX_QUEUES),
     default=DEFAULT_QUEUES,
+    metavar="N",
     show_default=True,
     help="I/O queue pairs offered to the guest; Linux takes one per vCPU.",
 )
@@ -70,6 +71,7 @@ _MAX_CPU = 8191
     "--poll-timeout-ms",
     type=click.IntRange(0, _MAX_TIMEOUT_MS),
     default=DEFAULT_POLL_TIMEOUT_MS,
+    metavar="MS",
     show_default=True,
     help="Poll this long after the last command before going to sleep.",
 )
@@ -77,6 +79,7 @@ _MAX_CPU = 8191
     "--io-timeout-ms",
     type=click.IntRange(1, _MAX_TIMEOUT_MS),
     default=DEFAULT_IO_TIMEOUT_MS,
+    metavar="MS",
     show_default=True,
     help="Cancel I/O that the host has not completed by then.",
 )
@@ -91,10 +94,11 @@ def serve(
     verbose: bool,
     **settings: Any,
 ) -> None:
-    """Serve TARGETs as namespaces 1, 2, ... of one virtual NVMe controller.
+    """Serve TARGETs as one virtual NVMe controller.
 
-    A TARGET is an image file, a block device, null:SIZE (no medium, for measuring) or memory:SIZE
-    (lost at exit). Sizes take K, M, G and T, which are powers of 1024. Stop with Ctrl-C.
+    They are its namespaces 1, 2, ... A TARGET is an image file, a block device, null:SIZE (no
+    medium, for measuring) or memory:SIZE (lost at exit). Sizes take K, M, G and T, which are
+    powers of 1024. Stop with Ctrl-C.
     """
     definition = Definition(
         targets=tuple(Target.parse(text) for text in targets),

@@ -1,5 +1,8 @@
 """The client's DMA map: which IOVA is which byte of this process."""
 
+#: Regions that one client may map, as VERSION tells it (max_dma_maps).
+MAX_REGIONS: int
+
 class GuestMemoryError(Exception):
     """An IOVA range that is not mapped, or not mapped for this access."""
 
@@ -16,7 +19,7 @@ class GuestMemory:
         """Map `size` bytes of `fd` at `offset` (the caller closes fd; None: known, inaccessible).
 
         ValueError: size 0 or not a multiple of 4096, wraps 64 bits, overlaps a mapping.
-        OSError: the kernel refused the mapping.
+        OSError: the kernel refused the mapping, or (ENOSPC) there are MAX_REGIONS already.
         """
 
     def unmap(self, iova: int, size: int) -> int:

@@ -19,8 +19,12 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.sigbus cimport sigbus_guard, sigbus_release
 
+import errno as errno_names
 import os
 import stat
+
+#: Regions that one client may map, as VERSION tells it (max_dma_maps).
+MAX_REGIONS = 65535
 
 cdef enum:
     #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
@@ -157,6 +161,8 @@ cdef class GuestMemory:
         if fd is not None and (file_offset & (PAGE_SIZE - 1) or file_offset + length < file_offset
                                or (file_offset + length) >> 63):
             raise ValueError("the offset is not in whole pages, or too large")
+        if self.table.count >= MAX_REGIONS:
+            raise OSError(errno_names.ENOSPC, "too many DMA mappings")
         position = self.insert_position(first)
         if position > 0 and first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size:
             raise ValueError("the range overlaps a mapping")

@@ -174,15 +174,18 @@ class CommandQueue(QueuePair):
 class IoQueue(CommandQueue):
     """An I/O queue pair; every method waits for its command and raises NvmeStatusError.
 
-    Data is whole logical blocks; how large those are is asked of the controller once a namespace.
+    Data is whole logical blocks of ``block_size`` bytes; None asks the controller, once a
+    namespace.
     """
 
     block_size_of: Callable[[int], int]
     """Bytes of a logical block of a namespace."""
 
-    def read(self, nsid: int, slba: int, blocks: int, *, fua: bool = False) -> bytes:
+    def read(
+        self, nsid: int, slba: int, blocks: int, *, block_size: int | None = None, fua: bool = False
+    ) -> bytes:
         """Read ``blocks`` logical blocks."""
-        size = blocks * self.block_size_of(nsid)
+        size = blocks * (block_size or self.block_size_of(nsid))
         return self.execute(commands.read(nsid, slba, blocks, fua=fua), receive=size).data
 
     def write(
@@ -191,15 +194,23 @@ class IoQueue(CommandQueue):
         slba: int,
         data: bytes | bytearray | memoryview,
         *,
+        block_size: int | None = None,
         fua: bool = False,
     ) -> None:
         """Write ``data`` from block ``slba`` on."""
-        blocks = len(data) // self.block_size_of(nsid)
+        blocks = len(data) // (block_size or self.block_size_of(nsid))
         self.execute(commands.write(nsid, slba, blocks, fua=fua), send=data)
 
-    def compare(self, nsid: int, slba: int, data: bytes | bytearray | memoryview) -> bool:
+    def compare(
+        self,
+        nsid: int,
+        slba: int,
+        data: bytes | bytearray | memoryview,
+        *,
+        block_size: int | None = None,
+    ) -> bool:
         """Whether the blocks hold ``data``."""
-        blocks = len(data) // self.block_size_of(nsid)
+        blocks = len(data) // (block_size or self.block_size_of(nsid))
         reply = self.execute(commands.compare(nsid, slba, blocks), send=data, check=False)
         if reply.completion.ok:
             return True

@@ -129,9 +129,16 @@ def _start_iothread(definition: Definition) -> IOThread:
 
 def _why_no_iothread(error: OSError, cpu: int | None) -> str:
     if cpu is not None and error.errno == errno.EINVAL:
-        online = _ONLINE_CPUS.read_text().strip()
-        return f"--iothread-cpu {cpu}: there is no such CPU here: choose one of {online}"
+        return f"--iothread-cpu {cpu}: there is no such CPU here: choose one of {_online_cpus()}"
     return f"the polling thread does not start: {os.strerror(error.errno or 0)}"
+
+
+def _online_cpus() -> str:
+    """The processors as a list like ``0-3,8``."""
+    try:
+        return _ONLINE_CPUS.read_text().strip()
+    except OSError:  # no /sys, in a chroot
+        return f"0-{(os.cpu_count() or 1) - 1}"
 
 
 def _why_no_io_uring(error: OSError) -> str:

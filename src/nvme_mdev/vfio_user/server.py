@@ -530,6 +530,9 @@ class Server:
                 continue
             try:
                 await self._admit(sock)
+            except OSError as error:
+                sock.close()
+                log.warning("%s: client lost at once: %s", self.path, error)
             except BaseException:
                 sock.close()
                 raise
