@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,3 +110,23 @@ def test_doorbell_buffers_are_in_guest_memory(host: NvmeHost) -> None:
     page = host.memory.allocate(4096)
     with refused(GenericStatus.INVALID_FIELD):
         host.admin(commands.doorbell_buffer_config(page.iova, 0x7777_0000_0000))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_commands_are_all_completed(host: NvmeHost, seed: int) -> None:
+    source = random.Random(seed)
+    words = [0, 1, 2, 0x10001, 0x1F0001, 0xFFFF_FFFF, host.memory.iova & 0xFFFF_FFFF, 1 << 16]
+    opcodes = sorted(KNOWN - {AdminOpcode.ASYNC_EVENT_REQUEST})
+    for _ in range(400):
+        fields = {f"cdw{n}": source.choice([*words, source.getrandbits(32)]) for n in range(10, 16)}
+        address = host.memory.iova + (8 << 20) + source.randrange(1 << 20)
+        sqe = SQE(
+            opc=source.choice(opcodes),
+            nsid=source.choice([0, 1, 2, 256, 257, 0xFFFF_FFFF]),
+            prp1=source.choice([address & ~0xFFF, address, source.getrandbits(64)]),
+            prp2=source.choice([0, address & ~0xFFF, source.getrandbits(64)]),
+            **fields,
+        )
+        host.admin(sqe, check=False)
+    assert not host.csts().cfs
+    assert host.active_namespaces() == [1]

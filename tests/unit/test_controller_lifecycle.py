@@ -285,23 +285,3 @@ def test_a_guest_without_bus_master_is_enabled_with_held_queues() -> None:
     bench.state.scratch[Scratch.DMA_BLOCKED] = 1
     bench.cycle.fire(Event.ENABLE)
     assert bench.queues.calls == ["enable", "hold"]
-
-
-@on_loop
-async def test_another_process_goes_on_with_a_reset_that_drains() -> None:
-    bench = ready()
-    bench.queues.busy = 1
-    bench.cycle.fire(Event.DISABLE)
-    heir = LifeCycle(
-        bench.state,
-        bench.registers,
-        bench.queues,
-        on_clear=bench.clear,
-        on_stop=lambda: None,
-        volatile=list,
-    )
-    bench.cycle._cancel_wait()
-    heir.resume()
-    bench.queues.busy = 0
-    await heir.settled()
-    assert heir.state is State.DISABLED

@@ -69,11 +69,6 @@ class AdminQueue:
                 return
         asyncio.get_running_loop().call_soon(self._controller.on_notify)
 
-    def resume(self) -> None:
-        """Execute again what a previous process has left: fetched and not completed."""
-        for slot, sqe in self._queues.pending_admin():
-            self._execute(slot, sqe)
-
     def outstanding(self, opcode: int) -> list[tuple[int, bytes]]:
         """Commands of this opcode that have no completion yet: (slot, SQE)."""
         decided = {completion.slot for completion in self._unposted}

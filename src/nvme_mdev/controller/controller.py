@@ -63,8 +63,7 @@ _TIMEOUT_TICK_S = 1.0
 class Controller:
     """One virtual NVMe controller.
 
-    Made from a fresh state it is powered on; made from one that another process has left, it goes
-    on from there (call :meth:`resume` once guest memory is mapped).
+    Made from a fresh state it is powered on; a state that was a controller's is left as it is.
     """
 
     def __init__(
@@ -121,12 +120,6 @@ class Controller:
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
-
-    def resume(self) -> None:
-        """Go on with what the process before has left in the state: commands, resets."""
-        self.admin_queue.resume()
-        self.life_cycle.resume()
-        self.events.deliver()
 
     # -- accesses to BAR0 --------------------------------------------------------------------
 

@@ -77,13 +77,6 @@ class LifeCycle:
         while self._wait is not None:
             await asyncio.wait([self._wait])
 
-    def resume(self) -> None:
-        """Go on with what a previous process was waiting for."""
-        if self.state in (State.RESETTING, State.RESTARTING):
-            self._stop()
-        elif self.state is State.SHUTTING_DOWN:
-            self._quiesce()
-
     # -- the actions -------------------------------------------------------------------------
 
     def _start(self) -> None:

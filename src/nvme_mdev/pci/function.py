@@ -41,11 +41,15 @@ class PciFunction:
         """Write to configuration space, and do what it means; never raises."""
         before = self._bus_master
         self.config.write(offset, data)
-        if self._bus_master != before:
-            self.controller.allow_dma(self._bus_master)
-        if _byte_written(offset, data, DEVICE_CONTROL_OFFSET + 1) & _FLR_BYTE:
-            _log.debug("function-level reset")
-            self.reset()
+        try:
+            if self._bus_master != before:
+                self.controller.allow_dma(self._bus_master)
+            if _byte_written(offset, data, DEVICE_CONTROL_OFFSET + 1) & _FLR_BYTE:
+                _log.debug("function-level reset")
+                self.reset()
+        except Exception:
+            _log.exception("write of %d bytes at %#x of configuration space", len(data), offset)
+            self.controller.fail()
 
     def reset(self) -> None:
         """Function-level reset: what a client's device reset does, too.

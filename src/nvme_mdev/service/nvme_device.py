@@ -11,16 +11,11 @@ import errno
 import logging
 import os
 import select
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END, Controller
+from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END
 from nvme_mdev.controller.transitions import State
-from nvme_mdev.datapath.memory import GuestMemory
-from nvme_mdev.datapath.queue_table import QueueTable
-from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
-from nvme_mdev.pci.function import PciFunction
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
 from nvme_mdev.spec.pci import CONFIG_SIZE
 from nvme_mdev.spec.vfio_user import (
@@ -38,12 +33,8 @@ from nvme_mdev.vfio_user.device import DeviceError, DeviceInfo, IrqInfo, RegionI
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self
 
-    from nvme_mdev.controller.settings import ControllerSettings
-    from nvme_mdev.datapath.backends.base import Backend
-    from nvme_mdev.datapath.iothread import IOThread
-    from nvme_mdev.datapath.statistics import PathStatistics
+    from nvme_mdev.pci.function import PciFunction
     from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
 
 _log = logging.getLogger(__name__)
@@ -102,43 +93,6 @@ class NvmeDevice:
             PciRegion.BAR4: RegionInfo(MSIX_BAR_SIZE, _READ_WRITE),
             PciRegion.CONFIG: RegionInfo(CONFIG_SIZE, _READ_WRITE),
         }
-
-    # -- as a whole ---------------------------------------------------------------------------
-
-    @classmethod
-    def make(
-        cls,
-        settings: ControllerSettings,
-        iothread: IOThread,
-        backends: Sequence[Backend],
-        *,
-        mapped_doorbells: bool = True,
-    ) -> Self:
-        """A new controller with ``backends`` as namespaces 1, 2, ..., served by ``iothread``.
-
-        From within a running event loop; :meth:`close` undoes it. The thread and the backends stay
-        the caller's. OSError: the thread cannot serve a backend (no io_uring).
-        """
-        with ExitStack() as rollback:
-            state = ControllerState()
-            rollback.callback(state.close)
-            queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
-            rollback.callback(queues.close)
-            controller = Controller(settings, state, queues, dict(enumerate(backends, 1)))
-            device = cls(PciFunction(controller), mapped_doorbells=mapped_doorbells)
-            controller.start()
-            rollback.pop_all()
-        return device
-
-    def close(self) -> None:
-        """Free everything. The client has gone: :meth:`detached` has returned."""
-        self._controller.stop()
-        self._queues.close()
-        self._controller.state.close()
-
-    def statistics(self) -> PathStatistics:
-        """The three counters of the data path."""
-        return self._queues.statistics()
 
     # -- what there is -----------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from nvme_mdev.controller.error_log import newest_first
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Scratch
 from nvme_mdev.controller.settings import firmware_revision
-from nvme_mdev.datapath import clock
 from nvme_mdev.datapath.clock import tsc_hz
 from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, GET_LOG_PAGE_RAE, NSID_ALL, NvmOpcode
 from nvme_mdev.spec.nvme_features import Fid
@@ -34,7 +33,6 @@ from nvme_mdev.spec.vendor import (
     PATH_COUNTERS_LID,
     PATH_COUNTERS_MAGIC,
     PATH_COUNTERS_VERSION,
-    PathCounter,
     PathCountersLog,
 )
 
@@ -193,19 +191,6 @@ def _path_counters(controller: Controller, _command: AdminCommand) -> PathCounte
     return data
 
 
-def _path_counters(controller: Controller, _command: AdminCommand) -> PathCountersLog:
-    """The data path's counters, for `nvme-mdev bench` (vendor specific)."""
-    statistics = controller.queues.statistics()
-    return PathCountersLog(
-        magic=PATH_COUNTERS_MAGIC,
-        version=PATH_COUNTERS_VERSION,
-        tsc_hz=clock.tsc_hz(),
-        translated=PathCounter(*statistics.translated[:2]),
-        completed=PathCounter(*statistics.completed[:2]),
-        interrupts=PathCounter(*statistics.interrupts[:2]),
-    )
-
-
 _PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
     LogPage.SUPPORTED_LOG_PAGES: _supported_log_pages,
     LogPage.ERROR: _error,
@@ -214,7 +199,6 @@ _PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]
     LogPage.CHANGED_NAMESPACES: _changed_namespaces,
     LogPage.COMMANDS_EFFECTS: _commands_effects,
     LogPage.FEATURE_EFFECTS: _feature_effects,
-    PATH_COUNTERS_LID: _path_counters,
     PATH_COUNTERS_LID: _path_counters,
 }
 """LID to the function that builds the page; it alone says which log pages there are."""
