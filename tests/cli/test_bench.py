@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,6 @@ from nvme_mdev.host.workload import block_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from conftest import RunCommand, Serve
 
@@ -243,7 +243,7 @@ def test_a_server_that_has_a_client_already(nvme_mdev: RunCommand, null: Path) -
 def test_a_server_that_dies_meanwhile(nvme_mdev: RunCommand, serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "s"
     daemon = serve("null:1G", "--socket", path)
-    timer = threading.Timer(1.0, daemon.process.kill)
+    timer = threading.Timer(3.0, daemon.process.kill)
     timer.start()
     result = nvme_mdev("bench", path, "--runtime", "60")
     timer.join()
@@ -258,7 +258,9 @@ def test_an_interruption_ends_it_at_once(null: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2.0)
+    # Its second thread is the one that measures.
+    while len(list(Path(f"/proc/{process.pid}/task").iterdir())) < 2:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, "", "")

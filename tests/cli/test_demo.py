@@ -79,6 +79,18 @@ def test_an_interruption_at_any_moment_leaves_nothing(
     assert served_from(tmp_path) == []
 
 
+def test_a_demo_that_is_killed_takes_its_daemon_with_it(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    while not served_from(tmp_path):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while served_from(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_signals_wait_while_something_must_be_whole() -> None:
     done = []
 

@@ -54,7 +54,7 @@ def test_limits_are_those_of_the_settings(serve: Callable[..., Served]) -> None:
         assert host.max_entries == 64
 
 
-def test_the_smallest_maximum_transfer_is_a_page(serve: Callable[..., Served]) -> None:
+def test_the_smallest_maximum_transfer_is_two_pages(serve: Callable[..., Served]) -> None:
     with NvmeHost(serve(max_transfer=8192).path) as host:
         assert host.identify_controller().mdts == 1
 

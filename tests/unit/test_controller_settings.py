@@ -23,7 +23,8 @@ from nvme_mdev.controller.settings import ControllerSettings, firmware_revision
         {"queue_entries": 1},
         {"queue_entries": 65537},
         {"max_transfer": 0},
-        {"max_transfer": 4095},
+        {"max_transfer": 4096},
+        {"max_transfer": 8193},
         {"max_transfer": 3 * 4096},
     ],
 )

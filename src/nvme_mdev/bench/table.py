@@ -85,17 +85,16 @@ def latency_table(direction: Direction) -> Table:
 
 
 def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
-    """The narrow one: a row for each result and direction with IOPS, bandwidth and latency."""
+    """The narrow one: a row for each result and direction with IOPS and latency."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for column in ("IOPS", "bandwidth", "mean latency", "p99"):
+    for column in ("IOPS", "mean latency", "p99"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, result in results:
         for _name, direction in directions(result):
             table.add_row(
                 label,
                 format_count(direction.iops),
-                format_bandwidth(direction.bandwidth),
                 format_ns(direction.lat.mean),
                 format_ns(direction.lat.percentiles((99.0,))[99.0]),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shlex
 import shutil
 import signal
@@ -36,6 +37,8 @@ IMAGE_NSID, NULL_NSID = 1, 2
 _DEPTHS = (1, 32)
 _READY_TIMEOUT = 20.0
 _STOP_TIMEOUT = 10.0
+_PR_SET_PDEATHSIG = 1
+"""``<sys/prctl.h>``."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -104,6 +107,11 @@ class Daemon(NamedTuple):
             self.process.wait()
 
 
+def _die_with_parent() -> None:
+    """In the daemon's process, before it starts: stop when the demo is killed without mercy."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _start(folder: Path, iothread_cpu: int | None) -> Daemon:
     socket, log = folder / "nvme.sock", folder / "daemon.log"
     command = [sys.executable, "-m", "nvme_mdev.cli.main", "serve", str(folder / "disk.img")]
@@ -113,7 +121,12 @@ def _start(folder: Path, iothread_cpu: int | None) -> Daemon:
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for us, and we stop the daemon in order.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
         )
     return Daemon(process, socket, log)
 

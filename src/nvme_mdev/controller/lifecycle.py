@@ -148,9 +148,9 @@ class LifeCycle:
         for backend in flush:
             try:
                 await asyncio.to_thread(backend.flush)
-            except OSError as error:
+            except Exception:
                 # The guest cannot be told: a shutdown has no status. It is told by its own Flush.
-                _log.error("%s: flush at shutdown failed: %s", backend.name, error)
+                _log.exception("%s: flush at shutdown failed", backend.name)
         self._wait = None
         try:
             self.fire(Event.DRAINED)

@@ -30,6 +30,8 @@ _SERIAL_LENGTH = 20
 _MIN_QUEUE_ENTRIES = 2
 _MAX_QUEUE_ENTRIES = 65536
 _PAGE_SIZE = 4096
+_MIN_TRANSFER_PAGES = 2
+"""MDTS is a power of two, and one page, 0, would mean no limit."""
 
 
 def firmware_revision() -> str:
@@ -51,7 +53,7 @@ class ControllerSettings:
     queue_entries: int = 1024
     """Most entries of an I/O queue (CAP.MQES + 1)."""
     max_transfer: int = 1 << 20
-    """Most bytes a command moves: 4096 times a power of two; the queue table has the same."""
+    """Most bytes a command moves: 8192 times a power of two; the queue table has the same."""
     shadow_doorbell: bool = True
     """Offer Doorbell Buffer Config."""
     io_timeout_ms: int = 30_000
@@ -69,8 +71,8 @@ class ControllerSettings:
         if not _MIN_QUEUE_ENTRIES <= self.queue_entries <= _MAX_QUEUE_ENTRIES:
             raise ValueError(f"{self.queue_entries} queue entries: 2 to 65536 are possible")
         pages, rest = divmod(self.max_transfer, _PAGE_SIZE)
-        if rest or pages < 1 or pages & (pages - 1):
-            raise ValueError(f"maximum transfer {self.max_transfer}: use 4096 times a power of two")
+        if rest or pages < _MIN_TRANSFER_PAGES or pages & (pages - 1):
+            raise ValueError(f"maximum transfer {self.max_transfer}: use 8192 times a power of two")
 
     @property
     def vectors(self) -> int:

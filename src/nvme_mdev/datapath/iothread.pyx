@@ -50,6 +50,9 @@ cdef extern from "<poll.h>" nogil:
     int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *mask)
     short POLLIN
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_TIMERSLACK
     int prctl(int option, unsigned long argument)
@@ -57,6 +60,8 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef enum:
     #: Turns without work between two looks at the clock.
     IDLE_TURNS = 1024
+    #: Turns without work between two offers of the processor, while I/O is in flight.
+    YIELD_TURNS = 128
     #: Turns between two looks at the admin doorbells, whose commands take Python's time anyway.
     ADMIN_TURNS = 16
     #: Sleeps of a thread that may not park (ARCHITECTURE, decision 6).
@@ -324,6 +329,10 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     cdef uint64_t now
     cpu_relax()
     thread.idle_turns += 1
+    if thread.inflight and thread.idle_turns % YIELD_TURNS == 0:
+        # The kernel may need this processor for the very I/O that is waited for (io_uring's
+        # workers, a device's interrupt thread): let it.
+        sched_yield()
     if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and thread.queue_count:
         return
     now = now_ns()

@@ -6,6 +6,7 @@ demo and the benches. Administration is Python, what happens per I/O command is 
 ===========  ==================================================================================
 driver       `NvmeHost`: attach, enable, admin commands, queues, reset, shutdown
 io           `IoQueue`: an I/O queue pair with Read, Write, Flush, ... as methods
+transport    the PCI function behind the socket, and what its errors mean to people
 commands     submission queue entries from their fields
 memory       DMA memory: windows that the controller sees, an allocator, PRP lists of any shape
 queues       `QueuePair`: post, ring, reap; any entry, any doorbell value (Cython)
