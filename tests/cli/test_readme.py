@@ -1,9 +1,9 @@
 """What the README tells people to type is typed here.
 
 A fenced block after ``<!-- test: serve -->`` must start a daemon; those after
-``<!-- test: run -->`` and ``<!-- test: bench -->`` must succeed beside it. There may be no QEMU on this machine, so a
-stand-in takes its place, which checks what it is given: that the memory is shared and that somebody
-listens on the socket. Real guests are the business of tests/vm.
+``<!-- test: run -->`` and ``<!-- test: bench -->`` must succeed beside it. There may be no QEMU on
+this machine, so a stand-in takes its place, which checks what it is given: that the memory is
+shared and that somebody listens on the socket. Real guests are the business of tests/vm.
 """
 
 from __future__ import annotations

@@ -42,6 +42,17 @@ def test_a_stop_signal_ends_it_cleanly(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_goes_on_without_its_terminal_under_nohup(serve: Serve, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        daemon = serve("null:1G", "--socket", tmp_path / "s")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    daemon.process.send_signal(signal.SIGHUP)
+    with NvmeHost(tmp_path / "s") as host:
+        assert host.active_namespaces() == [1]
+
+
 def test_ready_names_socket_namespaces_sizes_and_serial(serve: Serve, tmp_path: Path) -> None:
     daemon = serve(
         "null:1G", "memory:1536K", "--socket", tmp_path / "s", "--serial", "A1", "--block-size=4096"

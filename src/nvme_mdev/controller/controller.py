@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.admin.queues import being_deleted
 from nvme_mdev.controller.admin_queue import AdminQueue
 from nvme_mdev.controller.drain import drained
-from nvme_mdev.controller.error_log import log_queue_error
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
 from nvme_mdev.controller.lifecycle import LifeCycle
@@ -281,7 +280,7 @@ class Controller:
 
     def _doorbell_error(self, kind: int, qid: int) -> None:
         _log.debug("invalid doorbell write, queue %d", qid)
-        log_queue_error(self.state, qid)
+        self.queues.log_queue_error(qid)
         self.events.doorbell_error(
             ErrorEventInfo.INVALID_DOORBELL_VALUE
             if kind == DOORBELL_INVALID_VALUE

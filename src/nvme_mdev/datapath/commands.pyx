@@ -40,6 +40,9 @@ cdef enum:
     CDW12_NLB = 0xffff
     CDW12_DEAC = 1 << 25
     CDW12_FUA = 1 << 30
+    #: Feature 06h and its bit (Base 2.x, section 5.1.25.1.4).
+    FID_VOLATILE_WRITE_CACHE = 0x06
+    WCE = 1
     #: CDW11 of Dataset Management: attribute deallocate.
     CDW11_AD = 1 << 2
     #: Bytes of a range of Dataset Management; at most 256 of them.
@@ -105,6 +108,12 @@ cdef inline uint32_t map_data(request_t *request, bint to_guest) noexcept nogil:
     return status
 
 
+cdef inline bint wants_durability(request_t *request) noexcept nogil:
+    """Force Unit Access, or the volatile write cache is off (feature 06h, WCE)."""
+    return (request.slot.sqe.cdw12 & CDW12_FUA or not (
+        request.sq.controller.state.features[FID_VOLATILE_WRITE_CACHE] & WCE))
+
+
 cdef uint32_t parse_read_write(request_t *request) noexcept nogil:
     """Read (3.2.4), Write (3.2.6), Compare (3.2.1)."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
@@ -115,12 +124,12 @@ cdef uint32_t parse_read_write(request_t *request) noexcept nogil:
     status = check_lbas(request, slba, <uint64_t> (sqe.cdw12 & CDW12_NLB) + 1)
     if status:
         return status
-    if sqe.cdw12 & CDW12_FUA:
-        request.flags |= REQUEST_FUA
     if sqe.opcode == NVME_READ:
         request.operation = OP_READ
         return map_data(request, True)
     request.operation = OP_WRITE if sqe.opcode == NVME_WRITE else OP_COMPARE
+    if wants_durability(request):
+        request.flags |= REQUEST_FUA
     return map_data(request, False)
 
 
@@ -131,7 +140,7 @@ cdef uint32_t parse_write_zeroes(request_t *request) noexcept nogil:
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
     request.operation = OP_WRITE_ZEROES
-    if sqe.cdw12 & CDW12_FUA:
+    if wants_durability(request):
         request.flags |= REQUEST_FUA
     if sqe.cdw12 & CDW12_DEAC:
         request.flags |= REQUEST_DEALLOCATE

@@ -120,6 +120,9 @@ class QueueTable:
     def pending_admin(self) -> list[tuple[int, bytes]]:
         """Fetched admin commands without a completion (AERs among them)."""
 
+    def log_queue_error(self, qid: int) -> None:
+        """Add an entry to the error log that belongs to a queue and to no particular command."""
+
     def take_errors(self) -> list[QueueError]:
         """Doorbell errors found since the last call."""
 

@@ -18,6 +18,7 @@ from nvme_mdev.datapath.atomics cimport (
     exchange32, load_acquire32, read_tsc, store_relaxed32, store_release32,
 )
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.layout cimport (
     IO_QUEUES, QUEUES, SLOT_BUSY, SLOT_FREE, SLOTS, cq_state_t, nvme_sqe_t, path_counters_t, slot_t,
@@ -38,7 +39,6 @@ from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
 import os
 
-from nvme_mdev.datapath import clock
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import PathCounter, PathStatistics, QueueError
 
@@ -229,7 +229,7 @@ cdef class QueueTable:
         return count
 
     def cancel_expired(self, timeout_ms):
-        cdef uint64_t limit = <uint64_t> (timeout_ms * clock.tsc_hz() // 1000)
+        cdef uint64_t limit = timeout_ms * ticks_hz() // 1000
         cdef uint64_t now
         cdef uint32_t qid, i
         cdef sq_t *sq
@@ -589,6 +589,9 @@ cdef class QueueTable:
             counters.interrupt_cycles += read_tsc() - before
             self.iothread.resume()
 
+    def log_queue_error(self, qid):
+        log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
+
     def pending_admin(self):
         cdef sq_t *sq = &self.controller.sqs[0]
         cdef uint32_t i
@@ -809,7 +812,7 @@ cdef class QueueTable:
 
     def statistics(self):
         cdef path_counters_t *counters = &self.state.state.path_counters
-        ns = 1e9 / clock.tsc_hz()
+        ns = 1e9 / ticks_hz()
 
         def counter(count, cycles):
             return PathCounter(count, cycles, cycles * ns / count if count else 0.0)

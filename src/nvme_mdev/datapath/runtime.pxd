@@ -241,7 +241,9 @@ cdef struct iothread_t:
     int call_result
     uint32_t call_pending
     uint64_t poll_timeout_ns
-    uint32_t pad0[6]
+    #: pthread_t, to interrupt a system call that blocks.
+    unsigned long handle
+    uint32_t pad0[4]
     # -- the thread answers
     #: STANDING: it touches nothing of what it polls, and looks at `request` before it does again.
     uint32_t state

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-#: Watch a mapping: a page that its file lost becomes a zero page. -1: too many mappings.
+#: Watch a mapping: a page that its file lost becomes a zero page. -1: too many mappings, or the
+#: signal cannot be had.
 cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil
 cdef void sigbus_release(uint8_t *start) noexcept nogil

@@ -7,6 +7,7 @@ where it went before.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap,
 )
@@ -43,8 +44,24 @@ cdef sigaction_t previous
 cdef uint64_t contained
 
 
+cdef int install() noexcept nogil:
+    """Make the handler ours, unless it is: another one may have been put over it since."""
+    cdef sigaction_t action
+    cdef sigaction_t current
+    sigaction(SIGBUS, NULL, &current)
+    if current.sa_sigaction == handle_sigbus:
+        return 0
+    memcpy(&previous, &current, sizeof(previous))
+    action.sa_sigaction = handle_sigbus
+    action.sa_flags = SA_SIGINFO
+    sigemptyset(&action.sa_mask)
+    return sigaction(SIGBUS, &action, NULL)
+
+
 cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil:
     cdef uint32_t i
+    if install() != 0:
+        return -1
     for i in range(GUARDS):
         if guards[i].end == 0:
             guards[i].start = <uint64_t> start
@@ -85,19 +102,6 @@ cdef void handle_sigbus(int number, siginfo_t *info, void *context) noexcept nog
     sigaction(SIGBUS, &previous, NULL)
 
 
-def install() -> None:
-    """Install the handler; done once, when guest memory is first used."""
-    cdef sigaction_t action
-    action.sa_sigaction = handle_sigbus
-    action.sa_flags = SA_SIGINFO
-    sigemptyset(&action.sa_mask)
-    if sigaction(SIGBUS, &action, &previous) != 0:
-        raise OSError("SIGBUS handler")
-
-
 def contained_count() -> int:
     """How many faults were contained since the process began."""
     return load_relaxed64(&contained)
-
-
-install()

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from posix.unistd cimport read
 
 from nvme_mdev.datapath.atomics cimport cpu_relax
-from nvme_mdev.host.clock cimport POLLIN, nap_ns, now_ns, poll, pollfd
+from nvme_mdev.datapath.clock cimport POLLIN, nap_ns, now_ns, poll, pollfd
 
 from nvme_mdev.host.completion import Completion
 from nvme_mdev.host.errors import QueueFullError

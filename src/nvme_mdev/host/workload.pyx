@@ -24,7 +24,7 @@ from nvme_mdev.datapath.atomics cimport (
     cpu_relax, load_relaxed32, load_relaxed64, prefetch_write, read_tsc, store_relaxed32,
     store_relaxed64,
 )
-from nvme_mdev.host.clock cimport (
+from nvme_mdev.datapath.clock cimport (
     POLLIN, multiply_fixed, multiply_high, now_ns, poll, pollfd, ticks_hz,
 )
 from nvme_mdev.host.queues cimport (

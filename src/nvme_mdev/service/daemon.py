@@ -67,8 +67,11 @@ def _stop_event() -> asyncio.Event:
         for number in handled:
             loop.remove_signal_handler(number)
 
-    # A signal that our parent ignores (nohup) stays ignored.
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handled = list(STOP_SIGNALS)
+    # What nohup ignores stays ignored. A shell's background jobs ignore SIGINT, too, but for
+    # another reason: there, whoever sends it to us means it.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        handled.remove(signal.SIGHUP)
     for number in handled:
         loop.add_signal_handler(number, stop_now)
     return stop

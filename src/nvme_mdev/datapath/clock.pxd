@@ -41,4 +41,5 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
     short POLLIN
 
+#: Ticks of the time-stamp counter a second; waits until 20 ms have gone by since import.
 cdef uint64_t ticks_hz() noexcept nogil
