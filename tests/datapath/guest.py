@@ -29,6 +29,7 @@ PAGE = 4096
 IOVA = 0x1_0000_0000
 DEADLINE = 10.0
 
+FID_VOLATILE_WRITE_CACHE = 6
 FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DSM = 0x00, 0x01, 0x02, 0x05, 0x08, 0x09
 
 
@@ -68,6 +69,7 @@ class Guest:
         self.next_page = 0
         self.backends = backends
         self.state = ControllerState()
+        self.state.features[FID_VOLATILE_WRITE_CACHE] = 1
         self.memory = GuestMemory()
         self.iothread = IOThread("test", poll_timeout_ms=poll_timeout_ms)
         self.iothread.start()

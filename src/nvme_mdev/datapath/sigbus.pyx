@@ -30,8 +30,8 @@ cdef extern from "<signal.h>" nogil:
         SA_SIGINFO
 
 cdef enum:
+    #: Guarded mappings at a time; a client has one or two.
     GUARDS = 4096
-    PAGE_MASK = 4095
 
 #: A guarded mapping. `end` 0: free. It is stored last and cleared first, so that the handler,
 #: which may run in another thread at any time, never sees half an entry.
@@ -78,24 +78,34 @@ cdef void sigbus_release(uint8_t *start) noexcept nogil:
             return
 
 
-cdef uint64_t guard_end(uint64_t address) noexcept nogil:
-    """End of the guarded mapping that holds the address; 0: it is in none."""
-    cdef uint32_t i
-    cdef uint64_t end
+cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:
+    """Zero pages in place of [start, end)."""
+    return mmap(
+        <void *> start, end - start, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0,
+    ) != MAP_FAILED
+
+
+cdef bint contain(uint64_t address) noexcept nogil:
+    """Replace the rest of the guarded mapping that holds the address; False: it is in none.
+
+    A mapping of huge pages can only be replaced from the start of one.
+    """
+    cdef uint64_t[3] page_sizes = [4 << 10, 2 << 20, 1 << 30]
+    cdef uint64_t end, first
+    cdef uint32_t i, size
     for i in range(GUARDS):
         end = load_relaxed64(&guards[i].end)
         if end != 0 and guards[i].start <= address < end:
-            return end
-    return 0
+            for size in range(3):
+                first = address & ~(page_sizes[size] - 1)
+                if first >= guards[i].start and zero_from(first, end):
+                    return True
+    return False
 
 
 cdef void handle_sigbus(int number, siginfo_t *info, void *context) noexcept nogil:
-    cdef uint64_t page = <uint64_t> info.si_addr & ~<uint64_t> PAGE_MASK
-    cdef uint64_t end = guard_end(page)
-    if end != 0 and mmap(
-        <void *> page, end - page, PROT_READ | PROT_WRITE,
-        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0,
-    ) != MAP_FAILED:
+    if contain(<uint64_t> info.si_addr):
         fetch_add64(&contained, 1)
         return
     # Not ours: the access is repeated on return and meets the handler that was there before.

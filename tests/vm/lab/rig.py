@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .prepare import Lab
 
 MIB = 1 << 20
+LOG_LINES = 60  # of each log, in the report of a failed test
 
 
 class Rig:
@@ -98,7 +99,7 @@ class Rig:
         told = [(f"daemon {i}", daemon.log) for i, daemon in enumerate(self.daemons)]
         for i, guest in enumerate(self.guests):
             told += [(f"guest {i}: {name}", guest.log(name)) for name in ("qemu", "console")]
-        return told
+        return [(title, "\n".join(text.splitlines()[-LOG_LINES:])) for title, text in told]
 
 
 def checksum(path: Path) -> str:
