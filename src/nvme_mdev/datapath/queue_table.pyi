@@ -142,6 +142,8 @@ class QueueTable:
         """
 
     def try_unmap_all(self) -> int | None: ...
+    def give_up_unmap(self) -> None:
+        """The range stays mapped after all: queues that an unmapping has held go on."""
 
     # -- namespaces ------------------------------------------------------------------------
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:

@@ -656,6 +656,12 @@ cdef class QueueTable:
         self._drop_buffers()
         return removed
 
+    def give_up_unmap(self):
+        self.iothread.pause()
+        self._rebind()
+        self.iothread.resume()
+        self._after_rebind()
+
     cdef bint _in_use(self, uint64_t iova, uint64_t size) noexcept:
         """Commands in flight use the range (size 0: all of memory). Then every queue is held, until
         the binding that follows the unmapping decides anew."""

@@ -280,6 +280,7 @@ class NvmeDevice:
             if removed is not None:
                 return removed
             if asyncio.get_running_loop().time() > deadline:
+                self._queues.give_up_unmap()
                 _log.error("I/O still uses the memory that the client unmaps")
                 raise DeviceError(errno.EBUSY)
             await asyncio.sleep(_RETRY_S)

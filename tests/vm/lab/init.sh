@@ -40,8 +40,9 @@ if grep -qw lab.shell /proc/cmdline; then
 fi
 
 # A request is a line "ID BASE64-OF-A-SCRIPT", its answer "ID STATUS SIZE", then SIZE bytes, what
-# the script wrote to its standard output and error. The port reads as closed until QEMU has told
-# the guest that the host's side is open.
+# the script wrote to its standard output and error. dash runs it, since busybox's shell prefers
+# applets to the programs of the same name. The port reads as closed until QEMU has told the guest
+# that the host's side is open.
 port=/dev/vport0p1
 for candidate in /sys/class/virtio-ports/*; do
     [ "$(cat "$candidate/name")" = lab ] && port=/dev/${candidate##*/}
@@ -52,7 +53,7 @@ echo "ready $(uname -r)" >&3
 while :; do
     while read -r id script <&3; do
         echo "$script" | base64 -d >/tmp/lab.script
-        sh /tmp/lab.script </dev/null >/tmp/lab.output 2>&1
+        dash /tmp/lab.script </dev/null >/tmp/lab.output 2>&1
         status=$?
         echo "$id $status $(stat -c %s /tmp/lab.output)" >&3
         cat /tmp/lab.output >&3

@@ -17,6 +17,8 @@ KERNEL_SUITES: Final = ("bookworm",)  # further suites that the kernels below co
 BACKPORTED_PACKAGES: Final = ("qemu-system-x86",)
 PACKAGES: Final = (
     "busybox-static",
+    "dash",
+    "diffutils",
     "coreutils",
     "dosfstools",
     "e2fsprogs",
@@ -60,11 +62,12 @@ MODULES: Final = (
 # libraries, too much for an initramfs that is unpacked at each boot.
 GUEST_PROGRAMS: Final = (
     "/usr/bin/cmp",
+    "/usr/bin/dash",
     "/usr/bin/dd",
     "/usr/bin/fallocate",
     "/usr/bin/fio",
     "/usr/bin/lspci",
-    "/usr/bin/sha256sum",
+    "/usr/bin/md5sum",
     "/usr/bin/taskset",
     "/usr/sbin/blkdiscard",
     "/usr/sbin/blockdev",

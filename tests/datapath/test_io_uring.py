@@ -1,0 +1,131 @@
+"""What io_uring is asked for besides moving data: registered memory, cancellation, full disks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nvme_mdev.datapath.backends.uring import UringBackend
+
+from .guest import FLUSH, PAGE, READ, WRITE, Guest, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 16 << 20
+CAPACITY_EXCEEDED = 0x4081
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+def registered_bytes() -> int:
+    """Bytes of memory that this process's io_urings have registered, by their fdinfo."""
+    total = 0
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if "io_uring" in str(link.readlink()):
+                info = Path(f"/proc/self/fdinfo/{link.name}").read_text()
+                total += sum(int(size) for size in re.findall(r"0x[0-9a-f]+/(\d+)", info))
+        except FileNotFoundError:
+            continue
+    return total
+
+
+@as_root  # others have a small limit of locked memory
+def test_guest_memory_is_registered_as_it_is_used_and_released_with_its_mapping(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SIZE))
+    with Guest(UringBackend(str(path)), pages=16384) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        assert registered_bytes() == 0
+        assert queue.io(WRITE, page, PAGE, slba=0).status == 0
+        first = registered_bytes()
+        assert 0 < first <= guest.size // 2
+        for _ in range(3):
+            assert queue.io(READ, page, PAGE, slba=0).status == 0
+        assert registered_bytes() == first
+        guest.next_page = 12000
+        assert queue.io(READ, guest.allocate(1), PAGE, slba=0).status == 0
+        assert registered_bytes() == 2 * first
+        assert guest.table.try_unmap_all() == guest.size
+        assert registered_bytes() == 0
+
+
+@contextmanager
+def small_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A small ext4 of its own, mounted."""
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m0", str(disk)], check=True)
+    mount_point = tmp_path / "mnt"
+    mount_point.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(disk), str(mount_point)], check=True)
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", str(mount_point)], check=True)
+
+
+@as_root
+def test_a_full_disk_is_capacity_exceeded_and_what_was_flushed_stays(tmp_path: Path) -> None:
+    with small_file_system(tmp_path) as mount_point:
+        image = mount_point / "image"
+        with image.open("wb") as file:
+            file.truncate(256 << 20)
+        with Guest(UringBackend(str(image))) as guest:
+            queue = guest.queue()
+            buffer = guest.allocate(256)
+            guest.poke(buffer, b"\x5a" * (1 << 20))
+            statuses = []
+            for megabyte in range(40):
+                statuses.append(queue.io(WRITE, buffer, 1 << 20, slba=megabyte * 2048).status)
+                if not statuses[-1]:
+                    assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+            assert set(statuses) == {0, CAPACITY_EXCEEDED}
+            good = statuses.index(CAPACITY_EXCEEDED)
+            assert queue.io(READ, buffer, 1 << 20, slba=0).status == 0
+        with image.open("rb") as file:
+            assert file.read(good << 20) == b"\x5a" * (good << 20)
+
+
+@as_root
+def test_an_expired_command_is_reported_once_and_completes_when_it_can(tmp_path: Path) -> None:
+    """A frozen file system holds the write back, and the kernel cannot cancel it there."""
+    with small_file_system(tmp_path) as mount_point:
+        image = mount_point / "image"
+        image.write_bytes(bytes(1 << 20))
+        os.sync()
+        with Guest(UringBackend(str(image))) as guest:
+            queue = guest.queue()
+            page = guest.allocate(1)
+            subprocess.run(["fsfreeze", "--freeze", str(mount_point)], check=True)
+            try:
+                queue.put(queue.command(WRITE, prp1=page))
+                queue.ring()
+                wait_for(lambda: guest.table.inflight() == 1, "the write to be under way")
+                assert guest.table.cancel_expired(60000) == []
+                time.sleep(0.02)
+                assert guest.table.cancel_expired(10) == [(1, queue.cid)]
+                assert guest.table.cancel_expired(10) == []
+                assert guest.table.try_unmap_all() is None, "the kernel still uses the memory"
+                queue.put(queue.command(READ, prp1=page))
+                queue.ring()
+                time.sleep(0.02)
+                assert queue.poll() is None, "the queue is held for the unmapping"
+                guest.table.give_up_unmap()
+                assert queue.wait().cid == queue.cid
+            finally:
+                subprocess.run(["fsfreeze", "--unfreeze", str(mount_point)], check=True)
+            wait_for(lambda: guest.table.inflight() == 0, "the write")
+            assert queue.wait().cid == queue.cid - 1
