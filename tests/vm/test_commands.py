@@ -102,7 +102,7 @@ NVME_CLI = {
     "get-feature /dev/nvme0 --feature-id=7 --human-readable": r"NCQA\): [1-9]",
     "get-feature /dev/nvme0 --feature-id=8 --human-readable": r"Interrupt Coalescing",
     "flush /dev/nvme0 --namespace-id=1": r"success",
-    "read /dev/nvme0n1 --start-block=0 --block-count=7 --data-size=4096": r"success",
+    "read /dev/nvme0n1 --start-block=0 --block-count=7 --data-size=4096": r"read: Success",
 }
 
 
