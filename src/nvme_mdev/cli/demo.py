@@ -115,7 +115,8 @@ def _die_with_parent() -> None:
 def _start(folder: Path, iothread_cpu: int | None) -> Daemon:
     socket, log = folder / "nvme.sock", folder / "daemon.log"
     command = [sys.executable, "-m", "nvme_mdev.cli.main", "serve", str(folder / "disk.img")]
-    command += [f"null:{NULL_SIZE}", "--size", str(IMAGE_SIZE), "--socket", str(socket)]
+    command += [f"null:{NULL_SIZE}", "--size", str(IMAGE_SIZE)]
+    command += ["--socket", str(socket), "--no-control"]
     if iothread_cpu is not None:
         command += ["--iothread-cpu", str(iothread_cpu)]
     with log.open("wb") as output:

@@ -24,9 +24,17 @@ PROGRAM = "nvme-mdev"
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-#: Each subcommand and where it is.
+#: Each subcommand and where it is: in a module, under its name or the one after the colon.
 COMMANDS = {
     "serve": "nvme_mdev.cli.serve",
+    "list": "nvme_mdev.cli.control:list_controllers",
+    "show": "nvme_mdev.cli.control",
+    "namespace": "nvme_mdev.cli.namespace",
+    "set": "nvme_mdev.cli.control:set_settings",
+    "stats": "nvme_mdev.cli.control",
+    "pause": "nvme_mdev.cli.control",
+    "resume": "nvme_mdev.cli.control",
+    "unplug": "nvme_mdev.cli.control",
     "bench": "nvme_mdev.cli.bench",
     "demo": "nvme_mdev.cli.demo",
 }
@@ -46,10 +54,11 @@ class Program(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the subcommand ``cmd_name``; its module has a command of that name."""
+        """Import the subcommand ``cmd_name``."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name or cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

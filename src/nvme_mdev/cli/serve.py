@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import (
     DEFAULT_IO_TIMEOUT_MS,
     DEFAULT_POLL_TIMEOUT_MS,
@@ -16,13 +17,10 @@ from nvme_mdev.service.definition import (
     MAX_QUEUES,
     Definition,
 )
-from nvme_mdev.service.endpoint import socket_path
+from nvme_mdev.service.endpoint import control_path, socket_path
+from nvme_mdev.service.runtime import check_name
+from nvme_mdev.service.settings import MAX_CPU, MAX_TIMEOUT_MS
 from nvme_mdev.service.targets import Access, Target
-
-#: A day: longer than anyone waits, short enough for every timer below.
-_MAX_TIMEOUT_MS = 24 * 3600 * 1000
-#: The kernel is built for at most this many (CONFIG_NR_CPUS).
-_MAX_CPU = 8191
 
 
 @click.command()
@@ -33,6 +31,11 @@ _MAX_CPU = 8191
     metavar="PATH",
     help="Unix socket to serve on; a directory (or DIR/) means DIR/cntrl.",
 )
+@click.option(
+    "--name", help="What list, show, ... call the controller.  [default: the socket's stem]"
+)
+@click.option("--control", metavar="PATH", help="Control socket.  [default: SOCKET.ctl]")
+@click.option("--no-control", is_flag=True, help="No control socket.")
 @click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
 @click.option(
     "--block-size",
@@ -51,7 +54,7 @@ _MAX_CPU = 8191
 )
 @click.option(
     "--iothread-cpu",
-    type=click.IntRange(0, _MAX_CPU),
+    type=click.IntRange(0, MAX_CPU),
     metavar="N",
     help="Pin the polling thread to this CPU.",
 )
@@ -69,7 +72,7 @@ _MAX_CPU = 8191
 )
 @click.option(
     "--poll-timeout-ms",
-    type=click.IntRange(0, _MAX_TIMEOUT_MS),
+    type=click.IntRange(0, MAX_TIMEOUT_MS),
     default=DEFAULT_POLL_TIMEOUT_MS,
     metavar="MS",
     show_default=True,
@@ -77,7 +80,7 @@ _MAX_CPU = 8191
 )
 @click.option(
     "--io-timeout-ms",
-    type=click.IntRange(1, _MAX_TIMEOUT_MS),
+    type=click.IntRange(1, MAX_TIMEOUT_MS),
     default=DEFAULT_IO_TIMEOUT_MS,
     metavar="MS",
     show_default=True,
@@ -88,6 +91,9 @@ def serve(
     *,
     targets: tuple[str, ...],
     socket: str,
+    name: str | None,
+    control: str | None,
+    no_control: bool,
     size: int | None,
     block_size: str | None,
     read_only: bool,
@@ -100,9 +106,14 @@ def serve(
     medium, for measuring) or memory:SIZE (lost at exit). Sizes take K, M, G and T, which are
     powers of 1024. Stop with Ctrl-C.
     """
+    if no_control and control is not None:
+        raise UserError("--control and --no-control exclude each other: give one of them")
+    path = socket_path(socket)
     definition = Definition(
         targets=tuple(Target.parse(text) for text in targets),
-        socket=socket_path(socket),
+        socket=path,
+        name=None if name is None else check_name(name),
+        control=None if no_control else control_path(control, path),
         access=Access(size, int(block_size) if block_size else None, read_only),
         **settings,
     )

@@ -8,18 +8,19 @@ CSTS.CFS (Controller Fatal Status), which is the guest's to reset.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.admin.queues import being_deleted
 from nvme_mdev.controller.admin_queue import AdminQueue
-from nvme_mdev.controller.drain import drained
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
 from nvme_mdev.controller.lifecycle import LifeCycle
 from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
-from nvme_mdev.controller.namespaces import Namespaces, make_namespace
+from nvme_mdev.controller.namespace_changes import NamespaceChanges
+from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
 from nvme_mdev.controller.transitions import Event, State
 from nvme_mdev.datapath.queue_table import (
@@ -55,8 +56,10 @@ DOORBELL_END = 0x2000
 """Where the doorbell page ends."""
 
 _DOORBELL_SIZE = 4
-_TIMEOUT_TICK_S = 1.0
-"""How often I/O is looked at that takes too long."""
+_DRAIN_POLL_S = 0.001
+"""How often a pause looks whether I/O is still in flight."""
+_TICK_S = 1.0
+"""How often to look for I/O that takes too long and for media that have another size."""
 
 
 class Controller:
@@ -79,6 +82,7 @@ class Controller:
         self.registers = Registers(state.registers)
         self.features = Features(state, settings)
         self.namespaces = Namespaces()
+        self._shadow_doorbell = settings.shadow_doorbell
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
         self.life_cycle = LifeCycle(
@@ -89,6 +93,7 @@ class Controller:
             on_clear=self._controller_level_reset,
             volatile=self.namespaces.volatile,
         )
+        self.namespace_changes = NamespaceChanges(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._writers: dict[Register, Callable[[int], None]] = {
@@ -99,9 +104,10 @@ class Controller:
             Register.NSSR: self._write_nssr,
         }
         for nsid, backend in backends.items():
-            self._attach(nsid, backend)
+            self.namespace_changes.attach(nsid, backend)
         if state.scratch[Scratch.MAGIC] != STATE_MAGIC:
             self._power_on()
+        queues.paused = bool(state.scratch[Scratch.PAUSED])
 
     # -- the life of the object --------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class Controller:
         """Serve the queue table's notifications from the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.queues.notify_fd, self.on_notify)
-        self._tick = self._loop.call_later(_TIMEOUT_TICK_S, self._look_for_timeouts)
+        self._tick = self._loop.call_later(_TICK_S, self._on_tick)
 
     def stop(self) -> None:
         """Undo :meth:`start`; the state stays as it is."""
@@ -207,25 +213,57 @@ class Controller:
 
     def add_namespace(self, nsid: int, backend: Backend) -> None:
         """Attach a namespace while the guest runs; ValueError: the NSID cannot be had."""
-        self._attach(nsid, backend)
-        self.events.namespace_changed(nsid)
+        self.namespace_changes.add(nsid, backend)
 
     async def remove_namespace(self, nsid: int) -> Backend:
         """Detach a namespace when its I/O is done; KeyError: there is none of this NSID."""
-        namespace = self.namespaces.remove(nsid)
-        self.queues.hold()
-        try:
-            await drained(self.queues)
-            self.queues.set_namespace(nsid, None)
-        finally:
-            if self.life_cycle.state is State.READY and not self.state.scratch[Scratch.DMA_BLOCKED]:
-                self.queues.release()
-        self.events.namespace_changed(nsid)
-        return namespace.backend
+        return await self.namespace_changes.remove(nsid)
 
-    def _attach(self, nsid: int, backend: Backend) -> None:
-        self.namespaces.add(make_namespace(nsid, backend, self.settings.serial))
-        self.queues.set_namespace(nsid, backend)
+    async def resize_namespace(self, nsid: int, size: int) -> None:
+        """Give a namespace, and its medium, another size (bytes); KeyError, OSError: it cannot."""
+        await self.namespace_changes.resize(nsid, size)
+
+    # -- what the host decides while the guest runs ------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """The host holds the I/O queues. Outlives resets, the client and the process."""
+        return bool(self.state.scratch[Scratch.PAUSED])
+
+    async def pause(self) -> None:
+        """Hold all I/O queues; returns when nothing is in flight, or they have been resumed.
+
+        Admin commands go on. A guest that gives up on its I/O resets the controller, which stays
+        paused.
+        """
+        self.state.scratch[Scratch.PAUSED] = 1
+        self.queues.paused = True
+        while self.paused and self.queues.inflight():  # noqa: ASYNC110
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    def resume(self) -> None:
+        """Serve the I/O queues again."""
+        self.state.scratch[Scratch.PAUSED] = 0
+        self.queues.paused = False
+
+    def set_io_timeout(self, milliseconds: int) -> None:
+        """Cancel I/O that takes longer, from now on; CAP.TO follows at the next reset."""
+        self.settings = dataclasses.replace(self.settings, io_timeout_ms=milliseconds)
+
+    @property
+    def shadow_doorbell(self) -> bool:
+        """Whether Doorbell Buffer Config is offered, or will be from the next reset on."""
+        return self._shadow_doorbell
+
+    @shadow_doorbell.setter
+    def shadow_doorbell(self, offered: bool) -> None:
+        # A driver that has identified the controller may use what it was told.
+        self._shadow_doorbell = offered
+        if self.life_cycle.state is State.DISABLED:
+            self._take_over_settings()
+
+    def _take_over_settings(self) -> None:
+        self.settings = dataclasses.replace(self.settings, shadow_doorbell=self._shadow_doorbell)
 
     # -- registers ---------------------------------------------------------------------------
 
@@ -292,7 +330,8 @@ class Controller:
     def _power_on(self) -> None:
         scratch = self.state.scratch
         for word in range(SCRATCH_END):
-            scratch[word] = 0
+            if word != Scratch.PAUSED:
+                scratch[word] = 0
         scratch[Scratch.POWER_ON_TIME] = int(time.time())
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
         self.registers.reset(self.settings)
@@ -305,12 +344,17 @@ class Controller:
     def _controller_level_reset(self) -> None:
         """What every reset resets besides the queues (Base 3.7.2)."""
         self.admin_queue.cancel()
+        self._take_over_settings()
         self.features.reset()
         self.queues.set_arbitration_burst(self.features.burst)
         self.events.reset()
 
+    def _on_tick(self) -> None:
+        self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)
+        self.namespace_changes.follow()
+        self._look_for_timeouts()
+
     def _look_for_timeouts(self) -> None:
-        self._tick = asyncio.get_running_loop().call_later(_TIMEOUT_TICK_S, self._look_for_timeouts)
         if not self.queues.inflight():
             return
         timeout = self.settings.io_timeout_ms

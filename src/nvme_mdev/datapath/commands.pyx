@@ -228,7 +228,7 @@ cdef unsigned int command_parse(request_t *request) noexcept nogil:
     if nsid == 0 or nsid > NAMESPACES:
         return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
     request.ns = &request.sq.controller.namespaces[nsid]
-    if request.ns.backend == NULL:
+    if request.ns.backend == NULL or request.ns.retired:
         # Inactive: a valid NSID without a namespace (Base 2.x, section 3.2.1.4).
         return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
     return parse_by_opcode(request)

@@ -7,7 +7,7 @@ cdef class IOThread:
     cdef iothread_t *thread
     cdef readonly str name
     cdef object worker
-    cdef object cpu
+    cdef readonly object cpu
     cdef object started
     cdef object failure
     #: Run a function on the thread (paused or not) and wait for it; its result.

@@ -4,6 +4,8 @@ class IOThread:
     """A native thread that runs without the GIL; serves queues of one or more controllers."""
 
     name: str
+    #: The processor that it is pinned to, None: any.
+    cpu: int | None
 
     def __init__(
         self, name: str, *, cpu: int | None = None, poll_timeout_ms: int = 500
@@ -21,4 +23,23 @@ class IOThread:
     def wake(self) -> None:
         """Make a parked thread look at its queues (a doorbell came through the socket)."""
 
-    def configure(self, *, cpu: int | None = None, poll_timeout_ms: int | None = None) -> None: ...
+    def configure(self, *, cpu: int | None = None, poll_timeout_ms: int | None = None) -> None:
+        """Pin to a processor (OSError: there is none of this number), or poll so long when idle.
+
+        At once, while it runs, too; None leaves a setting as it is.
+        """
+
+    def unpin(self) -> None:
+        """Run on every processor that the calling thread may use."""
+
+    @property
+    def poll_timeout_ms(self) -> int:
+        """How long it polls without work before it sleeps (milliseconds)."""
+
+    @property
+    def asleep(self) -> bool:
+        """It sleeps, or is about to: parked, or between two looks at mapped doorbells."""
+
+    @property
+    def queue_count(self) -> int:
+        """I/O submission queues that it polls, of all its controllers."""

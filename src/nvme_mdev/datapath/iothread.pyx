@@ -93,9 +93,13 @@ cdef inline void count_io(controller_t *controller, request_t *request) noexcept
     if request.operation == OP_READ or request.operation == OP_COMPARE:
         counters.read_commands += 1
         counters.read_units += request.length >> 9
+        request.ns.read_commands += 1
+        request.ns.read_units += request.length >> 9
     elif request.operation == OP_WRITE:
         counters.write_commands += 1
         counters.write_units += request.length >> 9
+        request.ns.write_commands += 1
+        request.ns.write_units += request.length >> 9
 
 
 cdef inline void complete_one(request_t *request) noexcept nogil:
@@ -455,6 +459,23 @@ cdef class IOThread:
             if self.worker is not None:
                 os.sched_setaffinity(self.worker.native_id, {cpu})
             self.cpu = cpu
+
+    def unpin(self):
+        if self.worker is not None:
+            os.sched_setaffinity(self.worker.native_id, os.sched_getaffinity(0))
+        self.cpu = None
+
+    @property
+    def poll_timeout_ms(self):
+        return self.thread.poll_timeout_ns // 1000000
+
+    @property
+    def asleep(self):
+        return bool(load_relaxed32(&self.thread.parked))
+
+    @property
+    def queue_count(self):
+        return self.thread.queue_count
 
     def start(self):
         self.started = threading.Event()

@@ -4,7 +4,12 @@ from nvme_mdev.datapath.backends.base import Backend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.state import ControllerState
-from nvme_mdev.datapath.statistics import PathStatistics, QueueError
+from nvme_mdev.datapath.statistics import (
+    IoCounters,
+    PathStatistics,
+    QueueError,
+    SubmissionQueue,
+)
 
 #: Answers of `ring_doorbell`.
 DOORBELL_OK: int
@@ -66,6 +71,11 @@ class QueueTable:
         """Stop fetching from one I/O SQ, or all of them; what is in flight completes normally."""
 
     def release(self, qid: int | None = None) -> None: ...
+
+    #: The host holds all I/O SQs, those that are created meanwhile included, whatever `release`
+    #: says; what is in flight completes normally. Resets do not change it.
+    paused: bool
+
     def inflight(self, qid: int | None = None) -> int:
         """Commands fetched and not yet completed, of one I/O SQ or all I/O SQs."""
 
@@ -149,6 +159,25 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
+    # These four raise KeyError where no namespace is attached.
+    def retire_namespace(self, nsid: int) -> None:
+        """New commands find the namespace inactive; those in flight complete normally."""
+
+    def resize_namespace(self, nsid: int, size: int) -> None:
+        """The namespace has `size` bytes from the next command on, rounded down to blocks.
+
+        What is in flight completes normally. OSError: the backend cannot have that size.
+        """
+
+    def namespace_in_use(self, nsid: int, start: int = 0) -> bool:
+        """Whether a command of the namespace is in flight that touches byte `start` or later.
+
+        With `start` 0 any command counts, Flush too.
+        """
+
+    def namespace_counters(self, nsid: int) -> IoCounters:
+        """What was moved since the namespace was attached."""
+
     # -- interrupts ------------------------------------------------------------------------
     def set_msix(self, vector: int, fd: int | None) -> None:
         """The eventfd of an MSI-X vector (the table owns it from now on, and closes it)."""
@@ -175,3 +204,5 @@ class QueueTable:
 
     # -- numbers ---------------------------------------------------------------------------
     def statistics(self) -> PathStatistics: ...
+    def submission_queues(self) -> list[SubmissionQueue]:
+        """The I/O submission queues, by ascending identifier."""

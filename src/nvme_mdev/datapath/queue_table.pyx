@@ -30,7 +30,7 @@ from nvme_mdev.datapath.queues cimport (
     signal_fd, sq_entry, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
+    BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, HELD_PAUSED, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
     OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SHIFT, PAGE_SIZE, REQUEST_EXPIRED, controller_t, cq_t,
     interrupts_t, iothread_t, namespace_t, region_t, request_t, sq_t,
 )
@@ -40,7 +40,9 @@ from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 import os
 
 from nvme_mdev.datapath.memory import release_buffers
-from nvme_mdev.datapath.statistics import PathCounter, PathStatistics, QueueError
+from nvme_mdev.datapath.statistics import (
+    IoCounters, PathCounter, PathStatistics, QueueError, SubmissionQueue,
+)
 
 DOORBELL_OK = 0
 DOORBELL_INVALID_REGISTER = 1
@@ -71,6 +73,19 @@ cdef bint moves_through(request_t *request, region_t *region) noexcept:
         if (<uint64_t> request.iov[i].iov_base < <uint64_t> region.address + region.size
                 and <uint64_t> region.address
                 < <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len):
+            return True
+    return False
+
+
+cdef bint reaches(request_t *request, uint64_t start) noexcept:
+    """Whether a request in flight touches its backend from byte `start` on."""
+    cdef uint32_t i
+    if request.operation == OP_FLUSH:
+        return False
+    if request.operation != OP_DEALLOCATE:
+        return request.offset + request.length > start
+    for i in range(request.iov_count):
+        if <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len > start:
             return True
     return False
 
@@ -217,6 +232,24 @@ cdef class QueueTable:
         for i in range(1, QUEUES):
             if self.controller.sqs[i].size and (qid is None or qid == i):
                 self.controller.sqs[i].held &= ~HELD_ASKED
+        self.iothread.resume()
+        self.iothread.wake()
+
+    @property
+    def paused(self):
+        return bool(self.controller.paused)
+
+    @paused.setter
+    def paused(self, value):
+        cdef uint32_t i
+        self.iothread.pause()
+        self.controller.paused = bool(value)
+        for i in range(1, QUEUES):
+            if self.controller.sqs[i].size:
+                if value:
+                    self.controller.sqs[i].held |= HELD_PAUSED
+                else:
+                    self.controller.sqs[i].held &= ~HELD_PAUSED
         self.iothread.resume()
         self.iothread.wake()
 
@@ -380,6 +413,7 @@ cdef class QueueTable:
         sq.state.cqid = <uint16_t> cqid
         sq.state.priority = <uint16_t> priority
         sq.state.head = 0
+        sq.held = HELD_PAUSED if self.controller.paused else 0
         self._fill_slots(sq)
         self._bind_sq(qid)
         self._reset_doorbell(<uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
@@ -727,6 +761,63 @@ cdef class QueueTable:
             (<Backend> old).detach(self.iothread)
         if backend is not None:
             self.backends[nsid] = backend
+
+    cdef namespace_t *_namespace(self, nsid) except NULL:
+        if nsid not in self.backends:
+            raise KeyError(nsid)
+        return &self.controller.namespaces[<uint32_t> nsid]
+
+    def retire_namespace(self, nsid):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self.iothread.pause()
+        ns.retired = 1
+        self.iothread.resume()
+
+    def resize_namespace(self, nsid, size):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef Backend backend = self.backends[nsid]
+        self.iothread.pause()
+        try:
+            backend.set_size(size)
+            ns.blocks = backend.size >> ns.block_shift
+        finally:
+            self.iothread.resume()
+
+    def namespace_in_use(self, nsid, start=0):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef uint64_t first = start
+        cdef bint found
+        self.iothread.pause()
+        found = self._used_from(ns, first)
+        self.iothread.resume()
+        return found
+
+    cdef bint _used_from(self, namespace_t *ns, uint64_t start) noexcept:
+        cdef sq_t *sq
+        cdef uint32_t qid, i
+        for qid in range(1, QUEUES):
+            sq = &self.controller.sqs[qid]
+            if sq.size == 0 or sq.inflight == 0:
+                continue
+            for i in range(sq.slot_count):
+                if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
+                        and (start == 0 or reaches(&sq.requests[i], start))):
+                    return True
+        return False
+
+    def namespace_counters(self, nsid):
+        cdef namespace_t *ns = self._namespace(nsid)
+        return IoCounters(
+            ns.read_commands, ns.write_commands, ns.read_units << 9, ns.write_units << 9)
+
+    def submission_queues(self):
+        return [
+            SubmissionQueue(qid, self.controller.sqs[<uint32_t> qid].cq.qid,
+                            self.controller.sqs[<uint32_t> qid].size,
+                            load_acquire32(&self.controller.sqs[<uint32_t> qid].inflight),
+                            self.controller.sqs[<uint32_t> qid].held != 0)
+            for qid in range(1, QUEUES) if self.controller.sqs[<uint32_t> qid].size
+        ]
 
     # -- interrupts -----------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ cdef enum:
     HELD_MEMORY = 2
     #: Its doorbell was invalid; until a reset.
     HELD_ERROR = 4
+    #: The host has paused the controller; queues made meanwhile are held, too.
+    HELD_PAUSED = 8
 
     #: States of an IOThread.
     RUNNING = 0
@@ -89,7 +91,13 @@ cdef struct namespace_t:
     uint32_t block_shift
     uint32_t nsid
     uint32_t read_only
-    uint32_t reserved
+    #: On its way out: new commands find it inactive, those in flight still use it.
+    uint32_t retired
+    #: What was moved since it was attached (IOThread; data in units of 512 bytes).
+    uint64_t read_commands
+    uint64_t write_commands
+    uint64_t read_units
+    uint64_t write_units
 
 #: A backend's entry points. All run on an IOThread, without the GIL.
 cdef struct backend_ops_t:
@@ -228,6 +236,8 @@ cdef struct controller_t:
     uint32_t cq_error[QUEUES]
     #: The client can ring without a system call that we would see.
     uint32_t doorbells_mapped
+    #: The host holds all I/O queues, those to come included.
+    uint32_t paused
     const uint32_t *admin_doorbell
 
 cdef struct iothread_t:

@@ -29,6 +29,28 @@ class PathStatistics:
     """Interrupts sent."""
 
 
+class IoCounters(NamedTuple):
+    """Data moved for a namespace."""
+
+    read_commands: int
+    """Read and Compare commands that succeeded."""
+    write_commands: int
+    read_bytes: int
+    write_bytes: int
+
+
+class SubmissionQueue(NamedTuple):
+    """An I/O submission queue."""
+
+    qid: int
+    cqid: int
+    entries: int
+    inflight: int
+    """Commands fetched and not completed."""
+    held: bool
+    """Nothing is fetched from it: paused, being deleted, its memory unmapped, or in error."""
+
+
 class QueueError(NamedTuple):
     """A doorbell value that the data path found invalid; the queue is not served until a reset."""
 

@@ -1,6 +1,7 @@
 """Serve one controller until a signal comes, and take everything down in order.
 
-Going up: the thread (it needs io_uring and its CPU), the backends, the controller, the socket.
+Going up: the thread (it needs io_uring and its CPU), the backends, the controller, the socket, the
+control socket and the name by which that is found.
 Whatever fails undoes what came before it, the image that was created included, so nothing is
 reported ready that is not, and nothing is left behind. Going down is the same in reverse: no more
 clients, no more commands, then the thread and the backends, and the socket's file is gone.
@@ -14,6 +15,7 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,12 @@ from nvme_mdev.datapath.queue_table import QueueTable
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.errors import UserError
 from nvme_mdev.pci.function import PciFunction
+from nvme_mdev.service.control import ControlServer
 from nvme_mdev.service.endpoint import why_not_listening
+from nvme_mdev.service.methods import handle
 from nvme_mdev.service.nvme_device import NvmeDevice
+from nvme_mdev.service.registry import Registry, ServedController
+from nvme_mdev.service.runtime import default_name, publish
 from nvme_mdev.service.targets import open_targets
 from nvme_mdev.units import format_size
 from nvme_mdev.vfio_user.server import Server
@@ -51,8 +57,8 @@ def serve_until_stopped(definition: Definition) -> None:
 async def _serve(definition: Definition) -> None:
     stop = _stop_event()
     async with AsyncExitStack() as cleanup:
-        backends = await _start(definition, cleanup)
-        log.info("%s", ready_line(definition, backends))
+        served = await _start(definition, cleanup)
+        log.info("%s", ready_line(definition, list(served.backends.values())))
         await stop.wait()
         log.debug("stopping")
 
@@ -77,28 +83,66 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-async def _start(definition: Definition, cleanup: AsyncExitStack) -> list[Backend]:
-    """Bring everything up; ``cleanup`` learns how to take it down again. Returns the namespaces."""
+async def _start(definition: Definition, cleanup: AsyncExitStack) -> ServedController:
+    """Bring everything up; ``cleanup`` learns how to take it down again."""
     with ExitStack() as rollback:
         iothread = _start_iothread(definition)
         cleanup.callback(iothread.stop)
-        backends = open_targets(definition.targets, definition.access, rollback)
-        for backend in backends:
-            cleanup.callback(backend.close)
-        server = Server(_make_device(definition, iothread, backends, cleanup), definition.socket)
+        opened = open_targets(definition.targets, definition.access, rollback)
+        backends = dict(enumerate(opened, 1))
+        cleanup.callback(_close, backends)
+        controller = _make_controller(definition, iothread, backends, cleanup)
+        device = NvmeDevice(PciFunction(controller), mapped_doorbells=definition.mapped_doorbells)
+        server = Server(device, definition.socket)
         cleanup.push_async_callback(server.close)
         try:
             await server.start()
         except OSError as error:
             raise UserError(why_not_listening(error, definition.socket)) from error
+        targets = {nsid: target.absolute for nsid, target in enumerate(definition.targets, 1)}
+        name = definition.name or default_name(definition.socket)
+        served = ServedController(
+            name, definition, controller, device, server, iothread, targets, backends
+        )
+        if definition.control is not None:
+            await _start_control(served, definition.control, cleanup)
         # Everything is up: from here on the images stay.
         rollback.pop_all()
-    return backends
+    return served
 
 
-def _make_device(
-    definition: Definition, iothread: IOThread, backends: list[Backend], cleanup: AsyncExitStack
-) -> NvmeDevice:
+def _close(backends: dict[int, Backend]) -> None:
+    """Close the backends that are open then, not those that were opened first."""
+    for backend in backends.values():
+        backend.close()
+
+
+async def _start_control(served: ServedController, path: Path, cleanup: AsyncExitStack) -> None:
+    """The control socket, and the name under which it is found."""
+    registry = Registry()
+    registry.add(served)
+    server = ControlServer(path, partial(handle, registry))
+    cleanup.push_async_callback(server.close)
+    try:
+        await server.start()
+    except OSError as error:
+        raise UserError(why_not_listening(error, path, "--control")) from error
+    try:
+        entry = publish(served.name, path, exact=served.definition.name is not None)
+    except OSError as error:
+        log.debug("not to be found by name: %s", error)
+        return
+    if entry is not None:
+        cleanup.callback(entry.remove)
+        registry.rename(served, entry.name)
+
+
+def _make_controller(
+    definition: Definition,
+    iothread: IOThread,
+    backends: dict[int, Backend],
+    cleanup: AsyncExitStack,
+) -> Controller:
     """The controller, from its shared memory up, running in this event loop."""
     settings = ControllerSettings(
         definition.serial_number,
@@ -112,12 +156,12 @@ def _make_device(
     cleanup.callback(queues.close)
     cleanup.callback(_report, queues)
     try:
-        controller = Controller(settings, state, queues, dict(enumerate(backends, 1)))
+        controller = Controller(settings, state, queues, backends)
     except OSError as error:
         raise UserError(_why_no_io_uring(error)) from error
     controller.start()
     cleanup.callback(controller.stop)
-    return NvmeDevice(PciFunction(controller), mapped_doorbells=definition.mapped_doorbells)
+    return controller
 
 
 def _start_iothread(definition: Definition) -> IOThread:

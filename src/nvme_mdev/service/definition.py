@@ -35,6 +35,10 @@ class Definition:
     targets: tuple[Target, ...]
     """Namespace 1 to n."""
     socket: Path
+    name: str | None = None
+    """The controller's name; None: derived from the socket's."""
+    control: Path | None = None
+    """The control socket; None: there is none."""
     access: Access = field(default_factory=Access)
     serial: str | None = None
     """None: derived from the first target, see `serial_number`."""

@@ -12,6 +12,8 @@ from nvme_mdev.errors import UserError, describe_os_error
 SOCKET_NAME = "cntrl"
 #: sizeof(sockaddr_un.sun_path) less the terminating NUL (unix(7)).
 MAX_PATH_BYTES = 107
+#: Of the control socket's name, after the vfio-user socket's.
+CONTROL_SUFFIX = ".ctl"
 
 
 def socket_path(text: str) -> Path:
@@ -35,12 +37,31 @@ def socket_path(text: str) -> Path:
     return path
 
 
-def why_not_listening(error: OSError, path: Path) -> str:
+def control_path(text: str | None, socket: Path) -> Path:
+    """The control socket's path for a ``--control`` argument, or beside the vfio-user socket.
+
+    UserError when there can be none.
+    """
+    path = socket.with_name(socket.name + CONTROL_SUFFIX) if text is None else Path(text)
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise UserError(
+            f"{path}: {length} bytes are too long for the control socket (at most"
+            f" {MAX_PATH_BYTES}): give a shorter --control, or --no-control"
+        )
+    if path == socket or not path.name:
+        raise UserError(f"--control {text!r} is no path for a socket: give one of its own")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a directory: create it first (mkdir -p)")
+    return path
+
+
+def why_not_listening(error: OSError, path: Path, option: str = "--socket") -> str:
     """What to tell the user about an error that listening on ``path`` raised."""
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{path} is in use by another process: stop it, or choose another --socket"
-        case errno.EEXIST:
-            return f"{path} exists and is no socket: choose another --socket"
+            return f"{path} is in use by another process: stop it, or choose another {option}"
+        case errno.EEXIST | errno.EISDIR:
+            return f"{path} exists and is no socket: choose another {option}"
         case _:
             return describe_os_error(OSError(error.errno, error.strerror, os.fspath(path)))

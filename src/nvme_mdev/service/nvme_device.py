@@ -61,9 +61,8 @@ class NvmeDevice:
         """``mapped_doorbells``: offer the doorbell page to be mapped by the client."""
         self._function = function
         self._queues = function.controller.queues
-        self._queues.doorbells_mapped = mapped_doorbells
         self._controller = function.controller
-        self._regions = self._make_regions(mapped_doorbells)
+        self.offer_doorbells(mapped=mapped_doorbells)
         self._irqs = {
             PciIrq.INTX: IrqInfo(
                 1, IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
@@ -77,6 +76,16 @@ class NvmeDevice:
         self._signals: dict[int, int] = {}
         #: Eventfds of the client's that mask (True) or unmask the pin.
         self._maskers: dict[bool, int] = {}
+
+    @property
+    def mapped_doorbells(self) -> bool:
+        """Whether the doorbell page is offered to be mapped."""
+        return self._queues.doorbells_mapped
+
+    def offer_doorbells(self, *, mapped: bool) -> None:
+        """Offer the doorbell page to be mapped, or not; only while there is no client."""
+        self._queues.doorbells_mapped = mapped
+        self._regions = self._make_regions(mapped)
 
     def _make_regions(self, mapped_doorbells: bool) -> dict[int, RegionInfo]:
         bar0 = RegionInfo(BAR0_SIZE, _READ_WRITE)

@@ -52,6 +52,11 @@ class Target:
         return cls(text, "path")
 
     @property
+    def absolute(self) -> Target:
+        """With an absolute path, which means the same to every process."""
+        return Target(str(Path(self.text).absolute()), "path") if self.kind == "path" else self
+
+    @property
     def identity(self) -> str:
         """The same at each start: the resolved path, or the argument where there is no path."""
         return str(Path(self.text).resolve()) if self.kind == "path" else self.text

@@ -484,6 +484,19 @@ class Server:
         """Whether a client is there."""
         return self._serving is not None and not self._serving.done()
 
+    @property
+    def client_pid(self) -> int | None:
+        """The process of the client that is there; None: nobody is."""
+        return self._connection.peer_pid if self.connected and self._connection else None
+
+    async def disconnect(self) -> None:
+        """Send the client away; returns when the device has let go of it and the next can come."""
+        serving = self._serving
+        if self._connection is not None and self.connected:
+            self._connection.shut_down()
+        if serving is not None:
+            await asyncio.wait({serving})
+
     async def start(self) -> None:
         """Listen; clients can connect when it returns. Raises OSError as :func:`listen`."""
         self._listener = listen(self.path)

@@ -24,6 +24,19 @@ class Backend:
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
 
+    def medium_size(self) -> int:
+        """Bytes that the medium has now, in whole blocks: others may have changed it.
+
+        0 where less than a block is left. OSError: it cannot be asked, it is gone.
+        """
+
+    def change_medium(self, size: int) -> None:
+        """Make the medium itself larger or smaller, in bytes.
+
+        What is served stays as it is (`QueueTable.resize_namespace`). OSError: as the kernel says,
+        ENOTSUP where only others can change it (a block device).
+        """
+
     def flush(self) -> None:
         """Block until everything that was written is durable (OSError: it may not be).
 

@@ -1,5 +1,7 @@
 """What every backend has in common."""
 
+from libc.stdint cimport uint64_t
+
 from nvme_mdev.datapath.iothread cimport IOThread
 
 
@@ -12,11 +14,19 @@ cdef class Backend:
     cdef int detach(self, IOThread iothread) except -1:
         return 0
 
-    def flush(self):
-        """Make everything that was written durable: nothing to do without a volatile cache."""
+    cdef int set_size(self, uint64_t size) except -1:
+        self.size = size - size % self.block_size
+        self.backend.size = self.size
+        return 0
+
+    def medium_size(self):
+        return self.size
+
+    def change_medium(self, size):
+        """Nothing to do: it is as large as `set_size` says."""
 
     def flush(self):
-        """Make everything that was written durable."""
+        """Make everything that was written durable: nothing to do without a volatile cache."""
 
     def close(self):
         """Give up what it holds; it serves no more."""

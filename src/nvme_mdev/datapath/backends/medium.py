@@ -57,6 +57,17 @@ class Medium:
     preferred_write: int = 0
     preferred_deallocate: int = 0
 
+    def current_size(self) -> int:
+        """Bytes of the file or device now, which others may have changed (OSError: gone)."""
+        status = os.fstat(self.buffered_fd)
+        return status.st_size if stat.S_ISREG(status.st_mode) else _device_size(self.buffered_fd)
+
+    def resize(self, size: int) -> None:
+        """Make the file so many bytes long; OSError ENOTSUP for a device."""
+        if not stat.S_ISREG(os.fstat(self.buffered_fd).st_mode):
+            raise OSError(errno.ENOTSUP, "a block device is resized by its owner", self.path)
+        os.ftruncate(self.buffered_fd, size)
+
     def close(self) -> None:
         """Close both descriptors, which gives up the lock or claim."""
         os.close(self.buffered_fd)

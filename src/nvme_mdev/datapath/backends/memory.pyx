@@ -23,6 +23,8 @@ from nvme_mdev.datapath.backends.base import check_block_size
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTNEED
     int MADV_HUGEPAGE
+    int MREMAP_MAYMOVE
+    void *mremap(void *address, size_t old_size, size_t new_size, int flags)
     int madvise(void *address, size_t length, int advice)
 
 
@@ -112,6 +114,17 @@ cdef class MemoryBackend(Backend):
         self.backend.ops = &memory_ops
         self.backend.context = address
         self.backend.size = self.size
+
+    cdef int set_size(self, uint64_t size) except -1:
+        # The thread copies within one turn, so nothing uses the mapping while it stands.
+        cdef void *address
+        size -= size % self.block_size
+        address = mremap(self.backend.context, self.size, size, MREMAP_MAYMOVE)
+        if address == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno), self.name)
+        self.backend.context = address
+        self.size = self.backend.size = size
+        return 0
 
     def close(self):
         if self.backend.context != NULL:

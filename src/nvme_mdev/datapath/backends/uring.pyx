@@ -487,8 +487,12 @@ cdef class UringBackend(Backend):
             raise OSError(-status, f"io_uring: {os.strerror(-status)}", self.name)
         return 0
 
-    def flush(self):
-        os.fdatasync(self.opened.buffered_fd)
+    def medium_size(self):
+        size = self.opened.current_size()
+        return size - size % self.block_size
+
+    def change_medium(self, size):
+        self.opened.resize(size)
 
     def flush(self):
         if not self.read_only:

@@ -1,0 +1,116 @@
+"""The commands on a controller as a whole, ``list`` to ``unplug``: clients of the control socket.
+
+They hold no state: each finds the daemon, calls one method, and shows the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nvme_mdev.cli.output import Show, output_option
+from nvme_mdev.errors import UserError
+from nvme_mdev.service import api
+from nvme_mdev.service.client import ControlClient
+from nvme_mdev.service.runtime import entries, find
+from nvme_mdev.service.settings import parse_setting
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    P = TypeVar("P")
+    R = TypeVar("R")
+
+name_argument = click.argument("name")
+
+
+def call(name: str, method: api.Method[P, R], params: P) -> R:
+    """Call a method of the daemon that serves a controller, named or by a socket's path."""
+    with ControlClient(find(name)) as client:
+        return client.call(method, params)
+
+
+@click.command("list")
+@output_option
+def list_controllers(show: Show) -> None:
+    """List the controllers that are served."""
+    controllers: list[api.ControllerSummary] = []
+    for entry in entries():
+        try:
+            found = call(entry.name, api.CONTROLLER_LIST, api.NoParams())
+        except UserError as error:
+            # One that ends just now, or does not answer, must not hide the others.
+            click.echo(f"nvme-mdev: {entry.name}: {error}", err=True)
+        else:
+            controllers += found.controllers
+    show(api.ControllerList(controllers))
+
+
+@click.command()
+@name_argument
+@output_option
+def show(name: str, show: Show) -> None:
+    """Show the controller NAME, its settings and its namespaces.
+
+    NAME is a controller's name (see list) or the path of its socket.
+    """
+    show(call(name, api.CONTROLLER_SHOW, api.OfController()))
+
+
+@click.command("set")
+@name_argument
+@click.argument("settings", metavar="SETTING=VALUE...", nargs=-1, required=True)
+@output_option
+def set_settings(name: str, settings: tuple[str, ...], show: Show) -> None:
+    """Change settings of the controller NAME while it runs.
+
+    iothread_cpu, poll_timeout_ms and io_timeout_ms work at once, shadow_doorbell when the guest
+    resets the controller the next time, mapped_doorbells for the next client.
+    """
+    changes = dict(parse_setting(text) for text in settings)
+    if len(changes) < len(settings):
+        raise UserError("a setting is given twice: give each once")
+    show(call(name, api.CONTROLLER_SET, api.ControllerSet(changes)))
+
+
+@click.command()
+@name_argument
+@output_option
+def stats(name: str, show: Show) -> None:
+    """Show what the controller NAME has done, its queues, and its polling thread."""
+    show(call(name, api.CONTROLLER_STATS, api.OfController()))
+
+
+@click.command()
+@name_argument
+@output_option
+def pause(name: str, show: Show) -> None:
+    """Hold the I/O queues of the controller NAME; return when nothing is in flight."""
+    show(call(name, api.CONTROLLER_PAUSE, api.OfController()))
+
+
+@click.command()
+@name_argument
+@output_option
+def resume(name: str, show: Show) -> None:
+    """Serve the I/O queues of the controller NAME again."""
+    show(call(name, api.CONTROLLER_RESUME, api.OfController()))
+
+
+@click.command()
+@name_argument
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, 3600),
+    default=api.DEFAULT_UNPLUG_TIMEOUT_S,
+    metavar="SECONDS",
+    show_default=True,
+    help="Wait so long for the client to go.",
+)
+@click.option("--force", is_flag=True, help="Disconnect a client that has not gone by then.")
+@output_option
+def unplug(name: str, timeout_s: float, force: bool, show: Show) -> None:
+    """Ask the client of the controller NAME to give it back, and wait until it has."""
+    show(call(name, api.CONTROLLER_UNPLUG, api.Unplug(timeout_s, force)))

@@ -1,0 +1,86 @@
+"""``nvme-mdev namespace``: add, remove, resize and list namespaces while the guest runs."""
+
+from __future__ import annotations
+
+import click
+
+from nvme_mdev.cli.control import call, name_argument
+from nvme_mdev.cli.output import Show, output_option
+from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.service import api
+from nvme_mdev.service.targets import Target
+
+nsid_argument = click.argument("nsid", type=click.IntRange(min=1))
+
+
+@click.group()
+def namespace() -> None:
+    """Add, remove, resize and list namespaces while the guest runs."""
+
+
+@namespace.command("list")
+@name_argument
+@output_option
+def list_namespaces(name: str, show: Show) -> None:
+    """List the namespaces of the controller NAME."""
+    show(call(name, api.NAMESPACE_LIST, api.OfController()))
+
+
+@namespace.command()
+@name_argument
+@click.argument("target")
+@click.option("--nsid", type=click.IntRange(min=1), help="NSID.  [default: the lowest free one]")
+@click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
+@click.option(
+    "--block-size",
+    type=click.Choice(["512", "4096"]),
+    help="Logical block size in bytes.  [default: what fits the medium]",
+)
+@click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
+@output_option
+def add(
+    *,
+    name: str,
+    target: str,
+    nsid: int | None,
+    size: int | None,
+    block_size: str | None,
+    read_only: bool,
+    show: Show,
+) -> None:
+    """Attach TARGET to the controller NAME.
+
+    It is an image file, a block device, null:SIZE or memory:SIZE, as for serve.
+    """
+    params = api.NamespaceAdd(
+        # The daemon's working directory is another.
+        Target.parse(target).absolute.text,
+        nsid,
+        size,
+        int(block_size) if block_size else None,
+        read_only,
+    )
+    show(call(name, api.NAMESPACE_ADD, params))
+
+
+@namespace.command()
+@name_argument
+@nsid_argument
+@output_option
+def remove(name: str, nsid: int, show: Show) -> None:
+    """Detach the namespace NSID from the controller NAME, when its I/O is done."""
+    show(call(name, api.NAMESPACE_REMOVE, api.NamespaceRemove(nsid)))
+
+
+@namespace.command()
+@name_argument
+@nsid_argument
+@click.argument("size", type=SIZE)
+@output_option
+def resize(name: str, nsid: int, size: int, show: Show) -> None:
+    """Give the namespace NSID of the controller NAME, and its image file, another SIZE.
+
+    What lies beyond the new end of a smaller one is lost. A block device is resized where it is
+    made; its namespace follows by itself.
+    """
+    show(call(name, api.NAMESPACE_RESIZE, api.NamespaceResize(nsid, size)))

@@ -1,0 +1,339 @@
+"""The control socket's methods: names, parameters and results, as clients and the daemon use them.
+
+A method is a :class:`Method` in :data:`METHODS`, with a dataclass for its parameters and one for
+its result; what it does is the function for it in :mod:`nvme_mdev.service.methods`. Nothing here
+loads the data path, so that a client starts at once.
+
+Sizes are bytes, times are in the unit that the name ends with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+DEFAULT_UNPLUG_TIMEOUT_S = 30.0
+
+SettingValue = int | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[P, R]):
+    """A method of the service."""
+
+    name: str
+    params: type[P]
+    result: type[R]
+    summary: str
+
+
+# -- parameters ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NoParams:
+    """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfController:
+    """Which controller."""
+
+    controller: str | None = None
+    """Its name; None: the only one that the daemon serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceAdd:
+    """A namespace to be."""
+
+    target: str
+    """An absolute path, ``null:SIZE`` or ``memory:SIZE``."""
+    nsid: int | None = None
+    """None: the lowest that is free."""
+    create_size: int | None = None
+    """Size of an image file that is made when it is not there."""
+    block_size: int | None = None
+    """512 or 4096; None: what fits the medium."""
+    read_only: bool = False
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRemove:
+    """A namespace to go."""
+
+    nsid: int
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceResize:
+    """A namespace to have another size."""
+
+    nsid: int
+    size: int
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSet:
+    """Settings by name, see `nvme_mdev.service.settings`."""
+
+    settings: dict[str, int | bool | None]
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unplug:
+    """How patiently to ask for the controller back."""
+
+    timeout_s: float = DEFAULT_UNPLUG_TIMEOUT_S
+    force: bool = False
+    """Disconnect a client that does not go by itself in that time."""
+    controller: str | None = None
+
+
+# -- results -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceInfo:
+    """A namespace."""
+
+    nsid: int
+    target: str
+    """As it was given; the path of an image file or device is absolute."""
+    size: int
+    block_size: int
+    read_only: bool
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceList:
+    """The namespaces of a controller, by NSID."""
+
+    namespaces: list[NamespaceInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSummary:
+    """A controller in a list."""
+
+    name: str
+    socket: str
+    """Path of the vfio-user socket."""
+    serial: str
+    state: str
+    """``disabled``, ``ready``, ...: the life cycle's state, as the guest drives it."""
+    paused: bool
+    client_pid: int | None
+    """Process of the client; None: nobody is connected."""
+    namespaces: int
+    size: int
+    """Of all namespaces together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerList:
+    """What a daemon serves."""
+
+    controllers: list[ControllerSummary]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """A setting as it is."""
+
+    name: str
+    value: int | bool | None
+    pending: bool
+    """It was changed and takes effect at the next reset of the controller."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingList:
+    """All settings of a controller."""
+
+    settings: list[SettingInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerInfo:
+    """Everything about a controller but its numbers."""
+
+    summary: ControllerSummary
+    nqn: str
+    io_queues: int
+    """I/O queue pairs offered."""
+    settings: list[SettingInfo]
+    namespaces: list[NamespaceInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class PathCounterInfo:
+    """One of the original's three counters."""
+
+    count: int
+    mean_cycles: float
+    """Time-stamp counter cycles; 0 when count is 0."""
+    mean_ns: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """Commands that succeeded, and what they moved."""
+
+    read_commands: int
+    """Compare among them, as in the SMART log."""
+    write_commands: int
+    read_bytes: int
+    write_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """An I/O submission queue."""
+
+    qid: int
+    cqid: int
+    entries: int
+    inflight: int
+    held: bool
+    """Nothing is fetched from it at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceData:
+    """What was moved for a namespace since it was attached by this daemon."""
+
+    nsid: int
+    data: DataInfo
+
+
+@dataclass(frozen=True, slots=True)
+class IOThreadInfo:
+    """The polling thread."""
+
+    name: str
+    cpu: int | None
+    """The processor that it is pinned to."""
+    asleep: bool
+    poll_timeout_ms: int
+    queues: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The numbers of a controller since it was made."""
+
+    controller: str
+    translated: PathCounterInfo
+    """Commands fetched, checked and handed to a backend."""
+    completed: PathCounterInfo
+    interrupts: PathCounterInfo
+    data: DataInfo
+    errors: int
+    """Entries ever made in the error log."""
+    inflight: int
+    queues: list[QueueInfo]
+    namespaces: list[NamespaceData]
+    iothread: IOThreadInfo
+
+
+@dataclass(frozen=True, slots=True)
+class PauseState:
+    """Whether the I/O queues are held."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unplugged:
+    """How it went."""
+
+    was_connected: bool
+    forced: bool
+    """The client did not go by itself and was disconnected."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A method as `rpc.discover` tells of it."""
+
+    name: str
+    summary: str
+    params: list[dict[str, str | bool]]
+    result: list[dict[str, str | bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodList:
+    """All methods, and the daemon's version."""
+
+    version: str
+    methods: list[MethodInfo] = field(default_factory=list)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+DISCOVER = Method("rpc.discover", NoParams, MethodList, "the methods, their parameters and results")
+CONTROLLER_LIST = Method("controller.list", NoParams, ControllerList, "what the daemon serves")
+CONTROLLER_SHOW = Method(
+    "controller.show", OfController, ControllerInfo, "a controller, its settings and namespaces"
+)
+CONTROLLER_SET = Method(
+    "controller.set", ControllerSet, SettingList, "change settings, all of them or none"
+)
+CONTROLLER_STATS = Method("controller.stats", OfController, Stats, "counters, queues, the IOThread")
+CONTROLLER_PAUSE = Method(
+    "controller.pause",
+    OfController,
+    PauseState,
+    "hold the I/O queues; answers when nothing is in flight",
+)
+CONTROLLER_RESUME = Method(
+    "controller.resume", OfController, PauseState, "serve the I/O queues again"
+)
+CONTROLLER_UNPLUG = Method(
+    "controller.unplug",
+    Unplug,
+    Unplugged,
+    "ask the client to give the controller back; answers when it is gone",
+)
+NAMESPACE_LIST = Method("namespace.list", OfController, NamespaceList, "the namespaces")
+NAMESPACE_ADD = Method(
+    "namespace.add", NamespaceAdd, NamespaceInfo, "open a target and attach it while the guest runs"
+)
+NAMESPACE_REMOVE = Method(
+    "namespace.remove",
+    NamespaceRemove,
+    NamespaceInfo,
+    "detach a namespace; answers when its I/O is done and it is closed",
+)
+NAMESPACE_RESIZE = Method(
+    "namespace.resize",
+    NamespaceResize,
+    NamespaceInfo,
+    "change the size of a namespace and of its image file",
+)
+
+METHODS: tuple[Method[Any, Any], ...] = (
+    DISCOVER,
+    CONTROLLER_LIST,
+    CONTROLLER_SHOW,
+    CONTROLLER_SET,
+    CONTROLLER_STATS,
+    CONTROLLER_PAUSE,
+    CONTROLLER_RESUME,
+    CONTROLLER_UNPLUG,
+    NAMESPACE_LIST,
+    NAMESPACE_ADD,
+    NAMESPACE_REMOVE,
+    NAMESPACE_RESIZE,
+)
+"""Every method, in the order in which they are shown."""

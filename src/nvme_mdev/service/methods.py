@@ -1,0 +1,253 @@
+"""What each method of :mod:`nvme_mdev.service.api` does: a function of its parameters.
+
+To add one: its dataclasses and its `Method` in `api`, and here a function under
+``@implements(api.…)``. Everything else (checking parameters, `rpc.discover`, the table in
+``docs/control.md``) follows from these.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nvme_mdev.service import api
+from nvme_mdev.service.rpc import ErrorCode, RpcError
+from nvme_mdev.service.schema import SchemaError, describe, from_json, to_json
+from nvme_mdev.service.targets import Access, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nvme_mdev.controller.namespaces import Namespace
+    from nvme_mdev.datapath.statistics import IoCounters, PathCounter
+    from nvme_mdev.service.registry import Registry, ServedController
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+_UNIT = 512
+"""Bytes in a unit of the controller's own counters."""
+_MAX_UNPLUG_TIMEOUT_S = 3600.0
+
+_HANDLERS: dict[str, Callable[[Registry, Any], Awaitable[Any]]] = {}
+
+
+def implements(
+    method: api.Method[P, R],
+) -> Callable[[Callable[[Registry, P], Awaitable[R]]], Callable[[Registry, P], Awaitable[R]]]:
+    """Make a function what a method does."""
+
+    def register(
+        function: Callable[[Registry, P], Awaitable[R]],
+    ) -> Callable[[Registry, P], Awaitable[R]]:
+        _HANDLERS[method.name] = function
+        return function
+
+    return register
+
+
+async def handle(registry: Registry, name: str, params: dict[str, Any]) -> Any:
+    """Carry out a request; its result as JSON. RpcError: no such method, or not its parameters."""
+    method = next((method for method in api.METHODS if method.name == name), None)
+    if method is None:
+        raise RpcError(ErrorCode.METHOD_NOT_FOUND, f"no method {name[:80]!r}: see rpc.discover")
+    try:
+        decoded = from_json(method.params, params)
+    except SchemaError as error:
+        raise RpcError(ErrorCode.INVALID_PARAMS, str(error)) from error
+    return to_json(await _HANDLERS[name](registry, decoded))
+
+
+@implements(api.DISCOVER)
+async def discover(_registry: Registry, _params: api.NoParams) -> api.MethodList:
+    """The methods, as the table has them."""
+    return api.MethodList(
+        version("nvme-mdev"),
+        [
+            api.MethodInfo(
+                method.name, method.summary, describe(method.params), describe(method.result)
+            )
+            for method in api.METHODS
+        ],
+    )
+
+
+# -- controllers ---------------------------------------------------------------------------------
+
+
+@implements(api.CONTROLLER_LIST)
+async def controller_list(registry: Registry, _params: api.NoParams) -> api.ControllerList:
+    """All of them, in short."""
+    return api.ControllerList([_summary(served) for served in registry])
+
+
+@implements(api.CONTROLLER_SHOW)
+async def controller_show(registry: Registry, params: api.OfController) -> api.ControllerInfo:
+    """One of them, at length."""
+    served = registry.get(params.controller)
+    return api.ControllerInfo(
+        _summary(served),
+        served.controller.settings.nqn,
+        served.controller.settings.io_queues,
+        _settings(served),
+        _namespaces(served),
+    )
+
+
+@implements(api.CONTROLLER_SET)
+async def controller_set(registry: Registry, params: api.ControllerSet) -> api.SettingList:
+    """Change settings."""
+    served = registry.get(params.controller)
+    served.change_settings(params.settings)
+    return api.SettingList(_settings(served))
+
+
+@implements(api.CONTROLLER_STATS)
+async def controller_stats(registry: Registry, params: api.OfController) -> api.Stats:
+    """All numbers at one time."""
+    served = registry.get(params.controller)
+    controller, iothread = served.controller, served.iothread
+    path = controller.queues.statistics()
+    queues = [api.QueueInfo(*queue) for queue in controller.queues.submission_queues()]
+    return api.Stats(
+        controller=served.name,
+        translated=_path_counter(path.translated),
+        completed=_path_counter(path.completed),
+        interrupts=_path_counter(path.interrupts),
+        data=_all_data(controller.state.counters()),
+        errors=controller.state.error_count,
+        inflight=sum(queue.inflight for queue in queues),
+        queues=queues,
+        namespaces=[
+            api.NamespaceData(
+                namespace.nsid, _data(controller.queues.namespace_counters(namespace.nsid))
+            )
+            for namespace in controller.namespaces
+        ],
+        iothread=api.IOThreadInfo(
+            iothread.name,
+            iothread.cpu,
+            iothread.asleep,
+            iothread.poll_timeout_ms,
+            iothread.queue_count,
+        ),
+    )
+
+
+@implements(api.CONTROLLER_PAUSE)
+async def controller_pause(registry: Registry, params: api.OfController) -> api.PauseState:
+    """Hold the queues and wait."""
+    controller = registry.get(params.controller).controller
+    await controller.pause()
+    return api.PauseState(controller.paused)
+
+
+@implements(api.CONTROLLER_RESUME)
+async def controller_resume(registry: Registry, params: api.OfController) -> api.PauseState:
+    """Let the queues go."""
+    controller = registry.get(params.controller).controller
+    controller.resume()
+    return api.PauseState(controller.paused)
+
+
+@implements(api.CONTROLLER_UNPLUG)
+async def controller_unplug(registry: Registry, params: api.Unplug) -> api.Unplugged:
+    """Ask, wait, insist."""
+    served = registry.get(params.controller)
+    if not 0 <= params.timeout_s <= _MAX_UNPLUG_TIMEOUT_S:
+        raise RpcError(
+            ErrorCode.INVALID_PARAMS, f"timeout_s must be 0 to {_MAX_UNPLUG_TIMEOUT_S:g}"
+        )
+    return api.Unplugged(*await served.unplug(params.timeout_s, force=params.force))
+
+
+# -- namespaces ----------------------------------------------------------------------------------
+
+
+@implements(api.NAMESPACE_LIST)
+async def namespace_list(registry: Registry, params: api.OfController) -> api.NamespaceList:
+    """The active namespaces."""
+    return api.NamespaceList(_namespaces(registry.get(params.controller)))
+
+
+@implements(api.NAMESPACE_ADD)
+async def namespace_add(registry: Registry, params: api.NamespaceAdd) -> api.NamespaceInfo:
+    """Open and attach."""
+    served = registry.get(params.controller)
+    target = Target.parse(params.target).absolute
+    access = Access(params.create_size, params.block_size, params.read_only)
+    return _namespace(served, await served.add_namespace(target, access, params.nsid))
+
+
+@implements(api.NAMESPACE_REMOVE)
+async def namespace_remove(registry: Registry, params: api.NamespaceRemove) -> api.NamespaceInfo:
+    """Detach and close; what it was."""
+    served = registry.get(params.controller)
+    removed = _namespace(served, served.namespace(params.nsid))
+    await served.remove_namespace(params.nsid)
+    return removed
+
+
+@implements(api.NAMESPACE_RESIZE)
+async def namespace_resize(registry: Registry, params: api.NamespaceResize) -> api.NamespaceInfo:
+    """Another size."""
+    served = registry.get(params.controller)
+    return _namespace(served, await served.resize_namespace(params.nsid, params.size))
+
+
+# -- from the objects to the results ---------------------------------------------------------------
+
+
+def _summary(served: ServedController) -> api.ControllerSummary:
+    controller = served.controller
+    return api.ControllerSummary(
+        name=served.name,
+        socket=str(served.definition.socket.absolute()),
+        serial=controller.settings.serial,
+        state=controller.life_cycle.state.name.lower(),
+        paused=controller.paused,
+        client_pid=served.server.client_pid,
+        namespaces=len(controller.namespaces),
+        size=sum(namespace.backend.size for namespace in controller.namespaces),
+    )
+
+
+def _settings(served: ServedController) -> list[api.SettingInfo]:
+    return [
+        api.SettingInfo(name, value, pending)
+        for name, (value, pending) in served.settings().items()
+    ]
+
+
+def _namespaces(served: ServedController) -> list[api.NamespaceInfo]:
+    return [_namespace(served, namespace) for namespace in served.controller.namespaces]
+
+
+def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceInfo:
+    backend = namespace.backend
+    return api.NamespaceInfo(
+        nsid=namespace.nsid,
+        target=served.targets[namespace.nsid].text,
+        size=backend.size,
+        block_size=backend.block_size,
+        read_only=backend.read_only,
+        uuid=str(namespace.uuid),
+    )
+
+
+def _path_counter(counter: PathCounter) -> api.PathCounterInfo:
+    mean = counter.cycles / counter.count if counter.count else 0.0
+    return api.PathCounterInfo(counter.count, mean, counter.mean_ns)
+
+
+def _data(counters: IoCounters) -> api.DataInfo:
+    return api.DataInfo(*counters)
+
+
+def _all_data(counters: dict[str, int]) -> api.DataInfo:
+    return api.DataInfo(
+        counters["read_commands"],
+        counters["write_commands"],
+        counters["read_units"] * _UNIT,
+        counters["write_units"] * _UNIT,
+    )
