@@ -413,7 +413,7 @@ cdef class QueueTable:
         sq.state.cqid = <uint16_t> cqid
         sq.state.priority = <uint16_t> priority
         sq.state.head = 0
-        sq.held = HELD_PAUSED if self.controller.paused else 0
+        sq.held = HELD_PAUSED if qid and self.controller.paused else 0
         self._fill_slots(sq)
         self._bind_sq(qid)
         self._reset_doorbell(<uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
