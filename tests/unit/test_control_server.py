@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+#: Clients of the test that runs; closed at its end.
+WRITERS: list[asyncio.StreamWriter] = []
 
 
 async def handle(method: str, params: dict[str, Any]) -> Any:
@@ -47,13 +49,19 @@ def run(path: Path, test: Callable[[ControlServer], Awaitable[None]]) -> None:
                 await test(server)
         finally:
             await server.close()
+            for writer in WRITERS:
+                writer.transport.abort()
+            await asyncio.sleep(0)
+            WRITERS.clear()
         assert not (path / "ctl").exists()
 
     asyncio.run(main())
 
 
 async def connect(server: ControlServer) -> Streams:
-    return await asyncio.open_unix_connection(os.fspath(server.path), limit=MAX_LINE)
+    streams = await asyncio.open_unix_connection(os.fspath(server.path), limit=MAX_LINE)
+    WRITERS.append(streams[1])
+    return streams
 
 
 def request(method: str, request_id: object = 1, **params: object) -> bytes:
@@ -133,10 +141,11 @@ def test_a_client_that_does_not_read_is_sent_away_and_stops_nobody(
 
     async def test(server: ControlServer) -> None:
         _, writer = await connect(server)
+        writer.transport.pause_reading()
         writer.write(request("big") * 4)
         other = await connect(server)
         assert (await ask(other, request("echo", 5)))["id"] == 5
-        while len(server._clients) > 1:
+        while len(server._clients) > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     run(tmp_path, test)
@@ -164,7 +173,7 @@ def test_one_client_too_many_is_told_so(tmp_path: Path) -> None:
         answer = json.loads(await reader.readline())
         assert answer["error"]["code"] == ErrorCode.TOO_MANY_CLIENTS
         clients.pop()[1].close()
-        while len(server._clients) >= control.MAX_CLIENTS:
+        while len(server._clients) >= control.MAX_CLIENTS:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert "result" in await ask(await connect(server), request("echo"))
 

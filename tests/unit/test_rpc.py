@@ -147,7 +147,7 @@ def test_a_name_that_is_no_utf8_survives() -> None:
 
 def test_an_error_is_raised_as_the_peer_told_it() -> None:
     encoded = rpc.encode_error(RpcError(ErrorCode.REFUSED, "no", 3))
-    with pytest.raises(RpcError, match="^no$") as caught:
+    with pytest.raises(RpcError, match=r"^no$") as caught:
         rpc.parse_answer(encoded, 3)
     assert caught.value.code == ErrorCode.REFUSED
 

@@ -114,7 +114,7 @@ class ServedController:
         except KeyError:
             raise _being_changed(nsid) from None
         except OSError as error:
-            raise UserError(_why_not_resized(nsid, backend, error)) from error
+            raise UserError(_why_not_resized(nsid, self.targets[nsid], error)) from error
         return namespace
 
     # -- settings ----------------------------------------------------------------------------
@@ -211,15 +211,15 @@ def _being_changed(nsid: int) -> UserError:
     return UserError(f"namespace {nsid} is being changed by someone else: try again")
 
 
-def _why_not_resized(nsid: int, backend: Backend, error: OSError) -> str:
-    name = backend.name
+def _why_not_resized(nsid: int, target: Target, error: OSError) -> str:
+    name = target.text
+    if target.kind == "memory":
+        return f"namespace {nsid}: there is not that much memory: give a smaller size"
     match error.errno:
         case errno.ENOTSUP:
             return f"{name} is a block device: resize it where it is made, namespace {nsid} follows"
         case errno.EFBIG | errno.EINVAL:
             return f"{name}: its file system holds no file of that size: give a smaller one"
-        case errno.ENOMEM:
-            return f"{name}: there is not that much memory: give a smaller size"
         case _:
             return f"{name}: {os.strerror(error.errno or errno.EIO)}"
 
