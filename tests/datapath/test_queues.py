@@ -329,8 +329,9 @@ def test_intms_holds_the_pin_back() -> None:
 
 def test_memory_remapped_in_pieces_under_a_live_queue_loses_nothing() -> None:
     with Guest(MemoryBackend(1 << 20)) as guest:
-        queue = guest.queue(1, 16)
+        # Below the queues: mapped before them, and so before they come back to life.
         page = guest.allocate(1)
+        queue = guest.queue(1, 16)
         for size in (guest.size, guest.size // 2, guest.size // 4, PAGE):
             assert guest.table.try_unmap(IOVA, guest.size) == guest.size
             queue.put(queue.command(WRITE, prp1=page))

@@ -26,8 +26,8 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.queues cimport (
-    cq_post, cq_read_head, cq_room, cq_used, index_before, log_error, publish_head, raise_interrupt,
-    signal_fd, sq_entry, sq_fetch, sq_release,
+    cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, quiet_index,
+    raise_interrupt, signal_fd, sq_entry, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport (
     BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
@@ -354,7 +354,7 @@ cdef class QueueTable:
         self.state.doorbell_page[((2 * qid + completion) * (4 << self.dstrd)) >> 2] = 0
         store_relaxed32(doorbell, 0)
         if event_idx != NULL:
-            store_relaxed32(event_idx, index_before(0, size))
+            store_relaxed32(event_idx, quiet_index(0, size))
 
     cdef int _open_sq(self, uint32_t qid, uint32_t cqid, uint64_t iova, uint32_t size, uint32_t priority) except -1:
         cdef sq_t *sq = &self.controller.sqs[qid]
@@ -497,11 +497,11 @@ cdef class QueueTable:
         self._bind_doorbells(qid)
         if sq.size:
             store_relaxed32(<uint32_t *> sq.tail_doorbell, tail)
-            store_relaxed32(sq.event_idx, index_before(sq.head, sq.size))
+            store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
             sq.event_idx_head = sq.head
         if cq.size:
             store_relaxed32(<uint32_t *> cq.head_doorbell, head)
-            store_relaxed32(cq.event_idx, index_before(head, cq.size))
+            store_relaxed32(cq.event_idx, quiet_index(head, cq.size))
 
     def ring_doorbell(self, index, value):
         cdef uint32_t stride = 1 << self.dstrd

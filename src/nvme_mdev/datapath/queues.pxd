@@ -66,26 +66,32 @@ cdef inline void publish_head(sq_t *sq) noexcept nogil:
     sq.state.head = sq.head
 
 
-cdef inline uint32_t index_before(uint32_t index, uint32_t size) noexcept nogil:
-    return index - 1 if index else size - 1
+cdef inline uint32_t quiet_index(uint32_t index, uint32_t size) noexcept nogil:
+    """An EventIdx that asks for no ring: a quarter of the queue behind `index`.
+
+    The guest rings when it moves across EventIdx. It cannot come from behind before it has gone
+    almost all the way round; and it must not be right behind `index`, for a guest reads EventIdx
+    after it has published a move that we may have seen already.
+    """
+    cdef uint32_t behind = size >> 2 if size >= 4 else 1
+    return index - behind if index >= behind else index + size - behind
 
 
 cdef inline void sq_suppress_event(sq_t *sq) noexcept nogil:
-    """While we poll, keep EventIdx behind the head, where no new tail can reach it: the guest
-    leaves the register alone.
+    """While we poll, keep EventIdx where no new tail comes: the guest leaves the register alone.
 
     It need not follow every command: the guest reads the same cache line at each ring, so it is
-    moved once a quarter of the queue. In between a guest whose queue is nearly full can pass it
-    and rings for nothing, which is harmless.
+    moved once an eighth of the queue. In between a guest whose queue is more than half full can
+    pass it and rings for nothing, which is harmless.
     """
     cdef uint32_t ahead
     if sq.event_idx == NULL:
         return
     ahead = sq.head - sq.event_idx_head if sq.head >= sq.event_idx_head else (
         sq.head + sq.size - sq.event_idx_head)
-    if ahead >= sq.size >> 2:
+    if ahead >= sq.size >> 3:
         sq.event_idx_head = sq.head
-        store_relaxed32(sq.event_idx, index_before(sq.head, sq.size))
+        store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
 
 
 cdef inline uint32_t cq_used(cq_t *cq) noexcept nogil:
@@ -110,7 +116,7 @@ cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
         return False
     cq.head = head
     if cq.event_idx != NULL:
-        store_relaxed32(cq.event_idx, index_before(head, cq.size))
+        store_relaxed32(cq.event_idx, quiet_index(head, cq.size))
     return True
 
 
