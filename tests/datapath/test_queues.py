@@ -452,3 +452,24 @@ def test_an_eventfd_that_blocks_does_not_stop_the_control_plane() -> None:
         guest.table.release()
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
         os.close(fd)
+
+
+def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_head() -> None:
+    """The register access is how the client learns that the interrupt was seen."""
+    with null_guest() as guest:
+        fd = eventfd()
+        guest.table.set_intx(os.dup(fd))
+        queue = guest.queue(1, 16)
+        driver = ShadowDriver(guest, queue, shadow(guest))
+        page = guest.allocate(1)
+        for _ in range(50):
+            queue.put(read_command(queue, page))
+            driver.ring(queue.tail)
+            wait_for(lambda: signals(fd), "the pin")
+            assert queue.wait(ring=False).status == 0
+            before = driver.registers
+            driver.ring(queue.head, completion=True)
+            assert driver.registers == before + 1
+            guest.table.mask_intx(False)
+            assert signals(fd) == 0
+        os.close(fd)

@@ -131,7 +131,7 @@ cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
     if not cq.interrupts:
         return
     before = read_tsc()
-    if raise_interrupt(cq.controller, cq.vector):
+    if raise_interrupt(cq):
         counters = &cq.controller.state.path_counters
         counters.interrupts += 1
         counters.interrupt_cycles += read_tsc() - before
