@@ -36,6 +36,9 @@ def main() -> int:
     except LabUnavailableError as error:
         say(str(error))
         return 1
+    except KeyboardInterrupt:
+        say("interrupted; what is done so far is kept")
+        return 130
     if arguments.command == "prepare":
         say(f"ready in {cache_directory()}")
         return 0

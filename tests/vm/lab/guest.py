@@ -159,7 +159,8 @@ class Guest:
             *("setpriv", "--pdeathsig", "KILL", "--"),  # no orphan when the tests are killed
             *options,
             *("-action", "reboot=shutdown,panic=shutdown"),
-            *("-chardev", f"socket,id=qmp,fd={qmp_of_qemu.fileno()}", "-mon", "qmp,mode=control"),
+            *("-chardev", f"socket,id=qmp,fd={qmp_of_qemu.fileno()}"),
+            *("-object", "monitor-qmp,id=monitor,chardev=qmp"),
             *("-chardev", f"file,id=console,path={self._log('console')}"),
             *("-serial", "chardev:console"),
             *("-chardev", f"file,id=firmware,path={self._log('firmware')}"),
@@ -225,16 +226,23 @@ class Guest:
             timeout + SCRIPT_TIMEOUT,
         )
 
-    def disk(self, serial: str, namespace: int = 1) -> str:
-        """The guest's name for a namespace of the controller with this serial number."""
+    def disk(self, serial: str, nsid: int = 1, timeout: float = 30) -> str:
+        """The guest's name for a namespace of the controller with this serial number.
+
+        Not by the number in the name: Linux scans namespaces in parallel, and counts as they come.
+        """
+        tries = int(timeout / 0.1)
         found = self.sh(
-            "for controller in /sys/class/nvme/*; do\n"
-            f'test "$(echo $(cat $controller/serial))" = "{serial}" && echo ${{controller##*/}}\n'
-            "done; true"
+            f"for i in $(seq {tries}); do for controller in /sys/class/nvme/*; do\n"
+            f'test "$(echo $(cat $controller/serial))" = "{serial}" || continue\n'
+            "for disk in $controller/nvme*n*; do\n"
+            f'test "$(cat $disk/nsid)" = {nsid} && echo ${{disk##*/}} && exit 0\n'
+            "done; done; sleep 0.1; done; true",
+            timeout + SCRIPT_TIMEOUT,
         ).split()
-        if len(found) != 1:
-            raise self._failure(f"{len(found)} controllers have the serial number {serial}")
-        return f"/dev/{found[0]}n{namespace}"
+        if not found:
+            raise self._failure(f"no namespace {nsid} of a controller with serial {serial}")
+        return f"/dev/{found[0]}"
 
     def checksum(self, path: str) -> str:
         """Digest of a file or a whole disk, read past the guest's page cache."""
