@@ -11,14 +11,18 @@ from lab import MIB, Daemon, Guest, GuestError, Rig, checksum, content, vfio_use
 
 DISK = "/dev/nvme0n1"
 
-# Writes to the mounted file system without end, in the background.
+# Writes to the mounted file system without end, in the background, and has commands in flight.
 LOAD = """
-    fio --name=load --directory=/mnt --ioengine=libaio --direct=1 --rw=randrw --bsrange=512-64k \
-        --iodepth=32 --size=24M --numjobs=2 --time_based --runtime=600 >/tmp/fio.log 2>&1 &
-    for i in $(seq 100); do
-        test "$(cut -d ' ' -f 5 /sys/block/nvme0n1/stat | xargs)" -gt 0 && break
+    fio --name=load --directory=/mnt --ioengine=libaio --direct=1 --rw=randwrite \
+        --bsrange=4k-64k --iodepth=32 --size=24M --numjobs=2 --time_based --runtime=600 \
+        >/tmp/fio.log 2>&1 &
+    for i in $(seq 300); do
+        test -s /mnt/load.0.0 && awk '{exit !($9 > 0)}' /sys/block/nvme0n1/stat && exit 0
         sleep 0.1
     done
+    echo "no command is in flight"
+    cat /tmp/fio.log
+    exit 1
 """
 KEPT = "dd if=/dev/urandom of=/mnt/kept bs=1M count=4 conv=fsync status=none; md5sum </mnt/kept"
 
