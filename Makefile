@@ -75,7 +75,8 @@ run-fast:
 run-lab:
 	@cd tests/vm && { \
 	$(AS_ROOT) env HOME="$$HOME" XDG_CACHE_HOME="$${XDG_CACHE_HOME:-}" \
-	NVME_MDEV_LAB="$${NVME_MDEV_LAB:-}" PYTHONDONTWRITEBYTECODE=1 ../../$(BIN)/python -m lab || \
+	NVME_MDEV_LAB="$${NVME_MDEV_LAB:-}" PYTHONDONTWRITEBYTECODE=1 \
+	../../$(BIN)/python -m lab prepare || \
 	[ "$${NVME_MDEV_REQUIRE_VM:-0}" != 1 ]; }
 run-vm:
 	@$(BIN)/pytest -q tests/vm $(ARGS)

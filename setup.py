@@ -52,5 +52,7 @@ setup(
             "freethreading_compatible": False,
         },
         build_dir="build/cython",
+        nthreads=os.cpu_count() or 1,
     ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

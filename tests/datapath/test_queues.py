@@ -329,8 +329,9 @@ def test_intms_holds_the_pin_back() -> None:
 
 def test_memory_remapped_in_pieces_under_a_live_queue_loses_nothing() -> None:
     with Guest(MemoryBackend(1 << 20)) as guest:
-        queue = guest.queue(1, 16)
+        # Below the queues: mapped before them, and so before they come back to life.
         page = guest.allocate(1)
+        queue = guest.queue(1, 16)
         for size in (guest.size, guest.size // 2, guest.size // 4, PAGE):
             assert guest.table.try_unmap(IOVA, guest.size) == guest.size
             queue.put(queue.command(WRITE, prp1=page))
@@ -450,4 +451,25 @@ def test_an_eventfd_that_blocks_does_not_stop_the_control_plane() -> None:
         guest.table.clear_interrupts()
         guest.table.release()
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
+        os.close(fd)
+
+
+def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_head() -> None:
+    """The register access is how the client learns that the interrupt was seen."""
+    with null_guest() as guest:
+        fd = eventfd()
+        guest.table.set_intx(os.dup(fd))
+        queue = guest.queue(1, 16)
+        driver = ShadowDriver(guest, queue, shadow(guest))
+        page = guest.allocate(1)
+        for _ in range(50):
+            queue.put(read_command(queue, page))
+            driver.ring(queue.tail)
+            wait_for(lambda: signals(fd), "the pin")
+            assert queue.wait(ring=False).status == 0
+            before = driver.registers
+            driver.ring(queue.head, completion=True)
+            assert driver.registers == before + 1
+            guest.table.mask_intx(False)
+            assert signals(fd) == 0
         os.close(fd)

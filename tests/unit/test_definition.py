@@ -27,17 +27,25 @@ def test_a_target_is_null_memory_or_a_path() -> None:
         assert Target.parse(path) == Target(path, "path")
 
 
-def test_the_serial_follows_the_image_and_not_its_name(
+def test_the_serial_follows_the_path_however_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "link.img").symlink_to("vm1.img")
     serials = {
-        _serial(tmp_path, name)
-        for name in ["vm1.img", "./vm1.img", f"{tmp_path}/vm1.img", "link.img"]
+        _serial(tmp_path, name) for name in ["vm1.img", "./vm1.img", f"{tmp_path}/x/../vm1.img"]
     }
     assert len(serials) == 1
     assert len(serials.pop()) == SERIAL_LENGTH
+
+
+def test_a_link_is_a_name_of_its_own_that_lasts_when_it_points_elsewhere(tmp_path: Path) -> None:
+    """As /dev/disk/by-id/... does, when sdb is sdc one day."""
+    link = tmp_path / "by-id"
+    link.symlink_to("sdb")
+    before = _serial(tmp_path, str(link))
+    link.unlink()
+    link.symlink_to("sdc")
+    assert _serial(tmp_path, str(link)) == before != _serial(tmp_path, f"{tmp_path}/sdb")
 
 
 def test_the_serial_follows_only_the_first_target(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class TestDiscardAndZeroes:
         assert any(content(daemon.image, 20 * MIB - PAGE, PAGE))
         assert any(content(daemon.image, 28 * MIB, PAGE))
         guest.sh(
-            f"dd if={DISK} bs=1M skip=20 count=8 iflag=direct status=none | cmp -n {8 * MIB} /dev/zero"
+            f"dd if={DISK} bs=1M skip=20 count=8 iflag=direct status=none"
+            f" | cmp -n {8 * MIB} - /dev/zero"
         )
 
     def test_write_zeroes_clears_exactly_its_range(self, guest: Guest, daemon: Daemon) -> None:
@@ -81,7 +82,9 @@ class TestDiscardAndZeroes:
         self, guest: Guest, daemon: Daemon
     ) -> None:
         assert guest.sh("cat /sys/block/nvme0n1/queue/fua") == "1\n"
-        guest.sh(f"echo written through! | dd of={DISK} bs=512 seek=4096 conv=sync oflag=direct,dsync")
+        guest.sh(
+            f"echo written through! | dd of={DISK} bs=512 seek=4096 conv=sync oflag=direct,dsync"
+        )
         assert content(daemon.image, 2 * MIB, 16) == b"written through!"
 
 
@@ -133,7 +136,8 @@ class TestNvmeCli:
         guest.allow("resetting controller")
         guest.sh(f"""
             fio --name=load --filename={DISK} --ioengine=libaio --direct=1 --rw=randrw --bs=4k \
-                --iodepth=32 --size=32M --loops=3 --verify=crc32c --verify_fatal=1 >/tmp/fio.log 2>&1 &
+                --iodepth=32 --size=32M --loops=3 --verify=crc32c --verify_fatal=1 \
+                >/tmp/fio.log 2>&1 &
             for reset in 1 2 3; do sleep 0.3; nvme reset /dev/nvme0; done
             wait $! || {{ cat /tmp/fio.log; exit 1; }}
         """)

@@ -36,7 +36,9 @@ def test_seabios_boots_from_the_disk_and_again_after_a_reset(rig: Rig, doorbells
 def test_seabios_looks_at_every_disk_before_linux_without_a_timeout(rig: Rig) -> None:
     daemons: list[Daemon] = [
         rig.serve(options=["--serial", "plain"]),
-        rig.serve(options=["--serial", "registers", "--no-shadow-doorbell", "--no-mapped-doorbells"]),
+        rig.serve(
+            options=["--serial", "registers", "--no-shadow-doorbell", "--no-mapped-doorbells"]
+        ),
         rig.serve("null:1G", options=["--serial", "null"]),
     ]
     guest = rig.boot(*daemons)

@@ -6,6 +6,7 @@ The guest has four controllers, each of a daemon of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from lab import MIB, Daemon, Guest, Rig, checksum
@@ -31,9 +32,9 @@ def controllers(shared_rig: Rig) -> Controllers:
     protected = rig.image(name="protected")
     with protected.open("r+b") as image:
         image.write(READ_ONLY_CONTENT)
-    targets = [rig.image(64 * MIB, "first"), rig.image(SECOND_SIZE, "second"), "memory:16M"]
+    first, second = rig.image(64 * MIB, "first"), rig.image(SECOND_SIZE, "second")
     daemons = [
-        rig.serve(*targets, options=["--serial", "several"]),
+        rig.serve(first, second, "memory:16M", options=["--serial", "several"]),
         rig.serve(options=["--serial", "large", "--block-size", "4096"]),
         rig.serve(protected, options=["--serial", "protected", "--read-only"]),
         rig.serve("memory:64M", options=["--serial", "memory"]),
@@ -56,8 +57,8 @@ class TestNamespaces:
             guest.sh(f"dd if=/dev/urandom of={disk} bs=1M count=16 oflag=direct")
         sums = [guest.checksum(disk) for disk in disks]
         assert len(set(sums)) == 3
-        images = controllers.several.targets[:2]
-        assert [checksum(image) for image in images] == sums[:2]  # type: ignore[arg-type]
+        images = [Path(target) for target in controllers.several.targets[:2]]
+        assert [checksum(image) for image in images] == sums[:2]
         names = [disk.removeprefix("/dev/") for disk in disks]
         for attribute in ("uuid", "nguid", "wwid"):
             values = [guest.sh(f"cat /sys/block/{name}/{attribute}") for name in names]
@@ -68,7 +69,9 @@ class TestNamespaces:
         disk = guest.disk("large")
         assert guest.sh(f"blockdev --getss {disk}") == "4096\n"
         guest.fio(disk, "--rw=randrw --bsrange=4k-128k --iodepth=16 --size=32M")
-        guest.sh(f"mkfs.ext4 -q {disk}; mount {disk} /mnt; cp -r /programs/usr/sbin /mnt; umount /mnt")
+        guest.sh(
+            f"mkfs.ext4 -q {disk}; mount {disk} /mnt; cp -r /programs/usr/sbin /mnt; umount /mnt"
+        )
         guest.sh(f"fsck.ext4 -f -n {disk}")
         assert guest.checksum(disk) == checksum(controllers.large_blocks.image)
 
@@ -92,5 +95,8 @@ class TestNamespaces:
     def test_all_four_are_loaded_at_once(self, controllers: Controllers) -> None:
         guest = controllers.guest
         disks = [guest.disk("several"), guest.disk("large"), guest.disk("memory")]
-        guest.fio(disks[0] + ":" + disks[1] + ":" + disks[2], "--rw=randrw --bs=4k --iodepth=16 --size=24M")
+        guest.fio(
+            disks[0] + ":" + disks[1] + ":" + disks[2],
+            "--rw=randrw --bs=4k --iodepth=16 --size=24M",
+        )
         guest.sh(f"dd if={guest.disk('protected')} of=/dev/null bs=1M iflag=direct")

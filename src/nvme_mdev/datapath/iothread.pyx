@@ -23,7 +23,7 @@ from nvme_mdev.datapath.clock cimport now_ns
 from nvme_mdev.datapath.commands cimport command_parse
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
-    cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, request_done, signal_fd,
+    cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done, signal_fd,
     sq_fetch, sq_release, sq_suppress_event, sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
@@ -135,7 +135,7 @@ cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
     if not cq.interrupts:
         return
     before = read_tsc()
-    if raise_interrupt(cq.controller, cq.vector):
+    if raise_interrupt(cq):
         counters = &cq.controller.state.path_counters
         counters.interrupts += 1
         counters.interrupt_cycles += read_tsc() - before
@@ -186,7 +186,8 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
         count = sq.free_count
     if cq.held:
         return 0
-    if count > cq_room(cq):
+    # Not only when there is no room left: EventIdx is kept behind the head that was read.
+    if count > cq_room(cq) or cq_used(cq) > cq.size >> 1:
         if not cq_read_head(cq):
             doorbell_error(sq, &sq.controller.cq_error[cq.qid])
             return 0

@@ -26,8 +26,8 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.queues cimport (
-    cq_post, cq_read_head, cq_room, cq_used, index_before, log_error, publish_head, raise_interrupt,
-    signal_fd, sq_entry, sq_fetch, sq_release,
+    cq_post, cq_read_head, cq_room, cq_used, log_error, pin_in_use, publish_head, quiet_index,
+    raise_interrupt, signal_fd, sq_entry, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport (
     BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, HELD_PAUSED, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
@@ -380,6 +380,7 @@ cdef class QueueTable:
         cq.state.phase = 1
         self._bind_cq(qid)
         self._reset_doorbell(<uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, size)
+        self._follow_head(cq)
         return 0
 
     cdef void _reset_doorbell(self, uint32_t *doorbell, uint32_t *event_idx, uint32_t qid, bint completion, uint32_t size) noexcept:
@@ -387,7 +388,7 @@ cdef class QueueTable:
         self.state.doorbell_page[((2 * qid + completion) * (4 << self.dstrd)) >> 2] = 0
         store_relaxed32(doorbell, 0)
         if event_idx != NULL:
-            store_relaxed32(event_idx, index_before(0, size))
+            store_relaxed32(event_idx, quiet_index(0, size))
 
     cdef int _open_sq(self, uint32_t qid, uint32_t cqid, uint64_t iova, uint32_t size, uint32_t priority) except -1:
         cdef sq_t *sq = &self.controller.sqs[qid]
@@ -531,11 +532,12 @@ cdef class QueueTable:
         self._bind_doorbells(qid)
         if sq.size:
             store_relaxed32(<uint32_t *> sq.tail_doorbell, tail)
-            store_relaxed32(sq.event_idx, index_before(sq.head, sq.size))
+            store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
             sq.event_idx_head = sq.head
         if cq.size:
             store_relaxed32(<uint32_t *> cq.head_doorbell, head)
-            store_relaxed32(cq.event_idx, index_before(head, cq.size))
+            store_relaxed32(cq.event_idx, quiet_index(head, cq.size))
+            self._follow_head(cq)
 
     def ring_doorbell(self, index, value):
         cdef uint32_t stride = 1 << self.dstrd
@@ -550,11 +552,18 @@ cdef class QueueTable:
         if value >= size:
             return DOORBELL_INVALID_VALUE
         store_release32(&self.state.doorbell_page[index], value)
+        if completion:
+            self._follow_head(&self.controller.cqs[qid])
         if qid == 0:
             signal_fd(self.notify_fd)
         else:
             self.iothread.wake()
         return DOORBELL_OK
+
+    cdef void _follow_head(self, cq_t *cq) noexcept:
+        """With the pin, every move of the head shall be a register access: EventIdx is the head."""
+        if cq.event_idx != NULL and pin_in_use(self.controller.irq):
+            store_relaxed32(cq.event_idx, load_acquire32(cq.head_doorbell))
 
     # -- admin commands -------------------------------------------------------------------------------
 
@@ -617,7 +626,7 @@ cdef class QueueTable:
         """As `interrupt_for` of the IOThread, which shares no counter with this thread meanwhile."""
         cdef path_counters_t *counters = &self.state.state.path_counters
         cdef uint64_t before = read_tsc()
-        if cq.interrupts and raise_interrupt(self.controller, cq.vector):
+        if cq.interrupts and raise_interrupt(cq):
             self.iothread.pause()
             counters.interrupts += 1
             counters.interrupt_cycles += read_tsc() - before
@@ -878,12 +887,11 @@ cdef class QueueTable:
         """The pin is a level: assert it while a CQ with interrupts has entries not consumed."""
         cdef uint32_t qid
         cdef cq_t *cq
-        if self.controller.irq.intx_masked or self.controller.irq.intx_fd < 0:
+        if self.controller.irq.msix_vectors or self.controller.irq.intx_masked:
             return
         for qid in range(QUEUES):
             cq = &self.controller.cqs[qid]
-            if cq.size and cq.interrupts and load_acquire32(cq.head_doorbell) != cq.tail:
-                raise_interrupt(self.controller, cq.vector)
+            if cq.size and cq.interrupts and raise_interrupt(cq):
                 return
 
     def trigger(self, vector):

@@ -66,26 +66,37 @@ cdef inline void publish_head(sq_t *sq) noexcept nogil:
     sq.state.head = sq.head
 
 
-cdef inline uint32_t index_before(uint32_t index, uint32_t size) noexcept nogil:
-    return index - 1 if index else size - 1
+cdef inline uint32_t quiet_index(uint32_t index, uint32_t size) noexcept nogil:
+    """An EventIdx that asks for no ring: a quarter of the queue behind `index`.
+
+    The guest rings when it moves across EventIdx. It cannot come from behind before it has gone
+    almost all the way round; and it must not be right behind `index`, for a guest reads EventIdx
+    after it has published a move that we may have seen already.
+    """
+    cdef uint32_t behind = size >> 2 if size >= 4 else 1
+    return index - behind if index >= behind else index + size - behind
 
 
 cdef inline void sq_suppress_event(sq_t *sq) noexcept nogil:
-    """While we poll, keep EventIdx behind the head, where no new tail can reach it: the guest
-    leaves the register alone.
+    """While we poll, keep EventIdx where no new tail comes: the guest leaves the register alone.
 
     It need not follow every command: the guest reads the same cache line at each ring, so it is
-    moved once a quarter of the queue. In between a guest whose queue is nearly full can pass it
-    and rings for nothing, which is harmless.
+    moved once an eighth of the queue. In between a guest whose queue is more than half full can
+    pass it and rings for nothing, which is harmless.
     """
     cdef uint32_t ahead
     if sq.event_idx == NULL:
         return
     ahead = sq.head - sq.event_idx_head if sq.head >= sq.event_idx_head else (
         sq.head + sq.size - sq.event_idx_head)
-    if ahead >= sq.size >> 2:
+    if ahead >= sq.size >> 3:
         sq.event_idx_head = sq.head
-        store_relaxed32(sq.event_idx, index_before(sq.head, sq.size))
+        store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
+
+
+cdef inline bint pin_in_use(interrupts_t *irq) noexcept nogil:
+    """The client listens to the pin, and to no MSI-X vector."""
+    return irq.msix_vectors == 0 and irq.intx_fd >= 0
 
 
 cdef inline uint32_t cq_used(cq_t *cq) noexcept nogil:
@@ -109,8 +120,8 @@ cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
     if freed > cq_used(cq):
         return False
     cq.head = head
-    if cq.event_idx != NULL:
-        store_relaxed32(cq.event_idx, index_before(head, cq.size))
+    if cq.event_idx != NULL and not pin_in_use(cq.controller.irq):
+        store_relaxed32(cq.event_idx, quiet_index(head, cq.size))
     return True
 
 
@@ -139,30 +150,40 @@ cdef inline void signal_fd(int fd) noexcept nogil:
 
 
 cdef inline bint pin_wanted(controller_t *controller) noexcept nogil:
-    """Pin-based interrupts are in use, and nothing holds them back."""
+    """The pin is in use, and the guest does not hold it back."""
     cdef interrupts_t *irq = controller.irq
     cdef uint32_t interrupt_disable = controller.state.config_space[5] & 4
-    return (irq.msix_vectors == 0 and irq.intx_fd >= 0 and not irq.intms & 1
-            and not interrupt_disable)
+    return pin_in_use(irq) and not irq.intms & 1 and not interrupt_disable
 
 
-cdef inline bint raise_interrupt(controller_t *controller, uint32_t vector) noexcept nogil:
+cdef inline bint raise_pin(cq_t *cq) noexcept nogil:
+    """Assert the pin for a CQ that has entries which the guest has not consumed. True: it was.
+
+    The pin is level-triggered: after an assertion it stays masked until the client says that the
+    guest has seen it (VFIO_IRQ_INFO_AUTOMASKED). The client learns that from a register access; so
+    a guest with shadow doorbells must ring when it moves the head, and EventIdx follows the head.
+    """
+    cdef uint32_t head = load_acquire32(cq.head_doorbell)
+    if head == cq.tail or exchange32(&cq.controller.irq.intx_masked, 1):
+        return False
+    if cq.event_idx != NULL:
+        store_relaxed32(cq.event_idx, head)
+    signal_fd(cq.controller.irq.intx_fd)
+    return True
+
+
+cdef inline bint raise_interrupt(cq_t *cq) noexcept nogil:
     """Deliver a CQ's interrupt, or note it as pending where it is masked. True: one was sent."""
-    cdef interrupts_t *irq = controller.irq
-    if irq.msix_vectors:
-        if irq.msix_fd[vector] < 0:
-            return False
-        if irq.msix_masked[vector]:
-            irq.msix_pending[vector] = 1
-            return False
-        signal_fd(irq.msix_fd[vector])
-        return True
-    # The pin is level-triggered: after an assertion it stays masked until the client says
-    # that the guest has seen it (VFIO_IRQ_INFO_AUTOMASKED).
-    if pin_wanted(controller) and not exchange32(&irq.intx_masked, 1):
-        signal_fd(irq.intx_fd)
-        return True
-    return False
+    cdef interrupts_t *irq = cq.controller.irq
+    if irq.msix_vectors == 0:
+        return pin_wanted(cq.controller) and raise_pin(cq)
+    if irq.msix_fd[cq.vector] < 0:
+        return False
+    if irq.msix_masked[cq.vector]:
+        irq.msix_pending[cq.vector] = 1
+        return False
+    signal_fd(irq.msix_fd[cq.vector])
+    return True
 
 
 cdef inline void log_error(

@@ -58,8 +58,12 @@ class Target:
 
     @property
     def identity(self) -> str:
-        """The same at each start: the resolved path, or the argument where there is no path."""
-        return str(Path(self.text).resolve()) if self.kind == "path" else self.text
+        """The same at each start: the absolute path, or the argument where there is no path.
+
+        Links are not followed: /dev/disk/by-id/... stays what it is when the device is sdb one day
+        and sdc the next.
+        """
+        return os.path.abspath(self.text) if self.kind == "path" else self.text  # noqa: PTH100
 
 
 @dataclass(frozen=True, slots=True)

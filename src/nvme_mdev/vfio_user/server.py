@@ -147,7 +147,7 @@ class _Connection:
                 )
                 break
             except BlockingIOError:
-                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+                await _ready(self._sock, self._loop.add_reader, self._loop.remove_reader)
         fds = codec.fds_in(ancillary)
         if flags & socket.MSG_CTRUNC:
             _close_all(fds)
@@ -165,23 +165,10 @@ class _Connection:
             try:
                 sent = self._sock.sendmsg([view], ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+                await _ready(self._sock, self._loop.add_writer, self._loop.remove_writer)
             else:
                 view = view[sent:]
                 ancillary = []
-
-    async def _ready(
-        self,
-        add: Callable[[int, Callable[[asyncio.Future[None]], None], asyncio.Future[None]], None],
-        remove: Callable[[int], bool],
-    ) -> None:
-        ready = self._loop.create_future()
-        fd = self._sock.fileno()
-        add(fd, _set_ready, ready)
-        try:
-            await ready
-        finally:
-            remove(fd)
 
     @property
     def hung_up(self) -> bool:
@@ -198,6 +185,22 @@ class _Connection:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
+
+
+async def _ready(
+    sock: socket.socket,
+    add: Callable[[int, Callable[[asyncio.Future[None]], None], asyncio.Future[None]], None],
+    remove: Callable[[int], bool],
+) -> None:
+    """Wait until the socket can be read or written; unlike the loop's own calls, this loses
+    nothing when it is cancelled."""
+    ready = asyncio.get_running_loop().create_future()
+    fd = sock.fileno()
+    add(fd, _set_ready, ready)
+    try:
+        await ready
+    finally:
+        remove(fd)
 
 
 def _set_ready(future: asyncio.Future[None]) -> None:
@@ -535,8 +538,11 @@ class Server:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await _ready(listener, loop.add_reader, loop.remove_reader)
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                continue
             except OSError as error:
                 log.warning("%s: cannot accept a client: %s", self.path, error)
                 await asyncio.sleep(_ACCEPT_RETRY_SECONDS)

@@ -1,2 +1,58 @@
-from .prepare import prepare
-print(prepare())
+"""The lab's command line: `python -m lab prepare`, `shell` and `clean` (see ../README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from .guest import direct_boot, machine, programs_disk, vfio_user
+from .prepare import LabUnavailableError, cache_directory, clean, prepare, say
+from .recipe import KERNELS
+
+KERNEL_NAMES = [kernel.name for kernel in KERNELS]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lab", description="The VM lab of nvme-mdev.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare", help="build what is missing of the lab")
+    commands.add_parser("clean", help="remove the lab from the cache")
+    shell = commands.add_parser("shell", help="boot a guest with a shell on its serial console")
+    shell.add_argument("--socket", type=Path, action="append", default=[], help="vfio-user socket")
+    shell.add_argument("--kernel", choices=KERNEL_NAMES, default=KERNEL_NAMES[-1])
+    shell.add_argument("--append", default="", help="more for the kernel's command line")
+    shell.add_argument("--memory", type=int, default=512, metavar="MIB")
+    shell.add_argument("--smp", type=int, default=2, metavar="CPUS")
+    shell.add_argument("qemu", nargs="*", help="after --: more arguments for QEMU")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "clean":
+            clean()
+            return 0
+        lab = prepare()
+    except LabUnavailableError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; what is done so far is kept")
+        return 130
+    if arguments.command == "prepare":
+        say(f"ready in {cache_directory()}")
+        return 0
+    say("exit powers the guest off; Ctrl-A X ends QEMU, Ctrl-A C is its monitor")
+    command = [
+        *machine(lab, arguments.memory, arguments.smp),
+        *("-no-reboot", "-serial", "mon:stdio"),
+        *programs_disk(lab),
+        *direct_boot(lab, arguments.kernel, f"lab.shell {arguments.append}"),
+    ]
+    for path in arguments.socket:
+        command += ["-device", json.dumps(vfio_user(path))]
+    return subprocess.run([*command, *arguments.qemu], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

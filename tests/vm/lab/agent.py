@@ -61,7 +61,7 @@ class Agent:
         request = str(self.send(script))
         while True:
             words = self._line(deadline).split()
-            if len(words) == 3 and words[0] == request:  # noqa: PLR2004  # else of an earlier boot
+            if len(words) == 3 and words[0] == request:  # else it is of an earlier boot
                 output = self._bytes(int(words[2]), deadline)
                 return Result(int(words[1]), output.decode(errors="replace"))
 

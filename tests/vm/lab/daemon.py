@@ -54,18 +54,19 @@ class Daemon:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._wait_ready()
+            self.wait_for_log(READY)
         except BaseException:
             self.kill()
             raise
 
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not any(READY in line.split() for line in self.log.splitlines()):
+    def wait_for_log(self, word: str, timeout: float = START_TIMEOUT) -> None:
+        """Wait until its log contains this word."""
+        deadline = time.monotonic() + timeout
+        while word not in self.log.split():
             if not self.alive:
                 raise DaemonError(f"the daemon ended with {self._process.returncode}: {self.log}")
             if time.monotonic() > deadline:
-                raise DaemonError(f"the daemon was not ready in time: {self.log}")
+                raise DaemonError(f"no {word!r} in the daemon's log: {self.log}")
             time.sleep(0.01)
 
     def __enter__(self) -> Self:

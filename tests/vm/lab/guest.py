@@ -34,6 +34,7 @@ CONSOLE_LINES_IN_ERROR = 40
 KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 loglevel=7"
 
 # What a guest's kernel may say about a healthy NVMe disk; any other line about it is a complaint.
+KERNEL_LINE = re.compile(r"\[ *\d+\.\d+\] ")
 NVME_LINE = re.compile(r"\bnvme\b|\bnvme\d+(n\d+)?\b")
 HEALTHY_LINES = [
     re.compile(pattern)
@@ -44,6 +45,7 @@ HEALTHY_LINES = [
         r"nvme nvme\d+: Shutdown timeout set to \d+ seconds$",
         r"EXT4-fs \(nvme\w+\): (mounted|unmounting|re-mounted)",
         r"EXT4-fs \(nvme\w+\): recovery complete$",
+        r"EXT4-fs \(nvme\w+\): \d+ (orphan inodes? deleted|truncates? cleaned up)$",
         r"EXT4-fs \(nvme\w+\): mounting with \"discard\" option",
         r" nvme\d+n\d+: p\d+",
         r"nvme nvme\d+: using unchecked data buffer$",  # a remark on any passthrough command
@@ -66,12 +68,40 @@ def vfio_user(path: Path, **properties: object) -> dict[str, object]:
     return {"driver": "vfio-user-pci", "socket": socket_address, **properties}
 
 
+def machine(lab: Lab, memory_mib: int, smp: int) -> list[str]:
+    """QEMU and an emulated PC whose memory a vfio-user server can map."""
+    memory = f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"
+    return [
+        *lab.qemu(),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-accel", "tcg,thread=multi", "-machine", "q35,memory-backend=memory"),
+        *("-m", f"{memory_mib}M", "-smp", str(smp), "-object", memory),
+    ]
+
+
+def programs_disk(lab: Lab) -> list[str]:
+    """The disk with the programs of the lab's guests; any number of them read it at once."""
+    image = f"driver=file,filename={lab.programs},read-only=on,locking=off,node-name=image"
+    return [
+        *("-blockdev", image, "-blockdev", "driver=raw,file=image,read-only=on,node-name=programs"),
+        *("-device", "virtio-blk-pci,drive=programs"),
+    ]
+
+
+def direct_boot(lab: Lab, kernel: str, append: str) -> list[str]:
+    """One of the lab's kernels, loaded by QEMU."""
+    return [
+        *("-kernel", str(lab.kernels[kernel]), "-initrd", str(lab.initramfs[kernel])),
+        *("-append", f"{KERNEL_ARGUMENTS} {append}"),
+    ]
+
+
 class Guest:
     """A virtual machine in a QEMU process of its own; leaving the context leaves nothing behind.
 
     `devices` are properties as QEMU's `-device` takes them. `kernel` names one of the lab's
-    kernels, booted directly with its initramfs; None boots from the devices by firmware. `arguments`
-    are added to QEMU's command line.
+    kernels, booted directly with its initramfs; None boots from the devices by firmware.
+    `arguments` are added to QEMU's command line.
     """
 
     def __init__(
@@ -88,7 +118,6 @@ class Guest:
     ) -> None:
         self.lab = lab
         self.release = ""
-        self._kernel = kernel
         self._allowed: list[re.Pattern[str]] = []
         self._directory = Path(tempfile.mkdtemp(prefix="nvme-mdev-vm-"))
         self._logs: dict[str, str] | None = None  # the logs' content, once their files are gone
@@ -96,61 +125,54 @@ class Guest:
         self._qmp = QMPClient("lab")
         self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
+        linux = kernel is not None or firmware == "ovmf"
+        options = machine(lab, memory_mib, smp)
+        if linux:
+            options += programs_disk(lab)
+        if kernel is not None:
+            options += direct_boot(lab, kernel, append)
+        if firmware == "ovmf":
+            options += self._ovmf()
+        for device in devices:
+            options += ["-device", json.dumps(device)]
         try:
-            self._start(devices, append, firmware, memory_mib, smp, arguments)
+            self._start([*options, *arguments], with_agent=linux)
         except BaseException:
             self.close()
             raise
 
-    def _start(
-        self,
-        devices: Iterable[dict[str, object]],
-        append: str,
-        firmware: str,
-        memory_mib: int,
-        smp: int,
-        arguments: Sequence[str],
-    ) -> None:
+    def _ovmf(self) -> list[str]:
+        variables = self._directory / "variables.fd"
+        shutil.copy(self.lab.ovmf("VARS"), variables)
+        flash = "if=pflash,format=raw"
+        return [
+            *("-drive", f"{flash},readonly=on,file={self.lab.ovmf('CODE')}"),
+            *("-drive", f"{flash},file={variables}"),
+        ]
+
+    def _start(self, options: Sequence[str], *, with_agent: bool) -> None:
         qmp, qmp_of_qemu = socket.socketpair()
         agent, agent_of_qemu = socket.socketpair()
         self._sockets = [qmp, agent]
         self._agent = Agent(agent)
-        programs = f"driver=raw,node-name=programs,file.driver=file,file.filename={self.lab.programs}"
         command = [
             *("setpriv", "--pdeathsig", "KILL", "--"),  # no orphan when the tests are killed
-            *self.lab.qemu(),
-            *("-nodefaults", "-no-user-config", "-display", "none"),
-            *("-accel", "tcg,thread=multi", "-machine", "q35,memory-backend=memory"),
-            *("-m", f"{memory_mib}M", "-smp", str(smp)),
-            "-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on",
+            *options,
             *("-action", "reboot=shutdown,panic=shutdown"),
-            *("-chardev", f"socket,id=qmp,fd={qmp_of_qemu.fileno()}", "-mon", "qmp,mode=control"),
-            *("-chardev", f"file,id=console,path={self._log('console')}", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=qmp,fd={qmp_of_qemu.fileno()}"),
+            *("-object", "monitor-qmp,id=monitor,chardev=qmp"),
+            *("-chardev", f"file,id=console,path={self._log('console')}"),
+            *("-serial", "chardev:console"),
             *("-chardev", f"file,id=firmware,path={self._log('firmware')}"),
             *("-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
-        ]  # fmt: skip
-        if self._kernel is not None or firmware == "ovmf":
-            command += [
-                *("-blockdev", f"{programs},read-only=on,file.read-only=on,file.locking=off"),
-                *("-device", "virtio-blk-pci,drive=programs,bootindex=9"),
-                *("-chardev", f"socket,id=agent,fd={agent_of_qemu.fileno()}"),
-                *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=lab"),
-            ]
-        if self._kernel is not None:
-            command += ["-kernel", str(self.lab.kernels[self._kernel])]
-            command += ["-initrd", str(self.lab.initramfs[self._kernel])]
-            command += ["-append", f"{KERNEL_ARGUMENTS} {append}"]
-        if firmware == "ovmf":
-            variables = self._directory / "variables.fd"
-            shutil.copy(self.lab.ovmf("VARS"), variables)
-            flash = "if=pflash,format=raw"
-            command += ["-drive", f"{flash},readonly=on,file={self.lab.ovmf('CODE')}"]
-            command += ["-drive", f"{flash},file={variables}"]
-        for device in devices:
-            command += ["-device", json.dumps(device)]
+        ]
+        if with_agent:
+            command += ["-chardev", f"socket,id=agent,fd={agent_of_qemu.fileno()}"]
+            command += ["-device", "virtio-serial-pci"]
+            command += ["-device", "virtserialport,chardev=agent,name=lab"]
         with qmp_of_qemu, agent_of_qemu, self._log("qemu").open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -204,16 +226,23 @@ class Guest:
             timeout + SCRIPT_TIMEOUT,
         )
 
-    def disk(self, serial: str, namespace: int = 1) -> str:
-        """The guest's name for a namespace of the controller with this serial number."""
+    def disk(self, serial: str, nsid: int = 1, timeout: float = 30) -> str:
+        """The guest's name for a namespace of the controller with this serial number.
+
+        Not by the number in the name: Linux scans namespaces in parallel, and counts as they come.
+        """
+        tries = int(timeout / 0.1)
         found = self.sh(
-            "for controller in /sys/class/nvme/*; do\n"
-            f'test "$(echo $(cat $controller/serial))" = "{serial}" && echo ${{controller##*/}}\n'
-            "done; true"
+            f"for i in $(seq {tries}); do for controller in /sys/class/nvme/*; do\n"
+            f'test "$(echo $(cat $controller/serial))" = "{serial}" || continue\n'
+            "for disk in $controller/nvme*n*; do\n"
+            f'test "$(cat $disk/nsid)" = {nsid} && echo ${{disk##*/}} && exit 0\n'
+            "done; done; sleep 0.1; done; true",
+            timeout + SCRIPT_TIMEOUT,
         ).split()
-        if len(found) != 1:
-            raise self._failure(f"{len(found)} controllers have the serial number {serial}")
-        return f"/dev/{found[0]}n{namespace}"
+        if not found:
+            raise self._failure(f"no namespace {nsid} of a controller with serial {serial}")
+        return f"/dev/{found[0]}"
 
     def checksum(self, path: str) -> str:
         """Digest of a file or a whole disk, read past the guest's page cache."""
@@ -228,7 +257,7 @@ class Guest:
             timeout=2 * SCRIPT_TIMEOUT,
         )
 
-    def qmp(self, command: str, **arguments: object) -> Any:  # noqa: ANN401  # QEMU's schema decides
+    def qmp(self, command: str, **arguments: object) -> Any:  # QEMU's schema decides
         """Execute a QMP command and return QEMU's answer."""
         return self._await(self._qmp.execute(command, arguments))
 
@@ -290,8 +319,8 @@ class Guest:
 
     # What it said
 
-    def log(self, name: Literal["console", "firmware", "qemu"] | str) -> str:
-        """The console, the firmware's debug output, or what QEMU itself printed."""
+    def log(self, name: str) -> str:
+        """What was said: on the "console", by the "firmware" (its debug output), by "qemu"."""
         if self._logs is not None:
             return self._logs[name]
         path = self._log(name)
@@ -319,7 +348,8 @@ class Guest:
         return [
             line
             for line in self.console.splitlines()
-            if (TROUBLE.search(line) or NVME_LINE.search(line))
+            if KERNEL_LINE.match(line)
+            and (TROUBLE.search(line) or NVME_LINE.search(line))
             and not any(pattern.search(line) for pattern in (*HEALTHY_LINES, *self._allowed))
         ]
 
@@ -334,7 +364,7 @@ class Guest:
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
 
-    def _await(self, what: Any) -> Any:  # noqa: ANN401
+    def _await(self, what: Any) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(what, QMP_TIMEOUT))
 
     def _failure(self, message: str) -> GuestError:

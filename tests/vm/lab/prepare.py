@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CACHE_VARIABLE = "NVME_MDEV_LAB"
 LOG_LINES_IN_REASON = 3
+KEEP_UNUSED = 3 * 86400  # s; a stage that this recipe does not need may be another checkout's
 
 
 class LabUnavailableError(Exception):
@@ -61,7 +63,11 @@ class Lab:
     def command(self, program: str) -> list[str]:
         """The beginning of a command line that runs a program of the chroot on the host's files."""
         found = next(
-            (path for folder in ("bin", "sbin") if (path := self.root / "usr" / folder / program).exists()),
+            (
+                path
+                for folder in ("bin", "sbin")
+                if (path := self.root / "usr" / folder / program).exists()
+            ),
             None,
         )
         if found is None:
@@ -111,6 +117,7 @@ def prepare(cache: Path | None = None) -> Lab:
             with exclusive(cache):
                 for stage in stages:
                     stage.ensure(cache)
+                remove_old_stages(cache, keep={stage.directory for stage in stages})
         except OSError as error:
             raise LabUnavailableError(f"cannot prepare the VM lab in {cache}: {error}") from error
     return lab_in(cache, stages)
@@ -118,6 +125,9 @@ def prepare(cache: Path | None = None) -> Lab:
 
 def lab_in(cache: Path, stages: Sequence[Stage]) -> Lab:
     path = {stage.name: cache / stage.directory for stage in stages}
+    for directory in path.values():
+        with contextlib.suppress(PermissionError):  # prepared by root, used by another user
+            os.utime(directory)
     names = [kernel.name for kernel in recipe.KERNELS]
     return Lab(
         root=path["root"],
@@ -135,6 +145,15 @@ def clean(cache: Path | None = None) -> None:
             for entry in cache.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
+
+
+def remove_old_stages(cache: Path, keep: set[str]) -> None:
+    """Remove what other recipes made and nobody asked for lately (`lab_in` says who did)."""
+    for entry in cache.iterdir():
+        unused = time.time() - entry.stat().st_mtime
+        if entry.is_dir() and entry.name not in keep and unused > KEEP_UNUSED:
+            say(f"removing {entry.name}, unused for {unused / 86400:.0f} days")
+            shutil.rmtree(entry)
 
 
 @contextlib.contextmanager
@@ -276,9 +295,18 @@ def check_host() -> None:
 def debian_mirror() -> str:
     """The mirror that this machine's own apt uses for Debian's main archive."""
     release = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+        line.split("=", 1)
+        for line in Path("/etc/os-release").read_text().splitlines()
+        if "=" in line
     )
-    suites = {release.get("VERSION_CODENAME", ""), "stable", "oldstable", "testing", "unstable", "sid"}
+    suites = {
+        release.get("VERSION_CODENAME", ""),
+        "stable",
+        "oldstable",
+        "testing",
+        "unstable",
+        "sid",
+    }
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True,
@@ -296,7 +324,9 @@ def apt_configuration() -> str:
     """The chroot's apt: no translations, no sandbox user, the host's proxies."""
     lines = ['Acquire::Languages "none";', 'APT::Sandbox::User "root";']
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
-    lines += [line for line in dump.stdout.splitlines() if re.match(r"Acquire::https?::Proxy\b", line)]
+    lines += [
+        line for line in dump.stdout.splitlines() if re.match(r"Acquire::https?::Proxy\b", line)
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -59,14 +59,19 @@ class Rig:
         self.daemons.append(daemon)
         return daemon
 
-    def start(self, *daemons: Daemon, **machine: Any) -> Guest:  # noqa: ANN401  # Guest's
-        """A guest with a controller of each daemon, not waited for."""
-        devices = [vfio_user(daemon.socket, bootindex=i + 1) for i, daemon in enumerate(daemons)]
-        guest = Guest(self.lab, devices, **machine)
+    def start(
+        self,
+        *daemons: Daemon,
+        devices: Sequence[dict[str, object]] = (),
+        **machine: Any,  # as Guest's
+    ) -> Guest:
+        """A guest with these devices, then a controller of each daemon; not waited for."""
+        controllers = [vfio_user(daemon.socket, bootindex=i) for i, daemon in enumerate(daemons, 1)]
+        guest = Guest(self.lab, [*devices, *controllers], **machine)
         self.guests.append(guest)
         return guest
 
-    def boot(self, *daemons: Daemon, **machine: Any) -> Guest:  # noqa: ANN401
+    def boot(self, *daemons: Daemon, **machine: Any) -> Guest:
         """A guest with a controller of each daemon, whose kernel sees all their namespaces."""
         guest = self.start(*daemons, **machine).wait_ready()
         for controller in range(len(daemons)):

@@ -100,6 +100,11 @@ def open_medium(path: str, *, read_only: bool) -> Medium:
         raise
 
 
+def _absolute(path: str) -> str:
+    """The path from the root, links not followed: /dev/disk/by-id/... is the lasting name."""
+    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve() follows links
+
+
 def _lock(path: str, fd: int, *, shared: bool) -> None:
     """Keep another process from serving the same image (OSError EBUSY)."""
     try:
@@ -112,7 +117,7 @@ def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
     status = os.fstat(fd)
     medium = Medium(
         path=path,
-        identity=f"file:{Path(path).absolute()}",
+        identity=f"file:{_absolute(path)}",
         size=status.st_size,
         read_only=read_only,
         buffered_fd=fd,
@@ -133,7 +138,7 @@ def _examine_device(path: str, fd: int, *, read_only: bool) -> Medium:
     logical = _queue_limit(status, "logical_block_size") or 512
     medium = Medium(
         path=path,
-        identity=f"block:{Path(path).absolute()}",
+        identity=f"block:{_absolute(path)}",
         size=_device_size(fd),
         read_only=read_only,
         buffered_fd=fd,
