@@ -54,7 +54,7 @@ HEALTHY_LINES = [
 ]
 TROUBLE = re.compile(
     r"I/O error|EXT4-fs error|EXT4-fs warning|JBD2: Error|critical \w+ error"
-    r"|BUG:|Oops|WARNING: CPU|Kernel panic|Call Trace|blocked for more than|nobody cared"
+    r"|BUG:|Oops|WARNING: CPU|Kernel panic|blocked for more than|nobody cared"
 )
 
 

@@ -95,6 +95,8 @@ class Rig:
                     daemon.stop()
                 except DaemonError as error:
                     trouble.append(str(error))
+        if trouble:
+            trouble += [f"--- {title} ---\n{text}" for title, text in self.logs()]
         self.live.remove(self)
         shutil.rmtree(self.directory)
         assert not trouble, "\n".join(trouble)
