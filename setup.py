@@ -8,7 +8,11 @@ from setuptools import Extension, setup
 
 SOURCE = Path("src")
 #: Modules that use io_uring; they alone link against liburing.
-NEEDS_LIBURING = {"nvme_mdev.datapath.uring", "nvme_mdev.datapath.backends.uring"}
+NEEDS_LIBURING = {
+    "nvme_mdev.bench.floor",
+    "nvme_mdev.datapath.backends.uring",
+    "nvme_mdev.datapath.uring",
+}
 
 COMPILE_ARGS = [
     "-O3",

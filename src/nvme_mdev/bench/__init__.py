@@ -7,6 +7,9 @@ results      what came out: latencies, IOPS, bandwidth, and the same as fio's JS
 histogram    distributions: mean, deviation, percentiles
 counters     the three counters of our own daemon (vendor log page C0h)
 table        the terminal's tables
-floor        the least that any controller can take, for comparison (Cython)
+spread       median, least and most of several measurements
+machine      what was measured on
+floor        the loops that find out what the machine can do at best (Cython)
+limits       runs them, pinned, in rounds: `nvme-mdev bench floor`
 ===========  ==================================================================================
 """

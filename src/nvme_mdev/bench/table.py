@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvme_mdev.bench.counters import DeviceCounters
+    from nvme_mdev.bench.limits import Floor
     from nvme_mdev.bench.results import BenchResult, Direction
 
 _PERCENTILES = (50.0, 99.0, 99.9)
@@ -42,6 +43,11 @@ def format_ns(value: float) -> str:
             decimals = 0 if unit == "ns" or number >= 99.95 else 1 if number >= 9.995 else 2
             return f"{number:.{decimals}f} {unit}"
     return f"{value / 1e9:.2f} s"
+
+
+def format_short_ns(value: float) -> str:
+    """Like `format_ns`, with a decimal for what takes a few nanoseconds."""
+    return f"{value:.1f} ns" if value < 99.95 else format_ns(value)
 
 
 def directions(result: BenchResult) -> list[tuple[str, Direction]]:
@@ -98,6 +104,17 @@ def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
                 format_ns(direction.lat.mean),
                 format_ns(direction.lat.percentiles((99.0,))[99.0]),
             )
+    return table
+
+
+def floor_table(floor: Floor) -> Table:
+    """The machine's limits, a row each."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("floor", "median", "min", "max"):
+        table.add_column(column, justify="left" if column == "floor" else "right", no_wrap=True)
+    for limit, spread in floor.spreads.items():
+        show = format_count if limit.unit == "IOPS" else format_short_ns
+        table.add_row(limit.label, *map(show, (spread.median, spread.least, spread.most)))
     return table
 
 
