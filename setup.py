@@ -17,6 +17,10 @@ NEEDS_LIBURING = {
 COMPILE_ARGS = [
     "-O3",
     "-g",
+    # What Debian's Python compiles extensions with and other builds of Python do not: the same code
+    # from each, as hard for a hostile guest, and the same instructions in benchmarks/budget.toml.
+    "-fstack-protector-strong",
+    "-fwrapv",
     "-fno-strict-aliasing",
     "-fno-semantic-interposition",
     "-Wall",
