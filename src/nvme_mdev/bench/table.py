@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvme_mdev.bench.counters import DeviceCounters
-    from nvme_mdev.bench.limits import Floor
     from nvme_mdev.bench.results import BenchResult, Direction
 
 _PERCENTILES = (50.0, 99.0, 99.9)
@@ -107,14 +106,13 @@ def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
     return table
 
 
-def floor_table(floor: Floor) -> Table:
-    """The machine's limits, a row each."""
+def text_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text, the first of which are the headings; what begins a row is on the left."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("floor", "median", "min", "max"):
-        table.add_column(column, justify="left" if column == "floor" else "right", no_wrap=True)
-    for limit, spread in floor.spreads.items():
-        show = format_count if limit.unit == "IOPS" else format_short_ns
-        table.add_row(limit.label, *map(show, (spread.median, spread.least, spread.most)))
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
 
 

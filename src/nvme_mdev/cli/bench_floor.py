@@ -88,11 +88,12 @@ def _print(floor: Floor, rounds: int) -> None:
     from rich.console import Console
 
     from nvme_mdev.bench.machine import machine_line
-    from nvme_mdev.bench.table import floor_table
+    from nvme_mdev.bench.report_table import floor_rows
+    from nvme_mdev.bench.table import text_table
 
     host, controller = floor.cpus
     click.echo(
         f"{machine_line()}: host on CPU {host}, controller on CPU {controller},"
         f" {rounds} rounds of {floor.runtime:g} s"
     )
-    Console(highlight=False).print(floor_table(floor))
+    Console(highlight=False).print(text_table(floor_rows(floor)))
