@@ -66,7 +66,9 @@ def report(recorded: Budget, now: Budget) -> int:
 
 def _line(one: Comparison) -> str:
     recorded, now = ("-" if count is None else f"{count:.1f}" for count in (one.recorded, one.now))
-    return f"{one.name:<18} {recorded:>8} {now:>8} {one.change:>7.1%}"
+    # Half a thousandth is what rounding in the file does.
+    change = round(one.change, 3) + 0.0
+    return f"{one.name:<18} {recorded:>8} {now:>8} {change:>7.1%}"
 
 
 def print_stages(profiles: Mapping[str, Counter[Place]]) -> None:
