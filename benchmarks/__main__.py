@@ -66,7 +66,7 @@ def report(recorded: Budget, now: Budget) -> int:
 
 def _line(one: Comparison) -> str:
     recorded, now = ("-" if count is None else f"{count:.1f}" for count in (one.recorded, one.now))
-    # Half a thousandth is what rounding in the file does.
+    # The budget is rounded: what that makes is no change.
     change = round(one.change, 3) + 0.0
     return f"{one.name:<18} {recorded:>8} {now:>8} {change:>7.1%}"
 
