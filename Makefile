@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,$(shell command -v sudo))
 
 # What a bare Debian 12 lacks to build, and what the tests use besides.
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv liburing-dev
-TEST_PACKAGES := debootstrap fio e2fsprogs
+TEST_PACKAGES := debootstrap fio e2fsprogs valgrind
 
 # Extra arguments for pytest: make fast ARGS='-k serve'
 ARGS ?=
@@ -26,21 +26,30 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 # What is tested compiles without a warning; a user's compiler may know new ones.
-test fast lint: export NVME_MDEV_WERROR := 1
+test fast lint budget: export NVME_MDEV_WERROR := 1
 
 .PHONY: demo
 demo: build ## show the product: an image, the daemon, verified I/O, latency and IOPS
 	@$(BIN)/nvme-mdev demo $(ARGS)
 
 .PHONY: test
-test: lint ## prove it: linters, fast tests, then tests in real virtual machines
+test: lint ## prove it: linters, fast tests, instruction counts, then real virtual machines
 	@$(STAGE) 'fast tests' $(MAKE) run-fast
+	@$(STAGE) 'instruction budget' $(BIN)/python -m benchmarks
 	@$(STAGE) 'VM lab' $(MAKE) run-lab
 	@$(STAGE) 'VM tests' $(MAKE) run-vm
 
 .PHONY: fast
 fast: build-test ## the tests that need no virtual machine
 	@$(STAGE) 'fast tests' $(MAKE) run-fast
+
+.PHONY: budget
+budget: build-test ## count the instructions of a command, and compare with benchmarks/budget.toml
+	@$(STAGE) 'instruction budget' $(BIN)/python -m benchmarks
+
+.PHONY: record-budget
+record-budget: build-test
+	@$(BIN)/python -m benchmarks --record
 
 .PHONY: lint
 lint: build-test ## ruff, mypy and the layers

@@ -62,6 +62,7 @@ class Guest:
         pages: int = 2048,
         poll_timeout_ms: int = 500,
         max_transfer: int = 1 << 20,
+        running: bool = True,
     ) -> None:
         self.size = pages * PAGE
         self.fd = os.memfd_create("guest")
@@ -73,7 +74,8 @@ class Guest:
         self.state.features[FID_VOLATILE_WRITE_CACHE] = 1
         self.memory = GuestMemory()
         self.iothread = IOThread("test", poll_timeout_ms=poll_timeout_ms)
-        self.iothread.start()
+        if running:
+            self.iothread.start()
         self.table = QueueTable(self.state, self.memory, self.iothread, max_transfer=max_transfer)
         self.table.map(IOVA, self.size, self.fd, 0, readable=True, writable=True)
         for nsid, backend in enumerate(backends, 1):
@@ -140,15 +142,24 @@ class Guest:
             at += PAGE
         return iova, lists
 
-    def queue(self, qid: int = 1, entries: int = 64, cq_entries: int | None = None) -> QueuePair:
+    def queue(
+        self,
+        qid: int = 1,
+        entries: int = 64,
+        cq_entries: int | None = None,
+        *,
+        interrupts: bool = True,
+    ) -> QueuePair:
         """A new I/O queue pair."""
-        return QueuePair(self, qid, entries, cq_entries or entries)
+        return QueuePair(self, qid, entries, cq_entries or entries, interrupts)
 
 
 class QueuePair:
     """The guest's side of an I/O queue pair, and commands on it."""
 
-    def __init__(self, guest: Guest, qid: int, entries: int, cq_entries: int) -> None:
+    def __init__(
+        self, guest: Guest, qid: int, entries: int, cq_entries: int, interrupts: bool
+    ) -> None:
         self.guest = guest
         self.qid = qid
         self.entries, self.cq_entries = entries, cq_entries
@@ -157,7 +168,7 @@ class QueuePair:
         self.tail = self.head = 0
         self.phase = 1
         self.cid = 0
-        guest.table.create_cq(qid, self.cq, cq_entries, qid, interrupts=True)
+        guest.table.create_cq(qid, self.cq, cq_entries, qid, interrupts=interrupts)
         guest.table.create_sq(qid, qid, self.sq, entries)
 
     def doorbell(self, value: int, *, completion: bool = False) -> None:

@@ -41,6 +41,10 @@ class Counter:
         """What was added after ``before``."""
         return Counter(self.count - before.count, self.cycles - before.cycles)
 
+    def plus(self, other: Counter) -> Counter:
+        """Both together."""
+        return Counter(self.count + other.count, self.cycles + other.cycles)
+
     @property
     def mean_cycles(self) -> float:
         """Cycles for one; 0 when there was none."""
@@ -72,6 +76,15 @@ class DeviceCounters:
             self.translated.since(before.translated),
             self.completed.since(before.completed),
             self.interrupts.since(before.interrupts),
+        )
+
+    def plus(self, other: DeviceCounters) -> DeviceCounters:
+        """What was counted in two runs on the same machine."""
+        return DeviceCounters(
+            self.tsc_hz,
+            self.translated.plus(other.translated),
+            self.completed.plus(other.completed),
+            self.interrupts.plus(other.interrupts),
         )
 
     def mean_ns(self, counter: Counter) -> float:

@@ -1,16 +1,51 @@
-"""The least that a controller can do: it looks at the doorbell, at the SQE, and completes it.
+"""The machine's own limits: what no controller can be faster than on it.
 
-What a workload measures against it is the machine's own limit: a doorbell and a 64-byte entry one
-way between two processors, a 16-byte entry back, and the host's own work.
+The least that a controller can do is look at the doorbell, look at the SQE, and complete it
+(`EchoController`). What a workload measures against that is the machine's limit for a command: a
+doorbell and a 64-byte entry one way between two processors, a 16-byte entry back, and the host's own
+work. The other loops measure what a command is made of, one thing each; each runs in the calling
+thread without the GIL, for a given time.
 """
 
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport write
 
 from nvme_mdev.datapath.atomics cimport (
-    cpu_relax, load_acquire32, load_relaxed32, store_relaxed32, store_release32,
+    cpu_relax, load_acquire32, load_relaxed32, read_tsc, store_relaxed32, store_release32,
 )
-from nvme_mdev.host.queues cimport PHASE_BIT, QueuePair, cqe_t, queue_t, sqe_t
+from nvme_mdev.datapath.clock cimport multiply_high, now_ns
+from nvme_mdev.host.queues cimport PHASE_BIT, QueuePair, cqe_t, queue_t
+
+import os
+
+cdef extern from *:
+    const uint64_t GOLDEN "UINT64_C(0x9E3779B97F4A7C15)"
+
+cdef extern from "<liburing.h>" nogil:
+    cdef struct io_uring_sqe:
+        pass
+    cdef struct io_uring_cqe:
+        pass
+    cdef struct io_uring:
+        pass
+    int io_uring_queue_init(unsigned, io_uring *, unsigned)
+    void io_uring_queue_exit(io_uring *)
+    io_uring_sqe *io_uring_get_sqe(io_uring *)
+    void io_uring_prep_nop(io_uring_sqe *)
+    int io_uring_submit_and_wait(io_uring *, unsigned)
+    int io_uring_wait_cqe(io_uring *, io_uring_cqe **)
+    void io_uring_cqe_seen(io_uring *, io_uring_cqe *)
+
+cdef enum:
+    #: What is measured costs tens of nanoseconds, and so does a look at the clock.
+    OPERATIONS_PER_LOOK = 256
+    SPINS_PER_LOOK = 1024
+    #: Bytes; a page, and the usual command.
+    COPY_SIZE = 4096
+    NOP_ENTRIES = 4
+    WORDS_PER_LINE = 16
 
 
 cdef class EchoController:
@@ -55,3 +90,155 @@ cdef void serve(queue_t *queue, const uint32_t *stop) noexcept nogil:
             if tail == queue.cq_entries:
                 tail = 0
                 phase ^= PHASE_BIT
+
+
+# -- what one processor does ---------------------------------------------------------------------
+cdef inline double mean_ns(uint64_t begun, uint64_t count) noexcept nogil:
+    return <double> (now_ns() - begun) / <double> count
+
+
+def clock_read_ns(uint64_t runtime_ns):
+    cdef uint64_t begun = now_ns()
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    with nogil:
+        while now_ns() - begun < runtime_ns or count == 0:
+            for i in range(OPERATIONS_PER_LOOK):
+                read_tsc()
+            count += OPERATIONS_PER_LOOK
+    return mean_ns(begun, count)
+
+
+def eventfd_write_ns(uint64_t runtime_ns, int fd):
+    cdef uint64_t begun = now_ns()
+    cdef uint64_t one = 1
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    cdef bint failed = False
+    with nogil:
+        while (now_ns() - begun < runtime_ns or count == 0) and not failed:
+            for i in range(OPERATIONS_PER_LOOK):
+                failed |= write(fd, &one, 8) != 8
+            count += OPERATIONS_PER_LOOK
+    if failed:
+        raise OSError(errno, os.strerror(errno))
+    return mean_ns(begun, count)
+
+
+def copy_ns(uint64_t runtime_ns, const uint8_t[::1] source not None, uint8_t[::1] target not None):
+    cdef uint64_t pages = source.shape[0] // COPY_SIZE
+    cdef uint64_t random = GOLDEN
+    cdef uint64_t count = 0
+    cdef const uint8_t *first
+    cdef uint8_t *to
+    cdef uint64_t begun
+    cdef uint32_t i
+    if pages == 0 or target.shape[0] < COPY_SIZE:
+        raise ValueError(f"source and target need {COPY_SIZE} bytes at least")
+    first = &source[0]
+    to = &target[0]
+    begun = now_ns()
+    with nogil:
+        while now_ns() - begun < runtime_ns or count == 0:
+            for i in range(OPERATIONS_PER_LOOK):
+                # A Weyl sequence: equally spread, and cheap next to the copy.
+                random += GOLDEN
+                memcpy(to, first + multiply_high(random, pages) * COPY_SIZE, COPY_SIZE)
+            count += OPERATIONS_PER_LOOK
+    return mean_ns(begun, count)
+
+
+cdef class EmptyRing:
+    cdef io_uring _ring
+    cdef bint _open
+
+    def __cinit__(self):
+        cdef int status = io_uring_queue_init(NOP_ENTRIES, &self._ring, 0)
+        if status:
+            raise OSError(-status, os.strerror(-status), "io_uring")
+        self._open = True
+
+    def nop_ns(self, uint64_t runtime_ns):
+        cdef uint64_t begun = now_ns()
+        cdef uint64_t count = 0
+        cdef int status = 0
+        if not self._open:
+            raise ValueError("the ring is closed")
+        with nogil:
+            while (now_ns() - begun < runtime_ns or count == 0) and status >= 0:
+                status = round_trip(&self._ring)
+                count += 1
+        if status < 0:
+            raise OSError(-status, os.strerror(-status), "io_uring")
+        return mean_ns(begun, count)
+
+    def close(self):
+        if self._open:
+            io_uring_queue_exit(&self._ring)
+            self._open = False
+
+    def __dealloc__(self):
+        if self._open:
+            io_uring_queue_exit(&self._ring)
+
+
+cdef int round_trip(io_uring *ring) noexcept nogil:
+    """A no-operation through the ring: one system call; negative errno where it fails."""
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(ring)
+    cdef io_uring_cqe *cqe
+    cdef int status
+    io_uring_prep_nop(sqe)
+    status = io_uring_submit_and_wait(ring, 1)
+    if status < 0:
+        return status
+    status = io_uring_wait_cqe(ring, &cqe)
+    if status < 0:
+        return status
+    io_uring_cqe_seen(ring, cqe)
+    return 0
+
+
+# -- what two processors do ----------------------------------------------------------------------
+cdef class CacheLine:
+    #: The one word, in the middle of a buffer that keeps everything else two lines away.
+    cdef uint32_t _words[4 * WORDS_PER_LINE]
+    cdef uint32_t _stop
+
+    def bounce_ns(self, uint64_t runtime_ns):
+        cdef uint32_t *word = &self._words[2 * WORDS_PER_LINE]
+        cdef uint64_t begun = now_ns()
+        cdef uint64_t count = 0
+        cdef uint32_t i
+        with nogil:
+            while now_ns() - begun < runtime_ns or count == 0:
+                for i in range(OPERATIONS_PER_LOOK):
+                    if not bounce(word, &self._stop):
+                        break
+                count += OPERATIONS_PER_LOOK
+                if load_relaxed32(&self._stop):
+                    break
+        return mean_ns(begun, count)
+
+    def reflect(self):
+        cdef uint32_t *word = &self._words[2 * WORDS_PER_LINE]
+        cdef uint32_t seen
+        with nogil:
+            while load_relaxed32(&self._stop) == 0:
+                seen = load_acquire32(word)
+                if seen & 1:
+                    store_release32(word, seen + 1)
+
+    def stop(self):
+        store_relaxed32(&self._stop, 1)
+
+
+cdef inline bint bounce(uint32_t *word, const uint32_t *stop) noexcept nogil:
+    """Make the word odd and wait until the other side has made it even. False: told to stop."""
+    cdef uint32_t sent = load_relaxed32(word) + 1
+    cdef uint32_t spins = 0
+    store_release32(word, sent)
+    while load_acquire32(word) == sent:
+        spins += 1
+        if spins % SPINS_PER_LOOK == 0 and load_relaxed32(stop):
+            return False
+    return True

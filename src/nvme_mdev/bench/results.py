@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from nvme_mdev.bench.histogram import Histogram
+from nvme_mdev.bench.machine import describe_machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,11 +153,7 @@ class BenchResult:
             "jobs": [self._job_json(number, job) for number, job in enumerate(self.jobs)],
             "nvme-mdev": {
                 "controller": self.controller,
-                "machine": {
-                    "system": f"{platform.system()} {platform.release()}",
-                    "processor": platform.machine(),
-                    "cpus": os.cpu_count(),
-                },
+                "machine": describe_machine(),
                 "counters": self.counters.to_json() if self.counters else None,
             },
         }

@@ -84,7 +84,7 @@ class Runner:
                 "--verify needs the --seed of the run that wrote the data when it only reads"
             )
         self.seed = secrets.randbits(32) | 1 if job.seed is None else job.seed
-        _check_cpus(job.cpus)
+        check_cpus(job.cpus)
         page = self.host.page_size
         lists = page * -(-(job.bs // page + 1) * PRP_SIZE // page) if job.bs > page else 0
         slot = round_up(job.bs, page) + lists
@@ -105,7 +105,7 @@ class Runner:
             for slot in range(job.iodepth)
         ]
         queue = host.create_queue_pair(
-            _entries(job.iodepth, host.max_entries), interrupts=job.interrupts
+            entries_for(job.iodepth, host.max_entries), interrupts=job.interrupts
         )
         # Sequential jobs share the range out; random ones all use all of it.
         first, units = layout.first_block, layout.units
@@ -287,13 +287,14 @@ class Runner:
         }
 
 
-def _entries(depth: int, most: int) -> int:
+def entries_for(depth: int, most: int = 65536) -> int:
     """A power of two with room for twice the depth, so that the CQ head can be rung lazily."""
     wanted = max(_MIN_ENTRIES, 1 << (2 * depth - 1).bit_length())
     return min(wanted, most)
 
 
-def _check_cpus(cpus: tuple[int, ...]) -> None:
+def check_cpus(cpus: tuple[int, ...]) -> None:
+    """UserError for a CPU that this process may not use."""
     allowed = os.sched_getaffinity(0)
     for cpu in cpus:
         if cpu not in allowed:

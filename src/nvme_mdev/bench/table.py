@@ -44,6 +44,11 @@ def format_ns(value: float) -> str:
     return f"{value / 1e9:.2f} s"
 
 
+def format_short_ns(value: float) -> str:
+    """Like `format_ns`, with a decimal for what takes a few nanoseconds."""
+    return f"{value:.1f} ns" if value < 99.95 else format_ns(value)
+
+
 def directions(result: BenchResult) -> list[tuple[str, Direction]]:
     """What a benchmark moved, under its names."""
     return [
@@ -98,6 +103,16 @@ def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
                 format_ns(direction.lat.mean),
                 format_ns(direction.lat.percentiles((99.0,))[99.0]),
             )
+    return table
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text, the first of which are the headings; what begins a row is on the left."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
 
 

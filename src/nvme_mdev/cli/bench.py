@@ -1,9 +1,14 @@
-"""``nvme-mdev bench``: measure an NVMe controller behind any vfio-user socket."""
+"""``nvme-mdev bench``: measure an NVMe controller behind any vfio-user socket.
+
+``bench SOCKET`` is a command without a name of its own: the first word after ``bench`` that is
+no subcommand belongs to it. A socket with the name of a subcommand is written ``./floor``.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +30,14 @@ PATTERNS = ("randread", "randwrite", "read", "write", "randrw", "rw")
 _QUEUE_BYTES_PER_DEPTH = 4 * (64 + 16)
 _EXIT_FAILED = 1
 
+#: Each subcommand and where it is; all of `bench` that is not one measures a socket.
+SUBCOMMANDS = {
+    "floor": "nvme_mdev.cli.bench_floor",
+    "report": "nvme_mdev.cli.bench_report",
+}
+#: What the group calls `bench SOCKET`; no first word can be the same.
+_UNNAMED = ""
+
 
 class OffsetType(SizeType):
     """Like a size, and 0 is one."""
@@ -34,6 +47,46 @@ class OffsetType(SizeType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes."""
         return 0 if value == "0" else super().convert(value, param, ctx)
+
+
+class _NamelessContext(click.Context):
+    """Help and errors of `bench SOCKET` name the group, as it is typed."""
+
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent else ""
+
+
+class _SocketCommand(click.Command):
+    """`bench SOCKET`; its help tells of the subcommands, too."""
+
+    context_class = _NamelessContext
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        group = ctx.parent.command if ctx.parent else None
+        if isinstance(group, click.Group) and ctx.parent:
+            group.format_commands(ctx.parent, formatter)
+
+
+class Bench(click.Group):
+    """Subcommands, and `bench SOCKET` for every first word that is none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's)
+        """Names of the subcommands, in the order in which they are shown."""
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the subcommand ``cmd_name``; its module has a command of that name."""
+        if cmd_name == _UNNAMED:
+            return measure
+        command: click.Command = getattr(import_module(SUBCOMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options and help belong to `bench SOCKET`, which takes the place of a missing name."""
+        if not args or args[0] not in SUBCOMMANDS:
+            args = [_UNNAMED, *args]
+        return super().parse_args(ctx, args)
 
 
 class CpuList(click.ParamType[tuple[int, ...]]):
@@ -97,7 +150,7 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
         yield show
 
 
-@click.command()
+@click.command(cls=_SocketCommand)
 @click.argument("socket")
 @click.option(
     "--rw",
@@ -171,7 +224,7 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
 )
 @click.option("--continue-on-error", is_flag=True, help="Count failed commands and go on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON as fio does, and nothing else.")
-def bench(
+def measure(
     *,
     socket: str,
     rw: str,
@@ -248,3 +301,7 @@ def _print(result: BenchResult) -> None:
         checked = sum(job.checked_blocks for job in result.jobs)
         bad = sum(job.mismatches for job in result.jobs)
         console.print(f"{checked:,} blocks verified, {bad:,} wrong (seed {about['seed']})")
+
+
+#: What ``nvme-mdev bench`` is; `main` looks for it under this name.
+bench = Bench("bench", help=measure.help)

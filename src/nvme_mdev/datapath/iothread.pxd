@@ -1,5 +1,7 @@
 """The polling thread, for the modules that hand it work."""
 
+from libc.stdint cimport uint32_t
+
 from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
 
 
@@ -18,5 +20,7 @@ cdef class IOThread:
     cdef void remove_controller(self, controller_t *controller) noexcept
 
 
+#: Take turns in the calling thread, while the IOThread does not run; how much there was to do.
+cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil

@@ -18,7 +18,7 @@ from nvme_mdev.datapath.status cimport (
 )
 
 
-cdef uint32_t add_segment(
+cdef inline uint32_t add_segment(
     memory_map_t *memory, uint64_t iova, uint64_t length, bint write,
     iovec *iov, uint32_t capacity, uint32_t *count, uint32_t *hint,
 ) noexcept nogil:
@@ -46,7 +46,7 @@ cdef uint32_t add_segment(
     return SC_SUCCESS
 
 
-cdef uint32_t load_entry(
+cdef inline uint32_t load_entry(
     memory_map_t *memory, uint64_t iova, uint64_t *entry, uint32_t *hint
 ) noexcept nogil:
     """Read one PRP list entry, once; the NVMe status."""

@@ -1,0 +1,99 @@
+"""A report's tables as rows of text, the first of which are the headings: for terminal and page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nvme_mdev.bench.spread import Spread
+from nvme_mdev.bench.table import format_bandwidth, format_count, format_ns, format_short_ns
+
+if TYPE_CHECKING:
+    from nvme_mdev.bench.histogram import Histogram
+    from nvme_mdev.bench.limits import Floor
+    from nvme_mdev.bench.report import Point, Report
+
+NOTES = (
+    "4 KiB random reads at depth 1, as in the original's tables.",
+    "BW, IOPS: medians of the rounds, ± over the rounds. Latencies: means and ± over all commands.",
+    "host: fio (io_uring, O_DIRECT) on the bare target; mdev/block: the same through the daemon.",
+    "IOPS/host, LAT/floor: medians of the ratios within each round.",
+    "The floor is a command's round trip to a controller that does nothing.",
+)
+_NONE = "-"
+
+
+def _ratio(spread: Spread | None) -> str:
+    return _NONE if spread is None else f"{spread.median:.3g}"
+
+
+def rate_rows(report: Report, point: Point) -> list[list[str]]:
+    """Bandwidth and IOPS."""
+    rows = [["", "BW", "IOPS", "min", "max", "IOPS/host"]]
+    for name in report.subjects:
+        if cell := report.cell(point, name):
+            bandwidth, iops = Spread(tuple(cell.bandwidth)), Spread(tuple(cell.iops))
+            rows.append(
+                [
+                    name,
+                    f"{format_bandwidth(bandwidth.median)} ± {format_bandwidth(bandwidth.stddev)}",
+                    f"{format_count(iops.median)} ± {format_count(iops.stddev)}",
+                    *map(format_count, (iops.least, iops.most)),
+                    _ratio(report.against_host(point, name)),
+                ]
+            )
+    return rows
+
+
+def _mean(histogram: Histogram) -> str:
+    return f"{format_ns(histogram.mean)} ± {format_ns(histogram.stddev)}"
+
+
+def latency_rows(report: Report, point: Point) -> list[list[str]]:
+    """SLAT, CLAT and LAT."""
+    return [
+        ["", "SLAT", "CLAT", "LAT"],
+        *(
+            [name, *map(_mean, (cell.slat, cell.clat, cell.lat))]
+            for name in report.subjects
+            if (cell := report.cell(point, name))
+        ),
+    ]
+
+
+def round_rows(report: Report, point: Point) -> list[list[str]]:
+    """The mean latency of a round."""
+    rows = [["", "LAT of a round", "min", "max", "LAT/floor"]]
+    for name in report.subjects:
+        if cell := report.cell(point, name):
+            means = Spread(tuple(cell.lat_means))
+            ratio = _ratio(report.against_floor(point, name))
+            rows.append([name, *map(format_ns, (means.median, means.least, means.most)), ratio])
+    return rows
+
+
+def counter_rows(report: Report, point: Point) -> list[list[str]]:
+    """Our daemon's three counters, over all rounds; only headings where there are none."""
+    rows = [["", "counted", "number", "average cycles", "average time"]]
+    for name in report.subjects:
+        cell = report.cell(point, name)
+        if cell is None or cell.counters is None:
+            continue
+        for what, counter in cell.counters.named().items():
+            if counter.count:
+                mean_ns = cell.counters.mean_ns(counter)
+                cycles = f"{counter.mean_cycles:.0f}"
+                rows.append([name, what, f"{counter.count:,}", cycles, f"{mean_ns:.0f} ns"])
+    return rows
+
+
+def floor_rows(floor: Floor) -> list[list[str]]:
+    """The machine's limits."""
+    rows = [["", "median", "min", "max"]]
+    for limit, spread in floor.spreads.items():
+        show = format_count if limit.unit == "IOPS" else format_short_ns
+        rows.append([limit.label, *map(show, (spread.median, spread.least, spread.most))])
+    return rows
+
+
+POINT_TABLES = (rate_rows, latency_rows, round_rows, counter_rows)
+"""What is shown of a test, in this order."""

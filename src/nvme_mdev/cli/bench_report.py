@@ -1,0 +1,238 @@
+"""``nvme-mdev bench report``: the original's two tables and their plots, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
+from nvme_mdev.cli.bench_floor import two_cpus
+from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
+from nvme_mdev.errors import UserError
+
+if TYPE_CHECKING:
+    from nvme_mdev.bench.report import Namespace, Report, Subject
+
+NULL_SIZE = 64 << 30
+MEMORY_SIZE = 256 << 20
+"""Bytes; more than caches hold, so that a read of the memory namespace is one."""
+_FILL_BS = 128 << 10
+_QUICK_RUNTIME, _RUNTIME = 0.1, 0.5
+_FLOOR_RUNTIME = 0.05
+"""Seconds of each of its measurements."""
+_POLL_TIMEOUT_MS = 20
+"""Less than fio needs to start."""
+
+
+class Peer(click.ParamType[tuple[str, str]]):
+    """``NAME=SOCKET``."""
+
+    name = "name=socket"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Name and socket."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, socket = value.partition("=")
+        if not (name and equals and socket):
+            self.fail(f"{value!r} is not NAME=SOCKET", param, ctx)
+        return name, socket
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--peer", "peers", type=Peer(), multiple=True, help="Another vfio-user server; repeatable."
+)
+@click.option("--size", type=SIZE, help="Bytes of TARGET to read from.  [default: all]")
+@click.option(
+    "--cpu",
+    "cpus",
+    type=CpuList(),
+    default=(),
+    help="CPUs of the jobs, the last one the daemon's.  [default: all that there are]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Each measures everything once.",
+)
+@click.option(
+    "--runtime",
+    type=click.FloatRange(0, min_open=True),
+    help=f"Seconds of each measurement.  [default: {_RUNTIME}, with --quick {_QUICK_RUNTIME}]",
+)
+@click.option("--quick", is_flag=True, help="Fewer points, shorter measurements.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a self-contained page with tables and plots, too.",
+)
+def report(
+    *,
+    target: str | None,
+    peers: tuple[tuple[str, str], ...],
+    cpus: tuple[int, ...],
+    runtime: float | None,
+    quick: bool,
+    as_json: bool,
+    html: Path | None,
+    size: int | None,
+    rounds: int,
+) -> None:
+    """Compare the bare TARGET, the daemon on it, and other servers: polling and interrupt test.
+
+    TARGET is an image file or block device, which is only read; a sparse image is measured as the
+    holes that it has. A daemon is started for it, for a null and for a memory namespace. Each
+    --peer is the socket of another server, whose namespace 1 is read. The row "host" is fio on
+    the bare TARGET, where fio is installed.
+    """
+    _check(target, html)
+    seconds = runtime or (_QUICK_RUNTIME if quick else _RUNTIME)
+    floor_cpus = two_cpus(cpus)
+    job_cpus = _job_cpus(cpus, floor_cpus[1])
+    with Interrupts() as interrupts, host_errors(), ExitStack() as stack:
+        daemon = stack.enter_context(
+            serve_privately(interrupts, lambda _folder: _arguments(target), floor_cpus[1])
+        )
+        subjects = _subjects(stack, daemon, target, size, peers)
+        found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
+        _fill_in(found, subjects, job_cpus, floor_cpus, show=not as_json)
+    if html:
+        from nvme_mdev.bench.page import html_page
+
+        html.write_text(html_page(found), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print(found)
+
+
+def _check(target: str | None, html: Path | None) -> None:
+    """What can be known to be wrong before anything is started."""
+    if target is not None:
+        if target.startswith(("null:", "memory:")):
+            raise UserError(f"{target}: null and memory are measured anyway; give a file or device")
+        if not Path(target).exists():
+            raise UserError(f"{target}: there is no such file: give an image or a block device")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UserError(f"{html}: there is no such folder")
+
+
+def _job_cpus(cpus: tuple[int, ...], daemon_cpu: int) -> tuple[int, ...]:
+    """All but the daemon's."""
+    chosen = cpus or tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(cpu for cpu in chosen if cpu != daemon_cpu)
+
+
+def _arguments(target: str | None) -> list[str]:
+    """The daemon's: it goes to sleep soon, so that it does not poll while the host is measured."""
+    targets = [*([target] if target else []), f"null:{NULL_SIZE}", f"memory:{MEMORY_SIZE}"]
+    return [*targets, "--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
+
+
+def _subjects(
+    stack: ExitStack,
+    daemon: Daemon,
+    target: str | None,
+    size: int | None,
+    peers: tuple[tuple[str, str], ...],
+) -> list[Subject]:
+    """The rows, in their order; controllers stay attached until the end."""
+    from nvme_mdev.bench import fio
+    from nvme_mdev.bench.report import BareTarget, Namespace
+    from nvme_mdev.host.driver import NvmeHost
+
+    host = stack.enter_context(NvmeHost(daemon.socket))
+    subjects: list[Subject] = []
+    if target is not None:
+        whole = host.namespace(1).size
+        if size is not None and size > whole:
+            raise UserError(f"--size {size} is more than {target} has: {whole} bytes")
+        if fio.available():
+            subjects.append(BareTarget(target, size or whole))
+        subjects.append(Namespace("mdev/block", host, 1, size))
+    first = 1 if target is None else 2
+    subjects.append(Namespace("null", host, first))
+    memory = Namespace("memory", host, first + 1)
+    _fill(memory)
+    subjects.append(memory)
+    for name, socket in peers:
+        subjects.append(Namespace(name, stack.enter_context(NvmeHost(socket)), 1))
+    return subjects
+
+
+def _fill(memory: Namespace) -> None:
+    """Write all of the memory namespace: what was never written is a single page of zeroes."""
+    from nvme_mdev.bench.job import Job, Pattern
+    from nvme_mdev.bench.runner import Runner
+
+    job = Job(
+        rw=Pattern.WRITE,
+        bs=_FILL_BS,
+        iodepth=8,
+        runtime=None,
+        number_ios=MEMORY_SIZE // _FILL_BS,
+        nsid=memory.nsid,
+    )
+    with Runner(memory.host, job) as runner:
+        runner.run()
+
+
+def _empty_report(
+    subjects: list[Subject], rounds: int, runtime: float, *, quick: bool, jobs: int
+) -> Report:
+    from nvme_mdev.bench.report import Report, sweeps
+
+    names = [subject.name for subject in subjects]
+    return Report(names, sweeps(quick=quick, jobs=jobs), rounds, runtime)
+
+
+def _fill_in(
+    found: Report,
+    subjects: list[Subject],
+    cpus: tuple[int, ...],
+    floor_cpus: tuple[int, int],
+    *,
+    show: bool,
+) -> None:
+    from nvme_mdev.bench.limits import FloorMeter
+    from nvme_mdev.bench.report import run_report
+
+    with (
+        FloorMeter(floor_cpus, runtime=_FLOOR_RUNTIME) as meter,
+        progress_bar("report", enabled=show) as progress,
+    ):
+        run_report(subjects, found, cpus=cpus, meter=meter, progress=progress)
+
+
+def _print(found: Report) -> None:
+    from rich.console import Console
+
+    from nvme_mdev.bench.machine import machine_line
+    from nvme_mdev.bench.report import TESTS
+    from nvme_mdev.bench.report_table import NOTES, POINT_TABLES, floor_rows
+    from nvme_mdev.bench.table import text_table
+
+    console = Console(highlight=False)
+    click.echo(f"{machine_line()}: {found.rounds} rounds of {found.runtime:g} s each")
+    for name, point in TESTS.items():
+        console.print(f"\n{name}", style="bold")
+        for rows in POINT_TABLES:
+            if len(table := rows(found, point)) > 1:
+                console.print(text_table(table))
+    if found.floor:
+        console.print(text_table(floor_rows(found.floor)))
+    for note in (*NOTES, *(f"left out: {line}" for line in found.left_out)):
+        click.echo(note)

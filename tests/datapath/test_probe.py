@@ -1,0 +1,47 @@
+"""Turns taken by hand: what the instruction counts rely on."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.probe import take_turns
+
+from .guest import READ, Guest, QueuePair
+
+
+def put(queue: QueuePair, commands: int) -> None:
+    buffer = queue.guest.allocate(1)
+    for _ in range(commands):
+        queue.put(queue.command(READ, prp1=buffer))
+    queue.doorbell(queue.tail)
+
+
+def completed(queue: QueuePair) -> int:
+    count = 0
+    while queue.poll():
+        count += 1
+    return count
+
+
+def test_a_turn_takes_what_waits_up_to_the_arbitration_burst():
+    with Guest(NullBackend(1 << 20), running=False) as guest:
+        queue = guest.queue()
+        guest.table.set_arbitration_burst(4)
+        put(queue, 10)
+        assert [take_turns(guest.iothread, 1) for _ in range(4)] == [4, 4, 2, 0]
+        assert completed(queue) == 10
+
+
+def test_several_turns_are_taken_in_one_call():
+    with Guest(NullBackend(1 << 20), running=False) as guest:
+        queue = guest.queue()
+        guest.table.set_arbitration_burst(1)
+        put(queue, 10)
+        assert take_turns(guest.iothread, 7) == 7
+        assert completed(queue) == 7
+
+
+def test_a_thread_that_runs_takes_its_turns_itself():
+    with Guest(NullBackend(1 << 20)) as guest, pytest.raises(RuntimeError, match="itself"):
+        take_turns(guest.iothread, 1)
