@@ -6,6 +6,8 @@ from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
 cdef class IOThread:
     cdef iothread_t *thread
     cdef readonly str name
+    #: A descriptor that the thread's io_uring holds, too, -1: none.
+    cdef public int lifeline
     cdef object worker
     cdef object cpu
     cdef object started
@@ -18,5 +20,7 @@ cdef class IOThread:
     cdef void remove_controller(self, controller_t *controller) noexcept
 
 
+#: Execute the busy slots of an SQ (argument: sq_t) that a process before us has left.
+cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil

@@ -4,6 +4,9 @@ class IOThread:
     """A native thread that runs without the GIL; serves queues of one or more controllers."""
 
     name: str
+    #: A file descriptor that the thread's io_uring is to hold, too, -1 for none: the kernel closes
+    #: it when the last I/O is done, be that after the process' death. Set before namespaces are.
+    lifeline: int
 
     def __init__(
         self, name: str, *, cpu: int | None = None, poll_timeout_ms: int = 500
