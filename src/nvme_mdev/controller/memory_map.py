@@ -21,6 +21,8 @@ class Scratch(enum.IntEnum):
     """Not 0: PCI took the right to access guest memory away (bus master off, D3hot)."""
     POWER_ON_TIME = 3
     """When the controller was made (seconds since 1970)."""
+    CC_SEEN = 4
+    """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
     EVENTS_MASKED = 8
     """Bit n: asynchronous events of type n wait for their log page to be read."""
     EVENT_COUNT = 9
