@@ -52,7 +52,9 @@ class Continuity:
         self._fd_store = fd_store
         self.inherited = inherited
         self.resuming = COMPLETE in inherited
-        if not self.resuming:
+        if self.resuming:
+            os.close(inherited.pop(COMPLETE))
+        else:
             for name, fd in inherited.items():
                 fd_store.remove(name)
                 os.close(fd)
@@ -94,6 +96,10 @@ class Continuity:
         mark = os.memfd_create("nvme-mdev-complete")
         self.store(COMPLETE, mark)
         os.close(mark)
+
+    def end(self) -> None:
+        """The controller ends with this process: whoever starts next (systemd's restart) is new."""
+        self.remove(COMPLETE)
 
     def lifeline(self) -> int:
         """A lock on the state, as a descriptor (the caller's); OSError EBUSY: it is not to be had.

@@ -74,6 +74,8 @@ async def _serve(definition: Definition) -> None:
             log.info("%s", line)
         await stop.wait()
         log.debug("stopping")
+        if continuity is not None:
+            continuity.end()
 
 
 def _stop_event() -> asyncio.Event:
