@@ -157,3 +157,29 @@ def test_a_journal_of_another_version_is_refused() -> None:
         Journal(KeptFds(FdStore(None), {}), fd, reply)
     os.close(fd)
     os.close(reply)
+
+
+def test_files_of_the_next_message_are_not_taken_for_those_of_this_one(session: Session) -> None:
+    """The kernel shows them to a look that goes up to the end of a message without any."""
+    message = b"\x01\0\x05\0" + (20).to_bytes(4, "little") + bytes(12)
+
+    async def work() -> list[int]:
+        connection = session.connect()
+        session.client.sendall(message)
+        eventfd = os.eventfd(0)
+        socket.send_fds(session.client, [message], [eventfd])
+        os.close(eventfd)
+        counts = []
+        for _ in range(2):
+            for size in (16, 4):
+                data, fds = await connection.receive(size)
+                assert len(data) == size
+                counts.append(len(fds))
+                for fd in fds:
+                    os.close(fd)
+            assert session.journal.fd_count == sum(counts[-2:])
+            await connection.send(b"")
+        connection.close()
+        return counts
+
+    assert asyncio.run(work()) == [0, 0, 1, 0]

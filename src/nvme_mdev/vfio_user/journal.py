@@ -77,6 +77,8 @@ class Journal:
     """The reply is decided: the request must not be executed any more."""
     reply_size = _Word(9)
     reply_has_fd = _Word(10)
+    peeked = _Word(11)
+    """SO_PEEK_OFF after the look: at more than the piece, to see where the next message begins."""
     _FDS = 16
 
     def __init__(self, files: Files, fd: int | None = None, reply_fd: int | None = None) -> None:
@@ -113,8 +115,9 @@ class Journal:
 
     # -- the request -------------------------------------------------------------------------
 
-    def take(self, data: bytes, fds: Sequence[int]) -> None:
+    def take(self, data: bytes, fds: Sequence[int], peeked: int) -> None:
         """The next piece, peeked at: it is taken from the socket next."""
+        self.peeked = peeked
         start = _BUFFER + self.received
         self._map[start : start + len(data)] = data
         for position, fd in enumerate(fds, self.fd_count):

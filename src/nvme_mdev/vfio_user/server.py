@@ -55,6 +55,7 @@ What is smaller is other devices' BARs and the shadows of the BIOS, which are ne
 """
 
 _NEGOTIATION_TIMEOUT_SECONDS = 10.0  # who says nothing must not keep others out for ever
+_LOOK_AHEAD = 4096  # bytes; more than any message that carries file descriptors has
 _MAX_WARNINGS = 10  # of a session; a client must not fill the disk with them
 _ACCEPT_RETRY_SECONDS = 0.1  # after a failed accept: out of descriptors, mostly
 _CLOSE_ERROR_TIMEOUT_SECONDS = 1.0  # how long the last error reply may wait to be read
@@ -215,16 +216,30 @@ class _JournalledConnection(_Connection):
 
     async def receive(self, size: int) -> tuple[bytes, list[int]]:
         """As of any connection; what it returns is in the journal."""
-        data, fds = await self._receive(size, socket.MSG_PEEK)
-        if data:
-            try:
-                self.journal.take(data, fds)
-            except BaseException:
-                _close_all(fds)
-                raise
-            self._consume(len(data))
-            self.journal.taken()
-        return data, fds
+        seen, fds = await self._receive(max(size + 1, _LOOK_AHEAD), socket.MSG_PEEK)
+        try:
+            data = seen[:size]
+            if data:
+                expected = fds if len(seen) <= self._message_left(seen, size) else []
+                self.journal.take(data, expected, len(seen))
+        finally:
+            _close_all(fds)
+        if not data:
+            return data, []
+        taken = self._consume(len(data))
+        if len(taken) != len(expected):
+            # Several messages in one, with descriptors for the first of them: nobody does that.
+            self.journal.take(data, taken, len(seen))
+        self.journal.taken()
+        self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+        return data, taken
+
+    def _message_left(self, seen: bytes, size: int) -> int:
+        """Bytes up to the end of the message. A look at them brings its file descriptors, and
+        one that goes on behind them those of the next message."""
+        if self.journal.received or len(seen) < wire.HEADER_SIZE:
+            return size
+        return int.from_bytes(seen[4:8], "little")  # message_size
 
     async def send(self, data: bytes, fd: int | None = None) -> None:
         """As of any connection; nothing (no reply is wanted) is a reply, too."""
@@ -245,19 +260,27 @@ class _JournalledConnection(_Connection):
                 await self._ready(self._loop.add_writer, self._loop.remove_writer)
         self.journal.finish()
 
-    def _consume(self, size: int) -> None:
-        """Take from the socket what was peeked at; the descriptors were taken by the look."""
+    def _consume(self, size: int) -> list[int]:
+        """Take from the socket what was peeked at, and the descriptors with it."""
+        fds: list[int] = []
         while size:
-            size -= len(self._sock.recv(size))
+            data, ancillary, _, _ = self._sock.recvmsg(
+                size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+            fds += codec.fds_in(ancillary)
+            size -= len(data)
+        return fds
 
     @classmethod
     def resume(cls, sock: socket.socket, journal: Journal) -> Self:
         """The connection of a process that died, with the journal set right."""
         peeked = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
-        connection = cls(sock, journal)
+        connection = cls(sock, journal)  # which sets it to 0
         if journal.target:
-            if peeked < journal.target - journal.received:
-                connection._consume(peeked)
+            consumed = journal.peeked - peeked
+            if consumed:
+                left = journal.target - journal.received - consumed
+                _close_all(connection._consume(left))
                 journal.taken()
             else:
                 journal.not_taken()
