@@ -32,12 +32,14 @@ GAPS = (0.02, 0.8)
 
 
 def serving_pid(daemon: Daemon) -> int:
-    """The process under the keeper."""
+    """The process under the keeper. ProcessLookupError: the keeper has ended."""
     keeper = daemon.process.pid
     end = time.monotonic() + 30
     while time.monotonic() < end:
         if children := Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
             return int(children[0])
+        if daemon.process.poll() is not None:
+            raise ProcessLookupError(keeper)
         time.sleep(0.001)
     raise AssertionError("there is no serving process")
 
