@@ -37,11 +37,12 @@ RunCommand = Callable[..., Result]
 
 @pytest.fixture
 def nvme_mdev(capfd: pytest.CaptureFixture[str]) -> RunCommand:
-    """Run a command line in this process."""
+    """Run a command line in this process: `serve` without the keeper, who would start another."""
 
     def run_command(*arguments: str | Path) -> Result:
         capfd.readouterr()
-        status = run([str(argument) for argument in arguments])
+        without = ["--no-keeper"] if arguments[:1] == ("serve",) else []
+        status = run([str(argument) for argument in [*arguments[:1], *without, *arguments[1:]]])
         return Result(status, *capfd.readouterr())
 
     return run_command

@@ -116,7 +116,9 @@ def _one_line(error: click.ClickException) -> str:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's); returns the exit status."""
     try:
-        status = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        # `serve` executes itself again, under its keeper.
+        status = cli.main(words, prog_name=PROGRAM, standalone_mode=False, obj=tuple(words))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return EXIT_USER_ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -86,6 +87,12 @@ from nvme_mdev.service.targets import Access, Target
     show_default=True,
     help="Cancel I/O that the host has not completed by then.",
 )
+@click.option(
+    "--keeper/--no-keeper",
+    default=True,
+    show_default=True,
+    help="Start again when killed, and carry on under the running guest.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what the client does, too.")
 def serve(
     *,
@@ -97,6 +104,7 @@ def serve(
     size: int | None,
     block_size: str | None,
     read_only: bool,
+    keeper: bool,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -117,6 +125,12 @@ def serve(
         access=Access(size, int(block_size) if block_size else None, read_only),
         **settings,
     )
+    if keeper and "NOTIFY_SOCKET" not in os.environ:
+        # systemd, or a keeper, is not there: be one.
+        from nvme_mdev.service.keeper import Keeper
+
+        context = click.get_current_context()
+        context.exit(Keeper([sys.executable, "-m", "nvme_mdev.cli.main", *context.obj]).run())
     _configure_logging(verbose)
     # Not at the top: a wrong argument is answered without loading the data path.
     from nvme_mdev.service.daemon import serve_until_stopped

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.controller.admin.command import AdminCommand
 from nvme_mdev.controller.admin.dispatch import dispatch
+from nvme_mdev.controller.admin.queues import is_done
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Scratch
 from nvme_mdev.spec.nvme_commands import AdminOpcode
@@ -68,6 +69,20 @@ class AdminQueue:
             if self._unposted:
                 return
         asyncio.get_running_loop().call_soon(self._controller.on_notify)
+
+    def resume(self) -> None:
+        """Execute what a process before us has fetched and not completed.
+
+        Asynchronous Event Requests are as they should be. Creating and deleting a queue may be done
+        already: then it has succeeded.
+        """
+        for slot, sqe in self._queues.pending_admin():
+            if sqe[_OPCODE] == AdminOpcode.ASYNC_EVENT_REQUEST:
+                continue
+            if is_done(self._controller, self._command(slot, sqe)):
+                self.complete(slot, 0)
+            else:
+                self._execute(slot, sqe)
 
     def outstanding(self, opcode: int) -> list[tuple[int, bytes]]:
         """Commands of this opcode that have no completion yet: (slot, SQE)."""
@@ -128,8 +143,7 @@ class AdminQueue:
     # -- one command -------------------------------------------------------------------------
 
     def _execute(self, slot: int, sqe: bytes) -> None:
-        page_size = self._controller.registers.cc.page_size
-        command = AdminCommand(slot, sqe, self._queues.memory, page_size)
+        command = self._command(slot, sqe)
         _log.debug("admin command %#04x, CID %d", command.sqe.opc, command.sqe.cid)
         try:
             outcome = dispatch(self._controller, command)
@@ -144,6 +158,10 @@ class AdminQueue:
         task = asyncio.get_running_loop().create_task(outcome)
         self._tasks[slot] = _Waiting(command, task)
         task.add_done_callback(functools.partial(self._finished, command))
+
+    def _command(self, slot: int, sqe: bytes) -> AdminCommand:
+        page_size = self._controller.registers.cc.page_size
+        return AdminCommand(slot, sqe, self._queues.memory, page_size)
 
     def _finished(self, command: AdminCommand, task: asyncio.Task[int]) -> None:
         """A handler that had to wait has returned, or was cancelled with its queue."""

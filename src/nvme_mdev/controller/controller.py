@@ -117,6 +117,26 @@ class Controller:
         self._loop.add_reader(self.queues.notify_fd, self.on_notify)
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
 
+    def carry_on(self) -> None:
+        """Go on with the state of a process that was killed at any moment; after :meth:`start`.
+
+        Guest memory and eventfds are as they were. Commands that were in flight are executed again,
+        asynchronous event requests stay outstanding.
+        """
+        self.queues.set_arbitration_burst(self.features.burst)
+        self.queues.set_intms(self.registers[Register.INTMS])
+        try:
+            self.life_cycle.resume()
+            if self.life_cycle.state is State.READY:
+                if self.state.scratch[Scratch.DMA_BLOCKED]:
+                    self.queues.hold()
+                self.admin_queue.resume()
+                self.events.deliver()
+                self.on_notify()
+        except Exception:
+            _log.exception("cannot go on where the process before this one was killed")
+            self.fail()
+
     def stop(self) -> None:
         """Undo :meth:`start`; the state stays as it is."""
         if self._tick is not None:
@@ -170,6 +190,7 @@ class Controller:
         """
         self.life_cycle.fire(Event.RESET)
         self.registers.reset(self.settings)
+        self.state.scratch[Scratch.CC_SEEN] = 0
         self.queues.set_intms(0)
         if subsystem:
             self.registers.change_csts(on=CstsBit.NSSRO)
@@ -276,13 +297,14 @@ class Controller:
             self.registers[register] = value
 
     def _write_cc(self, value: int) -> None:
-        before = self.registers.cc
+        before = Cc.unpack(self.state.scratch[Scratch.CC_SEEN])
         after = Cc.unpack(value)
         self.registers[Register.CC] = value
         if after.en != before.en:
             self.life_cycle.fire(Event.ENABLE if after.en else Event.DISABLE)
         if before.shn == Shn.NONE and after.shn != Shn.NONE:
             self.life_cycle.fire(Event.SHUTDOWN)
+        self.state.scratch[Scratch.CC_SEEN] = value
 
     def _write_nssr(self, value: int) -> None:
         if value == NSSR_NSSRC:

@@ -72,6 +72,35 @@ class LifeCycle:
         self._state.scratch[Scratch.LIFE_CYCLE] = after
         self._actions[action]()
 
+    def resume(self) -> None:
+        """Go on where a process was killed: do the rest of its last action, which can be all of it.
+
+        None of its I/O is in flight any more; what has to be executed again is in the queues.
+        """
+        match self.state:
+            case State.READY if self._registers[Register.CSTS] & CstsBit.RDY:
+                self._adopt_queues()
+            case State.READY:
+                self._start()
+            case State.SHUTTING_DOWN:
+                self._adopt_queues()
+                self._quiesce()
+            case State.RESETTING | State.RESTARTING:
+                self._stop()
+            case State.SHUT_DOWN:
+                self._finish_shutdown()
+            case State.FAILED:
+                self._break()
+            case State.DISABLED:
+                self._clear()
+
+    def _adopt_queues(self) -> None:
+        self._queues.adopt(
+            page_size=self._registers.cc.page_size,
+            dstrd=Cap.unpack(self._registers[Register.CAP]).dstrd,
+        )
+        self._queues.execute_again()
+
     async def settled(self) -> None:
         """Return when no reset or shutdown is under way."""
         while self._wait is not None:

@@ -23,6 +23,8 @@ class Scratch(enum.IntEnum):
     """When the controller was made (seconds since 1970)."""
     PAUSED = 4
     """Not 0: the host has paused the controller."""
+    CC_SEEN = 5
+    """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
     EVENTS_MASKED = 8
     """Bit n: asynchronous events of type n wait for their log page to be read."""
     EVENT_COUNT = 9

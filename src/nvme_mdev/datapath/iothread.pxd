@@ -8,6 +8,8 @@ from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
 cdef class IOThread:
     cdef iothread_t *thread
     cdef readonly str name
+    #: A descriptor that the thread's io_uring holds, too, -1: none.
+    cdef public int lifeline
     cdef object worker
     cdef readonly object cpu
     cdef object started
@@ -22,5 +24,7 @@ cdef class IOThread:
 
 #: Take turns in the calling thread, while the IOThread does not run; how much there was to do.
 cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
+#: Execute the busy slots of an SQ (argument: sq_t) that a process before us has left.
+cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil

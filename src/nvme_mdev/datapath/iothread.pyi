@@ -6,6 +6,9 @@ class IOThread:
     name: str
     #: The processor that it is pinned to, None: any.
     cpu: int | None
+    #: A file descriptor that the thread's io_uring is to hold, too, -1 for none: the kernel closes
+    #: it when the last I/O is done, be that after the process' death. Set before namespaces are.
+    lifeline: int
 
     def __init__(
         self, name: str, *, cpu: int | None = None, poll_timeout_ms: int = 500

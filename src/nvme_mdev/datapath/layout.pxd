@@ -11,7 +11,7 @@ an IOThread reads only while that thread is paused.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    STATE_VERSION = 1
+    STATE_VERSION = 2
     #: I/O queue pairs; the register CAP and the Number of Queues feature offer at most this many.
     IO_QUEUES = 128
     QUEUES = IO_QUEUES + 1
@@ -22,6 +22,9 @@ cdef enum:
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
     SLOT_BUSY = 1
+
+    #: `cq_phase` of a command whose completion has no place yet.
+    CQ_UNDECIDED = 2
 
 cdef extern from *:
     """
@@ -83,9 +86,11 @@ cdef struct sq_state_t:
     uint32_t size
     uint16_t cqid
     uint16_t priority
-    #: Next entry to fetch (IOThread).
+    #: Next entry to fetch, and how many commands were fetched so far (modulo 2^32): stored as one
+    #: word of 64 bits (IOThread).
     uint32_t head
-    uint32_t reserved[11]
+    uint32_t fetched
+    uint32_t reserved[10]
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:
@@ -94,7 +99,7 @@ cdef struct cq_state_t:
     uint32_t size
     uint16_t vector
     uint16_t interrupts
-    #: Next entry to write, and its phase tag (IOThread).
+    #: Next entry to write, and its phase tag: stored as one word of 64 bits (IOThread).
     uint32_t tail
     uint32_t phase
     uint32_t reserved[10]
@@ -102,13 +107,18 @@ cdef struct cq_state_t:
 #: A command in flight, two cache lines: the copy of its SQE, then where it stands (IOThread).
 cdef struct slot_t:
     nvme_sqe_t sqe
+    #: Stored last when a command is fetched and when it is over.
     uint32_t state
-    #: Where its completion goes, written before the CQE is: tells a new process whether it went.
+    #: Where its completion goes, written before the CQE is (the phase last): tells a new process
+    #: whether it went.
     uint32_t cq_index
     uint32_t cq_phase
     #: Index in the SQ that it was fetched from.
     uint32_t sq_index
-    uint32_t reserved[12]
+    #: The how manieth command of its SQ it is (modulo 2^32): against `sq_state_t.fetched` it tells
+    #: whether the head has moved past it, which `sq_index` cannot when the SQ has wrapped.
+    uint32_t sequence
+    uint32_t reserved[11]
 
 #: Counts for the SMART log (IOThread; data in units of 512 bytes).
 cdef struct io_counters_t:

@@ -82,6 +82,21 @@ class QueueTable:
     def cancel_expired(self, timeout_ms: int) -> list[tuple[int, int]]:
         """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
 
+    # -- after a process before us ----------------------------------------------------------
+    def adopt(self, *, page_size: int, dstrd: int = 0) -> None:
+        """Take over the queues that the state describes, as a process that died has left them.
+
+        Guest memory is mapped as it was. Commands whose completion was posted are over; heads and
+        tails are set right where that process had no time for it. ValueError: a queue is not in
+        guest memory.
+        """
+
+    def execute_again(self) -> None:
+        """Execute the I/O commands that are in flight after `adopt`, and serve the queues.
+
+        Each completion queue's interrupt is raised once: nobody knows whether it was.
+        """
+
     # -- queues (the controller has validated everything but the memory) ----------------------
     def create_cq(
         self, qid: int, iova: int, size: int, vector: int, *, interrupts: bool
@@ -95,6 +110,12 @@ class QueueTable:
 
     def has_sq(self, qid: int) -> bool: ...
     def has_cq(self, qid: int) -> bool: ...
+    def sq_place(self, qid: int) -> tuple[int, int] | None:
+        """IOVA and entries of an SQ, None: there is none."""
+
+    def cq_place(self, qid: int) -> tuple[int, int] | None:
+        """IOVA and entries of a CQ, None: there is none."""
+
     def sqs_of_cq(self, cqid: int) -> list[int]: ...
     def set_arbitration_burst(self, commands: int) -> None:
         """Most commands taken from one queue in a turn (0: no limit asked for)."""
@@ -128,7 +149,7 @@ class QueueTable:
         """
 
     def pending_admin(self) -> list[tuple[int, bytes]]:
-        """Fetched admin commands without a completion (AERs among them)."""
+        """Fetched admin commands without a completion (AERs among them), the oldest first."""
 
     def log_queue_error(self, qid: int) -> None:
         """Add an entry to the error log that belongs to a queue and to no particular command."""

@@ -5,7 +5,7 @@ Every method runs on the control plane's thread. What an IOThread reads is chang
 pairs are the IOThread's while it runs.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from posix.mman cimport (
@@ -19,15 +19,15 @@ from nvme_mdev.datapath.atomics cimport (
 )
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.clock cimport ticks_hz
-from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.iothread cimport IOThread, execute_again
 from nvme_mdev.datapath.layout cimport (
-    IO_QUEUES, QUEUES, SLOT_BUSY, SLOT_FREE, SLOTS, cq_state_t, nvme_sqe_t, path_counters_t, slot_t,
-    sq_state_t,
+    CQ_UNDECIDED, IO_QUEUES, QUEUES, SLOT_BUSY, SLOT_FREE, SLOTS, cq_state_t, nvme_cqe_t, nvme_sqe_t,
+    path_counters_t, slot_t, sq_state_t,
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.queues cimport (
-    cq_post, cq_read_head, cq_room, cq_used, log_error, pin_in_use, publish_head, quiet_index,
-    raise_interrupt, signal_fd, sq_entry, sq_fetch, sq_release,
+    cq_advance, cq_post, cq_read_head, cq_room, log_error, pin_in_use, publish_head, quiet_index,
+    raise_interrupt, signal_fd, slot_record, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport (
     BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, HELD_PAUSED, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
@@ -61,6 +61,27 @@ cdef inline uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
 
 cdef inline bint lies_in(region_t *region, void *address) noexcept:
     return <uint64_t> address - <uint64_t> region.address < region.size
+
+
+cdef void forget_sq(sq_state_t *state) noexcept:
+    """The queue does not exist any more, and then nothing of it does."""
+    store_release32(&state.size, 0)
+    memset(state, 0, sizeof(sq_state_t))
+
+
+cdef void forget_cq(cq_state_t *state) noexcept:
+    store_release32(&state.size, 0)
+    memset(state, 0, sizeof(cq_state_t))
+
+
+cdef bint was_posted(sq_t *sq, slot_t *slot) noexcept:
+    """Whether the completion at the slot's recorded place is that of its command."""
+    cdef nvme_cqe_t *entry
+    if slot.cq_phase == CQ_UNDECIDED or slot.cq_index >= sq.cq.size:
+        return False
+    entry = <nvme_cqe_t *> (sq.cq.pages[slot.cq_index >> 8] + (slot.cq_index & 255) * 16)
+    return (entry.cid == slot.sqe.cid and entry.sqid == sq.qid
+            and (entry.status & 1) == slot.cq_phase)
 
 
 cdef bint moves_through(request_t *request, region_t *region) noexcept:
@@ -210,6 +231,10 @@ cdef class QueueTable:
             if self.controller.cqs[qid].size:
                 self._close_cq(qid)
         self.iothread.resume()
+        # Those, too, that a process before us has left and nobody has adopted.
+        for qid in range(QUEUES):
+            forget_sq(&self.state.state.sq[qid])
+            forget_cq(&self.state.state.cq[qid])
         self.state.shadow_doorbell_iova = self.state.event_idx_iova = 0
 
     cdef void _hold_all(self, uint32_t reason) noexcept:
@@ -361,26 +386,36 @@ cdef class QueueTable:
 
     cdef int _open_cq(self, uint32_t qid, uint64_t iova, uint32_t size, uint32_t vector, bint interrupts) except -1:
         cdef cq_t *cq = &self.controller.cqs[qid]
+        cdef cq_state_t *state = &self.state.state.cq[qid]
+        state.iova = iova
+        state.vector = <uint16_t> vector
+        state.interrupts = interrupts
+        state.tail = 0
+        state.phase = 1
+        self._take_cq(qid, size)
+        self._reset_doorbell(<uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, size)
+        self._follow_head(cq)
+        # Last: with a size the queue exists for the next process.
+        store_release32(&state.size, size)
+        return 0
+
+    cdef int _take_cq(self, uint32_t qid, uint32_t size) except -1:
+        """Make what this process needs for the CQ that the state describes."""
+        cdef cq_t *cq = &self.controller.cqs[qid]
+        cdef cq_state_t *state = &self.state.state.cq[qid]
         memset(cq, 0, sizeof(cq_t))
         cq.pages = <uint8_t **> calloc(page_count(size, CQE_SIZE), sizeof(uint8_t *))
         if cq.pages == NULL:
             raise MemoryError
         cq.size = size
-        cq.phase = 1
-        cq.interrupts = interrupts
-        cq.vector = vector
+        cq.tail = state.tail
+        cq.phase = state.phase
+        cq.interrupts = state.interrupts
+        cq.vector = state.vector
         cq.qid = qid
         cq.controller = self.controller
-        cq.state = &self.state.state.cq[qid]
-        cq.state.iova = iova
-        cq.state.size = size
-        cq.state.vector = <uint16_t> vector
-        cq.state.interrupts = interrupts
-        cq.state.tail = 0
-        cq.state.phase = 1
+        cq.state = state
         self._bind_cq(qid)
-        self._reset_doorbell(<uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, size)
-        self._follow_head(cq)
         return 0
 
     cdef void _reset_doorbell(self, uint32_t *doorbell, uint32_t *event_idx, uint32_t qid, bint completion, uint32_t size) noexcept:
@@ -391,6 +426,23 @@ cdef class QueueTable:
             store_relaxed32(event_idx, quiet_index(0, size))
 
     cdef int _open_sq(self, uint32_t qid, uint32_t cqid, uint64_t iova, uint32_t size, uint32_t priority) except -1:
+        cdef sq_t *sq = &self.controller.sqs[qid]
+        cdef sq_state_t *state = &self.state.state.sq[qid]
+        cdef uint32_t i
+        state.iova = iova
+        state.cqid = <uint16_t> cqid
+        state.priority = <uint16_t> priority
+        state.head = state.fetched = 0
+        for i in range(min(size, <uint32_t> SLOTS)):
+            self.state.state.slots[qid][i].state = SLOT_FREE
+        self._take_sq(qid, size)
+        self._reset_doorbell(<uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
+        # Last: with a size the queue exists for the next process.
+        store_release32(&state.size, size)
+        return 0
+
+    cdef int _take_sq(self, uint32_t qid, uint32_t size) except -1:
+        """Make what this process needs for the SQ that the state describes."""
         cdef sq_t *sq = &self.controller.sqs[qid]
         memset(sq, 0, sizeof(sq_t))
         sq.slot_count = min(size, <uint32_t> SLOTS)
@@ -405,19 +457,15 @@ cdef class QueueTable:
             raise MemoryError
         sq.size = size
         sq.qid = qid
-        sq.cq = &self.controller.cqs[cqid]
+        sq.state = &self.state.state.sq[qid]
+        sq.cq = &self.controller.cqs[sq.state.cqid]
         sq.controller = self.controller
         sq.thread = self.iothread.thread
-        sq.state = &self.state.state.sq[qid]
-        sq.state.iova = iova
-        sq.state.size = size
-        sq.state.cqid = <uint16_t> cqid
-        sq.state.priority = <uint16_t> priority
-        sq.state.head = 0
+        sq.head = sq.state.head
+        sq.fetched = sq.state.fetched
         sq.held = HELD_PAUSED if qid and self.controller.paused else 0
         self._fill_slots(sq)
         self._bind_sq(qid)
-        self._reset_doorbell(<uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
         return 0
 
     cdef void *_lazy(self, uint64_t size) noexcept:
@@ -427,15 +475,15 @@ cdef class QueueTable:
         return NULL if address == MAP_FAILED else address
 
     cdef void _fill_slots(self, sq_t *sq) noexcept:
-        """All slots free, the first on top of the stack; each request knows its slot and queue."""
+        """Each request knows its slot and queue; the first free slot is on top of the stack."""
         cdef uint32_t i
         sq.slots = self.state.state.slots[sq.qid]
-        for i in range(sq.slot_count):
-            sq.slots[i].state = SLOT_FREE
+        for i in range(sq.slot_count - 1, -1, -1):
             sq.requests[i].slot = &sq.slots[i]
             sq.requests[i].sq = sq
-            sq.free_slots[i] = <uint16_t> (sq.slot_count - 1 - i)
-        sq.free_count = sq.slot_count
+            if sq.slots[i].state == SLOT_FREE:
+                sq.free_slots[sq.free_count] = <uint16_t> i
+                sq.free_count += 1
 
     cdef void _free_sq(self, sq_t *sq) noexcept:
         free(sq.pages)
@@ -449,14 +497,94 @@ cdef class QueueTable:
     cdef void _close_sq(self, uint32_t qid) noexcept:
         cdef sq_t *sq = &self.controller.sqs[qid]
         self.iothread.remove_queue(sq)
-        memset(sq.state, 0, sizeof(sq_state_t))
+        forget_sq(sq.state)
         self._free_sq(sq)
 
     cdef void _close_cq(self, uint32_t qid) noexcept:
         cdef cq_t *cq = &self.controller.cqs[qid]
-        memset(cq.state, 0, sizeof(cq_state_t))
+        forget_cq(cq.state)
         free(cq.pages)
         memset(cq, 0, sizeof(cq_t))
+
+    # -- after a process before us ------------------------------------------------------------------
+
+    def adopt(self, *, page_size, dstrd=0):
+        cdef uint32_t qid
+        self.dstrd = dstrd
+        self.controller.page_size = page_size
+        self.iothread.pause()
+        try:
+            # No SQ without its CQ, which is checked again: the memory is ours, but it is not worth a crash.
+            for qid in range(QUEUES):
+                if self.state.state.cq[qid].size:
+                    self._adopt_cq(qid)
+            for qid in range(QUEUES):
+                if self.state.state.sq[qid].size:
+                    self._adopt_sq(qid)
+            self.controller.admin_seen = self.controller.sqs[0].head
+            if self.controller.sqs[0].size:
+                self.controller.admin_doorbell = self.controller.sqs[0].tail_doorbell
+        finally:
+            self.iothread.resume()
+        self.iothread.wake()
+
+    def execute_again(self):
+        cdef uint32_t qid
+        self.iothread.pause()
+        try:
+            for qid in range(1, QUEUES):
+                if self.controller.sqs[qid].size:
+                    self.iothread.call(execute_again, &self.controller.sqs[qid])
+                    self.iothread.add_queue(&self.controller.sqs[qid])
+            for qid in range(QUEUES):
+                if self.controller.cqs[qid].size and self.controller.cqs[qid].interrupts:
+                    raise_interrupt(&self.controller.cqs[qid])
+        finally:
+            self.iothread.resume()
+        self.iothread.wake()
+
+    cdef int _adopt_cq(self, uint32_t qid) except -1:
+        cdef cq_t *cq = &self.controller.cqs[qid]
+        cdef uint32_t head
+        self._take_cq(qid, self.state.state.cq[qid].size)
+        if cq.held:
+            raise ValueError(f"CQ {qid} is not in guest memory")
+        head = load_acquire32(cq.head_doorbell)
+        # An invalid value is found again, and told, when room is needed.
+        cq.head = head if head < cq.size else cq.tail
+        return 0
+
+    cdef int _adopt_sq(self, uint32_t qid) except -1:
+        cdef sq_t *sq = &self.controller.sqs[qid]
+        cdef uint32_t i
+        cdef uint32_t ahead = 0
+        self._take_sq(qid, self.state.state.sq[qid].size)
+        if sq.held or sq.cq.size == 0:
+            raise ValueError(f"SQ {qid} is not in guest memory, or has no CQ")
+        for i in range(sq.slot_count):
+            if sq.slots[i].state == SLOT_BUSY:
+                # Fetched, and killed before the head was published.
+                if <int32_t> (sq.slots[i].sequence - sq.fetched) >= <int32_t> ahead:
+                    ahead = sq.slots[i].sequence - sq.fetched + 1
+                self._settle(sq, i)
+        sq.fetched += ahead
+        sq.head = (sq.head + ahead) % sq.size
+        publish_head(sq)
+        if sq.event_idx != NULL:
+            sq.event_idx_head = sq.head
+            store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
+        return 0
+
+    cdef void _settle(self, sq_t *sq, uint32_t index) noexcept:
+        """Release the slot if its command's completion was posted."""
+        cdef cq_t *cq = sq.cq
+        cdef slot_t *slot = &sq.slots[index]
+        if not was_posted(sq, slot):
+            slot.cq_phase = CQ_UNDECIDED
+            return
+        if slot.cq_index == cq.tail and slot.cq_phase == cq.phase:
+            cq_advance(cq)
+        sq_release(sq, &sq.requests[index])
 
     def create_cq(self, qid, iova, size, vector, *, interrupts):
         self._open_cq(qid, iova, size, vector, interrupts)
@@ -492,6 +620,14 @@ cdef class QueueTable:
 
     def has_cq(self, qid):
         return 0 <= qid <= IO_QUEUES and self.controller.cqs[<uint32_t> qid].size != 0
+
+    def sq_place(self, qid):
+        cdef sq_state_t *sq = &self.state.state.sq[<uint32_t> qid]
+        return (sq.iova, sq.size) if self.has_sq(qid) else None
+
+    def cq_place(self, qid):
+        cdef cq_state_t *cq = &self.state.state.cq[<uint32_t> qid]
+        return (cq.iova, cq.size) if self.has_cq(qid) else None
 
     def sqs_of_cq(self, cqid):
         return [
@@ -600,8 +736,7 @@ cdef class QueueTable:
         entry = &sq.slots[<uint32_t> slot]
         if status and log_error:
             self._log_error(entry, status, error_location)
-        entry.cq_index = cq.tail
-        entry.cq_phase = cq.phase
+        slot_record(entry, cq)
         cq_post(cq, result, sq.head, 0, entry.sqe.cid, status)
         sq_release(sq, &sq.requests[<uint32_t> slot])
         self._interrupt(cq)
@@ -638,9 +773,13 @@ cdef class QueueTable:
     def pending_admin(self):
         cdef sq_t *sq = &self.controller.sqs[0]
         cdef uint32_t i
-        return [
-            (i, (<const char *> &sq.slots[i].sqe)[:SQE_SIZE])
+        # In the order of fetching: how far behind the last one that was.
+        busy = [
+            (<int32_t> (sq.slots[i].sequence - sq.fetched), i)
             for i in range(sq.slot_count) if sq.slots[i].state == SLOT_BUSY
+        ]
+        return [
+            (i, (<const char *> &sq.slots[<uint32_t> i].sqe)[:SQE_SIZE]) for _, i in sorted(busy)
         ]
 
     def take_errors(self):

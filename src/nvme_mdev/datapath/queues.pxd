@@ -2,6 +2,10 @@
 
 Each does one thing. Guest memory is only touched through page pointers that were checked when the
 queue was bound; an index is always below the queue's size.
+
+The process can be killed between any two stores to shared memory, and the next one has to make sense
+of what it finds (`recovery.pxd`). Stores of one thread are seen in their order by whoever looks after its
+death, so nothing but the compiler has to be kept from changing it: hence the release stores.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -9,10 +13,10 @@ from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
     copy64, exchange32, fetch_add64, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
-    store_release64,
+    store_release32, store_release64,
 )
 from nvme_mdev.datapath.layout cimport (
-    ERROR_ENTRIES, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
+    CQ_UNDECIDED, ERROR_ENTRIES, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
     slot_t,
 )
 from nvme_mdev.datapath.runtime cimport (
@@ -33,8 +37,9 @@ cdef inline uint32_t sq_waiting(sq_t *sq, uint32_t tail) noexcept nogil:
 cdef inline request_t *sq_fetch(sq_t *sq) noexcept nogil:
     """Copy the SQE at the head into a free slot, advance the head; the slot's request.
 
-    The caller knows that there is an entry and a free slot. The slot is busy before the head moves,
-    so that a new process never loses a command.
+    The caller knows that there is an entry and a free slot. The slot is busy before the head is
+    published, so that a new process never loses a command. Its completion has no place yet: what
+    the slot's last command has left there must not pass for it.
     """
     cdef uint32_t index
     cdef slot_t *slot
@@ -43,14 +48,17 @@ cdef inline request_t *sq_fetch(sq_t *sq) noexcept nogil:
     slot = &sq.slots[index]
     copy64(&slot.sqe, sq_entry(sq, sq.head))
     slot.sq_index = sq.head
-    slot.state = SLOT_BUSY
+    slot.sequence = sq.fetched
+    slot.cq_phase = CQ_UNDECIDED
+    store_release32(&slot.state, SLOT_BUSY)
+    sq.fetched += 1
     sq.head = 0 if sq.head + 1 == sq.size else sq.head + 1
     return &sq.requests[index]
 
 
 cdef inline void sq_release(sq_t *sq, request_t *request) noexcept nogil:
     """Give the command's slot back: it is complete."""
-    request.slot.state = SLOT_FREE
+    store_release32(&request.slot.state, SLOT_FREE)
     sq.free_slots[sq.free_count] = <uint16_t> (request.slot - sq.slots)
     sq.free_count += 1
 
@@ -62,8 +70,8 @@ cdef inline void request_done(iothread_t *thread, request_t *request) noexcept n
 
 
 cdef inline void publish_head(sq_t *sq) noexcept nogil:
-    """Record the head in shared memory, for the next process."""
-    sq.state.head = sq.head
+    """Record the head in shared memory, for the next process; the slots are busy already."""
+    store_release64(<uint64_t *> &sq.state.head, sq.head | <uint64_t> sq.fetched << 32)
 
 
 cdef inline uint32_t quiet_index(uint32_t index, uint32_t size) noexcept nogil:
@@ -125,6 +133,21 @@ cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
     return True
 
 
+cdef inline void slot_record(slot_t *slot, cq_t *cq) noexcept nogil:
+    """Note where the command's completion goes, before it goes there."""
+    slot.cq_index = cq.tail
+    store_release32(&slot.cq_phase, cq.phase)
+
+
+cdef inline void cq_advance(cq_t *cq) noexcept nogil:
+    """The entry at the tail is written: move the tail, here and in shared memory."""
+    cq.tail += 1
+    if cq.tail == cq.size:
+        cq.tail = 0
+        cq.phase ^= 1
+    store_release64(<uint64_t *> &cq.state.tail, cq.tail | <uint64_t> cq.phase << 32)
+
+
 cdef inline void cq_post(
     cq_t *cq, uint32_t dw0, uint32_t sqhd, uint32_t sqid, uint32_t cid, uint32_t status
 ) noexcept nogil:
@@ -135,12 +158,7 @@ cdef inline void cq_post(
         <uint64_t *> entry + 1,
         <uint64_t> (sqhd | sqid << 16) | <uint64_t> (cid | (status << 1 | cq.phase) << 16) << 32,
     )
-    cq.tail += 1
-    if cq.tail == cq.size:
-        cq.tail = 0
-        cq.phase ^= 1
-    cq.state.tail = cq.tail
-    cq.state.phase = cq.phase
+    cq_advance(cq)
 
 
 cdef inline void signal_fd(int fd) noexcept nogil:

@@ -152,6 +152,8 @@ cdef struct sq_t:
     #: The doorbell that is polled: register page or shadow page.
     const uint32_t *tail_doorbell
     uint32_t head
+    #: Commands fetched so far, modulo 2^32.
+    uint32_t fetched
     uint32_t size
     #: Not to be fetched from: held, invalid doorbell, or its memory is unmapped.
     uint32_t held

@@ -27,6 +27,8 @@ from nvme_mdev.datapath.queue_table import QueueTable
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.errors import UserError
 from nvme_mdev.pci.function import PciFunction
+from nvme_mdev.service import fdstore
+from nvme_mdev.service.continuity import Continuity
 from nvme_mdev.service.control import ControlServer
 from nvme_mdev.service.endpoint import why_not_listening
 from nvme_mdev.service.methods import handle
@@ -38,14 +40,20 @@ from nvme_mdev.units import format_size
 from nvme_mdev.vfio_user.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.statistics import PathStatistics
     from nvme_mdev.service.definition import Definition
+    from nvme_mdev.service.fdstore import FdStore
 
 log = logging.getLogger(__name__)
 
 #: What ends `serve`: Ctrl-C, a service manager, the terminal that went away.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UNLOCKED_WITHIN_S = 2.0
+"""How long an image or device may stay locked by a process that is gone."""
+_UNLOCK_RETRY_S = 0.005
 _ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
 
 
@@ -56,11 +64,24 @@ def serve_until_stopped(definition: Definition) -> None:
 
 async def _serve(definition: Definition) -> None:
     stop = _stop_event()
+    fd_store = fdstore.connect()
     async with AsyncExitStack() as cleanup:
-        served = await _start(definition, cleanup)
-        log.info("%s", ready_line(definition, list(served.backends.values())))
+        cleanup.callback(fd_store.close)
+        continuity = None
+        if fd_store.keeps:
+            continuity = _continue(fd_store)
+            cleanup.callback(continuity.close)
+        served = await _start(definition, cleanup, continuity)
+        line = ready_line(definition, list(served.backends.values()))
+        fd_store.ready(line)
+        if continuity is not None and continuity.resuming:
+            log.info("carrying on at %s", definition.socket)
+        else:
+            log.info("%s", line)
         await stop.wait()
         log.debug("stopping")
+        if continuity is not None:
+            continuity.end()
 
 
 def _stop_event() -> asyncio.Event:
@@ -83,22 +104,42 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-async def _start(definition: Definition, cleanup: AsyncExitStack) -> ServedController:
+def _continue(fd_store: FdStore) -> Continuity:
+    """What is kept, new or of the process before us."""
+    try:
+        return Continuity(fd_store, fdstore.inherited())
+    except (ValueError, KeyError) as error:
+        raise UserError(f"cannot carry on after the process before this one: {error}") from error
+
+
+async def _start(
+    definition: Definition, cleanup: AsyncExitStack, continuity: Continuity | None
+) -> ServedController:
     """Bring everything up; ``cleanup`` learns how to take it down again."""
     with ExitStack() as rollback:
         iothread = _start_iothread(definition)
         cleanup.callback(iothread.stop)
-        opened = open_targets(definition.targets, definition.access, rollback)
+        if continuity is not None:
+            # From here on no I/O of the process before us is in flight.
+            iothread.lifeline = continuity.lifeline()
+            cleanup.callback(os.close, iothread.lifeline)
+        memory = continuity.memory if continuity is not None else None
+        opened = await _open_targets(definition, rollback, memory)
         backends = dict(enumerate(opened, 1))
         cleanup.callback(_close, backends)
-        controller = _make_controller(definition, iothread, backends, cleanup)
-        device = NvmeDevice(PciFunction(controller), mapped_doorbells=definition.mapped_doorbells)
-        server = Server(device, definition.socket)
+        controller = _make_controller(definition, iothread, backends, cleanup, continuity)
+        device = _make_device(definition, controller, continuity)
+        server = Server(device, definition.socket, continuity)
         cleanup.push_async_callback(server.close)
         try:
             await server.start()
         except OSError as error:
             raise UserError(why_not_listening(error, definition.socket)) from error
+        if continuity is not None:
+            if continuity.resuming:
+                continuity.files.give_up_unclaimed()
+            else:
+                continuity.keep_all(opened)
         targets = {nsid: target.absolute for nsid, target in enumerate(definition.targets, 1)}
         name = definition.name or default_name(definition.socket)
         served = ServedController(
@@ -137,11 +178,29 @@ async def _start_control(served: ServedController, path: Path, cleanup: AsyncExi
         registry.rename(served, entry.name)
 
 
+async def _open_targets(
+    definition: Definition, rollback: ExitStack, memory: Mapping[int, int] | None
+) -> list[Backend]:
+    """Open the targets; the kernel may need a moment to unlock those of a process that died."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (_UNLOCKED_WITHIN_S if memory is not None else 0)
+    while True:
+        try:
+            return open_targets(definition.targets, definition.access, rollback, memory)
+        except UserError as error:
+            cause = error.__cause__
+            busy = isinstance(cause, OSError) and cause.errno == errno.EBUSY
+            if not busy or loop.time() > deadline:
+                raise
+        await asyncio.sleep(_UNLOCK_RETRY_S)
+
+
 def _make_controller(
     definition: Definition,
     iothread: IOThread,
     backends: dict[int, Backend],
     cleanup: AsyncExitStack,
+    continuity: Continuity | None,
 ) -> Controller:
     """The controller, from its shared memory up, running in this event loop."""
     settings = ControllerSettings(
@@ -150,8 +209,9 @@ def _make_controller(
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
     )
-    state = ControllerState()
-    cleanup.callback(state.close)
+    state = continuity.state if continuity is not None else ControllerState()
+    if continuity is None:
+        cleanup.callback(state.close)
     queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
     cleanup.callback(queues.close)
     cleanup.callback(_report, queues)
@@ -162,6 +222,20 @@ def _make_controller(
     controller.start()
     cleanup.callback(controller.stop)
     return controller
+
+
+def _make_device(
+    definition: Definition, controller: Controller, continuity: Continuity | None
+) -> NvmeDevice:
+    """The controller as a vfio-user device; it goes on where the process before us was killed."""
+    tables = continuity.tables if continuity is not None else None
+    device = NvmeDevice(
+        PciFunction(controller), mapped_doorbells=definition.mapped_doorbells, tables=tables
+    )
+    if continuity is not None and continuity.resuming:
+        device.restore(continuity.tables, continuity.files)
+        controller.carry_on()
+    return device
 
 
 def _start_iothread(definition: Definition) -> IOThread:

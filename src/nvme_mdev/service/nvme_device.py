@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END
 from nvme_mdev.controller.transitions import State
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
+from nvme_mdev.service.client_tables import MASK, UNMASK
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
 from nvme_mdev.spec.pci import CONFIG_SIZE
 from nvme_mdev.spec.vfio_user import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nvme_mdev.pci.function import PciFunction
+    from nvme_mdev.service.client_tables import ClientTables
+    from nvme_mdev.service.kept_fds import KeptFds
     from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
 
 _log = logging.getLogger(__name__)
@@ -52,14 +55,27 @@ _NO_IRQ = IrqInfo(0, IrqInfoFlags(0))
 _INTX_TRIGGER = -1
 """The pin, as `QueueTable.trigger` knows it."""
 _EVENTFD_SIZE = 8
+_EVERYTHING = 1 << 64
+"""Bytes that a client can map at most."""
 
 
 class NvmeDevice:
     """Implements :class:`nvme_mdev.vfio_user.device.Device` for one controller."""
 
-    def __init__(self, function: PciFunction, *, mapped_doorbells: bool = True) -> None:
-        """``mapped_doorbells``: offer the doorbell page to be mapped by the client."""
+    def __init__(
+        self,
+        function: PciFunction,
+        *,
+        mapped_doorbells: bool = True,
+        tables: ClientTables | None = None,
+    ) -> None:
+        """``mapped_doorbells``: offer the doorbell page to be mapped by the client.
+
+        ``tables``: where to note for the next process what the client tells; None if there is
+        none.
+        """
         self._function = function
+        self._tables = tables
         self._queues = function.controller.queues
         self._controller = function.controller
         self.offer_doorbells(mapped=mapped_doorbells)
@@ -102,6 +118,24 @@ class NvmeDevice:
             PciRegion.BAR4: RegionInfo(MSIX_BAR_SIZE, _READ_WRITE),
             PciRegion.CONFIG: RegionInfo(CONFIG_SIZE, _READ_WRITE),
         }
+
+    def restore(self, tables: ClientTables, files: KeptFds) -> None:
+        """Take up what the client told the process before us. OSError, ValueError: in vain."""
+        for window in tables.windows():
+            self._queues.map(
+                window.iova,
+                window.size,
+                files[window.file] if window.file else None,
+                window.offset,
+                readable=bool(window.flags & DmaMapFlags.READ),
+                writable=bool(window.flags & DmaMapFlags.WRITE),
+            )
+        for index in self._irqs:
+            for number, file in tables.eventfds(index):
+                self._use_eventfd(index, number, files[file])
+        for masker in (MASK, UNMASK):
+            for _, file in tables.eventfds(masker):
+                self._set_masker(masker == MASK, files[file])
 
     # -- what there is -----------------------------------------------------------------------
 
@@ -162,8 +196,19 @@ class NvmeDevice:
         if action != IrqSetFlags.ACTION_TRIGGER:
             if index != PciIrq.INTX:
                 raise DeviceError(errno.EINVAL)
-            self._set_masker(action == IrqSetFlags.ACTION_MASK, fd)
-        elif index == PciIrq.INTX:
+            masks = action == IrqSetFlags.ACTION_MASK
+            self._note_eventfd(MASK if masks else UNMASK, 0, fd)
+            self._set_masker(masks, fd)
+            return
+        self._note_eventfd(index, number, fd)
+        self._use_eventfd(index, number, fd)
+
+    def _note_eventfd(self, index: int, number: int, fd: int | None) -> None:
+        if self._tables is not None:
+            self._tables.set_eventfd(index, number, fd)
+
+    def _use_eventfd(self, index: int, number: int, fd: int | None) -> None:
+        if index == PciIrq.INTX:
             self._queues.set_intx(_keep(fd))
         elif index == PciIrq.MSIX:
             self._queues.set_msix(number, _keep(fd))
@@ -190,6 +235,9 @@ class NvmeDevice:
 
     def _disable(self, index: int) -> None:
         """Forget every eventfd of a type."""
+        if self._tables is not None:
+            for noted in (index, MASK, UNMASK) if index == PciIrq.INTX else (index,):
+                self._tables.clear_eventfds(noted)
         if index == PciIrq.INTX:
             self._queues.set_intx(None)
             for masks in (False, True):
@@ -263,6 +311,10 @@ class NvmeDevice:
         except ValueError as error:
             code = errno.EEXIST if self._overlaps(mapping) else errno.EINVAL
             raise DeviceError(code, str(error)) from error
+        if self._tables is not None:
+            self._tables.add_window(
+                mapping.iova, mapping.size, mapping.offset, int(mapping.flags), fd
+            )
 
     def _overlaps(self, mapping: DmaMap) -> bool:
         end = mapping.iova + mapping.size
@@ -273,11 +325,19 @@ class NvmeDevice:
 
     async def dma_unmap(self, iova: int, size: int) -> int:
         """Unmap windows, when the I/O that uses them is done."""
-        return await self._unmap(lambda: self._queues.try_unmap(iova, size))
+        removed = await self._unmap(lambda: self._queues.try_unmap(iova, size))
+        self._forget_windows(iova, size)
+        return removed
+
+    def _forget_windows(self, iova: int, size: int) -> None:
+        if self._tables is not None:
+            self._tables.remove_windows(iova, size)
 
     async def dma_unmap_all(self) -> int:
         """Unmap everything."""
-        return await self._unmap(self._queues.try_unmap_all)
+        removed = await self._unmap(self._queues.try_unmap_all)
+        self._forget_windows(0, _EVERYTHING)
+        return removed
 
     async def _unmap(self, attempt: Callable[[], int | None]) -> int:
         deadline = asyncio.get_running_loop().time() + REPLY_DEADLINE_S
@@ -316,6 +376,7 @@ class NvmeDevice:
         for index in list(self._irqs):
             self._disable(index)
         await self._wait_patiently(lambda: self._queues.try_unmap_all() is not None)
+        self._forget_windows(0, _EVERYTHING)
         self._function.power_cycle()
 
     def _settled(self) -> bool:

@@ -19,7 +19,7 @@ from nvme_mdev.errors import UserError, describe_os_error
 from nvme_mdev.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nvme_mdev.datapath.backends.base import Backend
 
@@ -77,22 +77,28 @@ class Access:
     read_only: bool = False
 
 
-def open_targets(targets: Sequence[Target], access: Access, rollback: ExitStack) -> list[Backend]:
+def open_targets(
+    targets: Sequence[Target],
+    access: Access,
+    rollback: ExitStack,
+    memory: Mapping[int, int] | None = None,
+) -> list[Backend]:
     """Open all targets, in order, or none; UserError for what the user can put right.
 
     The caller closes the backends. ``rollback`` learns how to remove the images that were created.
+    ``memory``: by NSID, the memory of memory targets that a process before us has served.
     """
     _check_access(targets, access)
     backends: list[Backend] = []
     seen: dict[tuple[int, int, int], Target] = {}
     with ExitStack() as opened:
-        for target in targets:
+        for nsid, target in enumerate(targets, 1):
             if target.kind == "path":
                 _prepare_path(target, access, rollback)
                 first = seen.setdefault(_file_identity(target), target)
                 if first is not target:
                     raise UserError(_twice(first, target))
-            backends.append(_open(target, access))
+            backends.append(_open(target, access, (memory or {}).get(nsid)))
             opened.callback(backends[-1].close)
         opened.pop_all()
     return backends
@@ -199,7 +205,7 @@ def _file_identity(target: Target) -> tuple[int, int, int]:
     return (status.st_dev, status.st_ino, stat.S_IFREG)
 
 
-def _open(target: Target, access: Access) -> Backend:
+def _open(target: Target, access: Access, memory: int | None) -> Backend:
     """Open the backend; the modules are imported as they are used."""
     try:
         if target.kind == "null":
@@ -209,7 +215,7 @@ def _open(target: Target, access: Access) -> Backend:
         if target.kind == "memory":
             from nvme_mdev.datapath.backends.memory import MemoryBackend
 
-            return MemoryBackend(target.size, access.block_size or DEFAULT_BLOCK_SIZE)
+            return MemoryBackend(target.size, access.block_size or DEFAULT_BLOCK_SIZE, memory)
         from nvme_mdev.datapath.backends.uring import UringBackend
 
         return UringBackend(target.text, block_size=access.block_size, read_only=access.read_only)

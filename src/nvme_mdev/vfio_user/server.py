@@ -27,20 +27,22 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import MessageType
 
 from . import codec
 from .device import DmaMap, SetIrqs
-from .session import Session
+from .journal import SO_PEEK_OFF
+from .session import Session, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Self
+    from collections.abc import Callable, Coroutine, Mapping
+    from typing import Any, Self
 
     from .device import Device
+    from .journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ What is smaller is other devices' BARs and the shadows of the BIOS, which are ne
 """
 
 _NEGOTIATION_TIMEOUT_SECONDS = 10.0  # who says nothing must not keep others out for ever
+_LOOK_AHEAD = 4096  # bytes; more than any message that carries file descriptors has
 _MAX_WARNINGS = 10  # of a session; a client must not fill the disk with them
 _ACCEPT_RETRY_SECONDS = 0.1  # after a failed accept: out of descriptors, mostly
 _CLOSE_ERROR_TIMEOUT_SECONDS = 1.0  # how long the last error reply may wait to be read
@@ -140,10 +143,13 @@ class _Connection:
         Raises OSError of the socket, or :class:`codec.RemoteProtocolError` for more file
         descriptors than we take; those that did come are closed then.
         """
+        return await self._receive(size)
+
+    async def _receive(self, size: int, how: int = 0) -> tuple[bytes, list[int]]:
         while True:
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
-                    size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                    size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC | how
                 )
                 break
             except BlockingIOError:
@@ -203,6 +209,91 @@ async def _ready(
         remove(fd)
 
 
+class _JournalledConnection(_Connection):
+    """A connection whose message in progress outlives this process (see :mod:`.journal`)."""
+
+    def __init__(self, sock: socket.socket, journal: Journal) -> None:
+        super().__init__(sock)
+        self.journal = journal
+        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+
+    async def receive(self, size: int) -> tuple[bytes, list[int]]:
+        """As of any connection; what it returns is in the journal."""
+        seen, fds = await self._receive(max(size + 1, _LOOK_AHEAD), socket.MSG_PEEK)
+        try:
+            data = seen[:size]
+            if data:
+                expected = fds if len(seen) <= self._message_left(seen, size) else []
+                self.journal.take(data, expected, len(seen))
+        finally:
+            _close_all(fds)
+        if not data:
+            return data, []
+        taken = self._consume(len(data))
+        if len(taken) != len(expected):
+            # Several messages in one, with descriptors for the first of them: nobody does that.
+            self.journal.take(data, taken, len(seen))
+        self.journal.taken()
+        self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+        return data, taken
+
+    def _message_left(self, seen: bytes, size: int) -> int:
+        """Bytes up to the end of the message. A look at them brings its file descriptors, and
+        one that goes on behind them those of the next message."""
+        if self.journal.received or len(seen) < wire.HEADER_SIZE:
+            return size
+        return int.from_bytes(seen[4:8], "little")  # message_size
+
+    async def send(self, data: bytes, fd: int | None = None) -> None:
+        """As of any connection; nothing (no reply is wanted) is a reply, too."""
+        self.journal.answer(data, has_fd=fd is not None)
+        if fd is not None:
+            # Not by sendfile, and all at once, as clients expect. To be killed between this and the
+            # next line makes a second reply; clients ask for an fd once, when they start.
+            await super().send(data, fd)
+            os.lseek(self.journal.reply_fd, len(data), os.SEEK_SET)
+        await self.send_rest()
+
+    async def send_rest(self) -> None:
+        """What is left of the reply in the journal, which is then ready for the next request."""
+        while left := self.journal.reply_size - self.journal.sent:
+            try:
+                os.sendfile(self._sock.fileno(), self.journal.reply_fd, None, left)
+            except BlockingIOError:
+                await _ready(self._sock, self._loop.add_writer, self._loop.remove_writer)
+        self.journal.finish()
+
+    def _consume(self, size: int) -> list[int]:
+        """Take from the socket what was peeked at, and the descriptors with it."""
+        fds: list[int] = []
+        while size:
+            data, ancillary, _, _ = self._sock.recvmsg(
+                size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+            fds += codec.fds_in(ancillary)
+            size -= len(data)
+        return fds
+
+    @classmethod
+    def resume(cls, sock: socket.socket, journal: Journal) -> Self:
+        """The connection of a process that died, with the journal set right."""
+        peeked = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
+        connection = cls(sock, journal)  # which sets it to 0
+        if journal.target:
+            consumed = journal.peeked - peeked
+            if consumed:
+                left = journal.target - journal.received - consumed
+                _close_all(connection._consume(left))
+                journal.taken()
+            else:
+                journal.not_taken()
+        journal.claim()
+        if journal.answered and journal.reply_has_fd and not journal.sent:
+            # The fd is not in the journal: whoever asks for one can be answered again.
+            journal.answered = 0
+        return connection
+
+
 def _set_ready(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -220,17 +311,48 @@ class _ClientSession:
         self._attached = False
         self._warnings = 0
         self._warned_unshared = False
+        self._again = False
+        """The request may have been executed before, by a process that died."""
 
-    async def run(self) -> None:
-        """Serve until the client goes; never raises but for cancellation."""
+    async def resume(self, connection: _JournalledConnection) -> None:
+        """Go on with the session of a process that died, until the client goes."""
+        journal = connection.journal
+        if journal.running:
+            self._attached = True
+            self._session.state = State.RUNNING
+            self._session.peer_max_msg_fds = journal.peer_max_msg_fds
+        await self.run(connection)
+
+    async def _unfinished(self, connection: _JournalledConnection) -> codec.Message | None:
+        """The request that a process before us has received and not answered, if it is whole."""
+        if connection.journal.answered:
+            await connection.send_rest()
+            return None
+        data, fds = connection.journal.request()
+        message = self._receiver.receive(data[: wire.HEADER_SIZE], fds)
+        if message is None and len(data) > wire.HEADER_SIZE:
+            message = self._receiver.receive(data[wire.HEADER_SIZE :])
+        if message is not None and message.header.command == wire.Command.VERSION:
+            self._session.state = State.NEGOTIATING
+        self._again = message is not None
+        return message
+
+    async def run(self, resumed: _JournalledConnection | None = None) -> None:
+        """Serve until the client goes; never raises but for cancellation.
+
+        ``resumed``: the connection, when a process before us has begun the session.
+        """
         try:
-            async with asyncio.timeout(_NEGOTIATION_TIMEOUT_SECONDS):
-                message = await self._next_message()
+            message = await self._unfinished(resumed) if resumed is not None else None
+            running = self._session.state is State.RUNNING
+            async with asyncio.timeout(None if running else _NEGOTIATION_TIMEOUT_SECONDS):
+                message = message or await self._next_message()
             while message is not None:
                 try:
                     await self._handle(message)
                 finally:
                     _close_all(message.fds)
+                    self._again = False
                 message = await self._next_message()
         except codec.RemoteProtocolError as error:
             log.warning("%s: protocol error: %s; connection closed", self._name, error)
@@ -343,6 +465,9 @@ class _ClientSession:
                 text, errno=error.errno or errno.EIO, close=True
             ) from error
         self._attached = True
+        if isinstance(self._connection, _JournalledConnection):
+            self._connection.journal.peer_max_msg_fds = self._session.peer_max_msg_fds
+            self._connection.journal.running = 1
         log.debug("%s: version %d.%d", self._name, reply.major, reply.minor)
         return reply.pack()
 
@@ -438,6 +563,9 @@ class _ClientSession:
                 "%s: guest memory is not shared: start QEMU with a memory backend with share=on",
                 self._name,
             )
+        if self._again:
+            # Else the window would overlap itself.
+            await self._device.dma_unmap(request.address, request.size)
         await self._device.dma_map(DmaMap(request.address, request.size, request.offset, flags), fd)
 
     async def _dma_unmap(self, request: codec.DmaUnmap) -> bytes:
@@ -453,6 +581,28 @@ class _ClientSession:
         await self._device.reset()
 
 
+class Continuity(Protocol):
+    """What lets a server be killed under its client: what is kept, and who keeps it."""
+
+    @property
+    def journal(self) -> Journal:
+        """Of the one session."""
+
+    @property
+    def inherited(self) -> Mapping[str, int]:
+        """Descriptors by name; what is taken of them is the server's."""
+
+    def store(self, name: str, fd: int) -> None:
+        """Keep a descriptor until :meth:`remove`."""
+
+    def remove(self, name: str) -> None:
+        """Give it up."""
+
+
+LISTENER = "listener"
+CLIENT = "client"
+
+
 class Server:
     """Serves a device on a Unix socket until closed.
 
@@ -464,7 +614,14 @@ class Server:
     All of it, the device's methods included, runs in the event loop that :meth:`start` ran in.
     """
 
-    def __init__(self, device: Device, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        path: str | os.PathLike[str],
+        continuity: Continuity | None = None,
+    ) -> None:
+        """``continuity``: None if the session ends with this process."""
+        self._continuity = continuity
         self.device = device
         """What is served."""
         self.path = Path(path)
@@ -502,9 +659,19 @@ class Server:
 
     async def start(self) -> None:
         """Listen; clients can connect when it returns. Raises OSError as :func:`listen`."""
-        self._listener = listen(self.path)
-        found = self.path.lstat()
-        self._identity = (found.st_dev, found.st_ino)
+        inherited = self._continuity.inherited if self._continuity is not None else {}
+        if LISTENER in inherited:
+            self._listener = socket.socket(fileno=inherited[LISTENER])
+            self._listener.setblocking(False)
+        else:
+            self._listener = listen(self.path)
+            if self._continuity is not None:
+                self._continuity.store(LISTENER, self._listener.fileno())
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it while we were dead
+            found = self.path.lstat()
+            self._identity = (found.st_dev, found.st_ino)
+        if self._continuity is not None and CLIENT in inherited:
+            self._resume(socket.socket(fileno=inherited[CLIENT]), self._continuity.journal)
         self._accepting = asyncio.create_task(self._accept(self._listener))
 
     async def close(self) -> None:
@@ -566,14 +733,28 @@ class Server:
             # The client before has gone but the device is not done with it: that is no reason
             # to send this one away.
             await asyncio.wait({self._serving})
-        self._connection = _Connection(sock)
-        self._serving = asyncio.create_task(self._serve(self._connection))
+        if self._continuity is None:
+            self._connection = _Connection(sock)
+        else:
+            self._continuity.journal.reset()
+            self._continuity.store(CLIENT, sock.fileno())
+            self._connection = _JournalledConnection(sock, self._continuity.journal)
+        log.info("%s: client connected (pid %d)", self.path, self._connection.peer_pid)
+        session = _ClientSession(self.device, self._connection, str(self.path))
+        self._serving = asyncio.create_task(self._serve(self._connection, session.run()))
 
-    async def _serve(self, connection: _Connection) -> None:
-        name = str(self.path)
-        log.info("%s: client connected (pid %d)", name, connection.peer_pid)
+    def _resume(self, sock: socket.socket, journal: Journal) -> None:
+        """Go on with the client of a process that died."""
+        connection = self._connection = _JournalledConnection.resume(sock, journal)
+        session = _ClientSession(self.device, connection, str(self.path))
+        self._serving = asyncio.create_task(self._serve(connection, session.resume(connection)))
+
+    async def _serve(self, connection: _Connection, session: Coroutine[Any, Any, None]) -> None:
         try:
-            await _ClientSession(self.device, connection, name).run()
+            await session
         finally:
+            if self._continuity is not None:
+                self._continuity.remove(CLIENT)
+                self._continuity.journal.reset()
             connection.close()
-            log.info("%s: client disconnected", name)
+            log.info("%s: client disconnected", self.path)

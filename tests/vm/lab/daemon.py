@@ -86,6 +86,17 @@ class Daemon:
         return self._process.pid
 
     @property
+    def serving_pid(self) -> int:
+        """The process that its keeper started; waits until there is one."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        deadline = time.monotonic() + START_TIMEOUT
+        while not (pids := children.read_text().split()):
+            if time.monotonic() > deadline:
+                raise DaemonError(f"the keeper has not started a serving process: {self.log}")
+            time.sleep(0.001)
+        return int(pids[0])
+
+    @property
     def log(self) -> str:
         """What it wrote to its standard error and output so far."""
         return self._log.read_text(errors="replace")

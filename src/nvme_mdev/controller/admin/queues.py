@@ -80,6 +80,28 @@ async def _delete_drained(queues: QueueTable, qid: int) -> int:
     return 0
 
 
+def is_done(controller: Controller, command: AdminCommand) -> bool:
+    """Whether a command that was executed by a process that died has done all that it had to do.
+
+    A queue that is created last of all gets its size, and loses it first of all when it is
+    deleted. A guest that creates a queue twice, in just the same way, is told here that it worked.
+    """
+    qid = command.sqe.cdw10 & 0xFFFF
+    wanted = command.sqe.prp1, (command.sqe.cdw10 >> 16) + 1
+    queues = controller.queues
+    match command.sqe.opc:
+        case AdminOpcode.CREATE_IO_CQ:
+            return queues.cq_place(qid) == wanted
+        case AdminOpcode.CREATE_IO_SQ:
+            return queues.sq_place(qid) == wanted
+        case AdminOpcode.DELETE_IO_CQ:
+            return not queues.has_cq(qid)
+        case AdminOpcode.DELETE_IO_SQ:
+            return not queues.has_sq(qid)
+        case _:
+            return False
+
+
 def being_deleted(controller: Controller) -> set[int]:
     """I/O SQs that a Delete I/O Submission Queue is waiting for."""
     commands = controller.admin_queue.waiting(AdminOpcode.DELETE_IO_SQ)

@@ -3,6 +3,13 @@
 from nvme_mdev.datapath.backends.base import Backend
 
 class MemoryBackend(Backend):
-    """Anonymous memory, lost with the process."""
+    """A memfd: lost with the process, unless somebody keeps `fd` for the next one.
 
-    def __init__(self, size: int, block_size: int = 512) -> None: ...
+    OSError: the system has no room for it.
+    """
+
+    def __init__(self, size: int, block_size: int = 512, fd: int | None = None) -> None:
+        """`fd`: that of a backend before, with its contents (it is the backend's from now on)."""
+
+    @property
+    def fd(self) -> int: ...

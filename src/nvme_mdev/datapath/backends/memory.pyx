@@ -4,7 +4,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.uio cimport iovec
 
@@ -21,7 +21,7 @@ import os
 from nvme_mdev.datapath.backends.base import check_block_size
 
 cdef extern from "<sys/mman.h>" nogil:
-    int MADV_DONTNEED
+    int MADV_REMOVE
     int MADV_HUGEPAGE
     int MREMAP_MAYMOVE
     void *mremap(void *address, size_t old_size, size_t new_size, int flags)
@@ -38,7 +38,7 @@ cdef void zero(uint8_t *address, uint64_t length) noexcept nogil:
     address += head
     length -= head
     pages = length & ~<uint64_t> (PAGE_SIZE - 1)
-    if pages and madvise(address, pages, MADV_DONTNEED) != 0:
+    if pages and madvise(address, pages, MADV_REMOVE) != 0:
         memset(address, 0, pages)
     memset(address + pages, 0, length - pages)
 
@@ -97,19 +97,28 @@ memory_ops.cancel = memory_cancel
 
 
 cdef class MemoryBackend(Backend):
-    """Anonymous memory, lost with the process. OSError: the system has no room for it."""
+    """Anonymous memory in a file (see memory.pyi)."""
 
-    def __init__(self, size, block_size=512):
+    cdef readonly int fd
+
+    def __init__(self, size, block_size=512, fd=None):
         cdef void *address
         self.size = check_block_size(size, block_size)
         self.block_size = block_size
         self.name = f"memory:{size}"
         self.identity = ""
         self.can_write_zeroes = self.can_deallocate = self.deallocate_zeroes = True
-        address = mmap(NULL, self.size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if address == MAP_FAILED:
-            raise OSError(errno, os.strerror(errno), self.name)
+        self.fd = os.memfd_create("nvme-mdev-memory") if fd is None else fd
+        try:
+            if fd is None:
+                os.ftruncate(self.fd, self.size)
+            address = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                           self.fd, 0)
+            if address == MAP_FAILED:
+                raise OSError(errno, os.strerror(errno), self.name)
+        except BaseException:
+            os.close(self.fd)
+            raise
         madvise(address, self.size, MADV_HUGEPAGE)
         self.backend.ops = &memory_ops
         self.backend.context = address
@@ -130,6 +139,7 @@ cdef class MemoryBackend(Backend):
         if self.backend.context != NULL:
             munmap(self.backend.context, self.size)
             self.backend.context = NULL
+            os.close(self.fd)
 
     def __dealloc__(self):
         if self.backend.context != NULL:

@@ -88,6 +88,8 @@ cdef struct medium_t:
 
 cdef enum:
     NO_SLOT = 0xffffffff
+    #: Number of `IOThread.lifeline`.
+    LIFELINE_SLOT = URING_FILES - 1
 
 #: File-table numbers in use in this process.
 cdef uint8_t slot_used[URING_FILES]
@@ -96,7 +98,7 @@ cdef uint8_t *zeroes = NULL
 
 cdef uint32_t allocate_slot() except? 0xfffffffe:
     cdef uint32_t i
-    for i in range(URING_FILES):
+    for i in range(LIFELINE_SLOT):
         if not slot_used[i]:
             slot_used[i] = 1
             return i
@@ -466,6 +468,8 @@ cdef class UringBackend(Backend):
             if status:
                 raise OSError(-status, f"io_uring: {os.strerror(-status)} "
                               "(see kernel.io_uring_disabled)")
+            if iothread.lifeline >= 0:
+                self._register(iothread, LIFELINE_SLOT, iothread.lifeline)
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
