@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -42,7 +43,14 @@ def nvme_mdev(capfd: pytest.CaptureFixture[str]) -> RunCommand:
     def run_command(*arguments: str | Path) -> Result:
         capfd.readouterr()
         without = ["--no-keeper"] if arguments[:1] == ("serve",) else []
-        status = run([str(argument) for argument in [*arguments[:1], *without, *arguments[1:]]])
+        root = logging.getLogger("nvme_mdev")
+        handlers, level = list(root.handlers), root.level
+        try:
+            status = run([str(argument) for argument in [*arguments[:1], *without, *arguments[1:]]])
+        finally:
+            # Its log goes to a stream that ends with this test.
+            root.handlers[:] = handlers
+            root.setLevel(level)
         return Result(status, *capfd.readouterr())
 
     return run_command

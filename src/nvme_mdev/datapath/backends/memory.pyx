@@ -103,7 +103,8 @@ cdef class MemoryBackend(Backend):
 
     def __init__(self, size, block_size=512, fd=None):
         cdef void *address
-        self.size = check_block_size(size, block_size)
+        # A backend before may have been given another size since.
+        self.size = check_block_size(size if fd is None else os.fstat(fd).st_size, block_size)
         self.block_size = block_size
         self.name = f"memory:{size}"
         self.identity = ""
@@ -128,11 +129,14 @@ cdef class MemoryBackend(Backend):
         # The thread copies within one turn, so nothing uses the mapping while it stands.
         cdef void *address
         size -= size % self.block_size
+        if size > self.size:
+            os.ftruncate(self.fd, size)
         address = mremap(self.backend.context, self.size, size, MREMAP_MAYMOVE)
         if address == MAP_FAILED:
             raise OSError(errno, os.strerror(errno), self.name)
         self.backend.context = address
         self.size = self.backend.size = size
+        os.ftruncate(self.fd, size)
         return 0
 
     def close(self):
