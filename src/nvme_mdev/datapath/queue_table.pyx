@@ -761,10 +761,12 @@ cdef class QueueTable:
         """As `interrupt_for` of the IOThread, which shares no counter with this thread meanwhile."""
         cdef path_counters_t *counters = &self.state.state.path_counters
         cdef uint64_t before = read_tsc()
+        cdef uint64_t cycles
         if cq.interrupts and raise_interrupt(cq):
+            cycles = read_tsc() - before
             self.iothread.pause()
             counters.interrupts += 1
-            counters.interrupt_cycles += read_tsc() - before
+            counters.interrupt_cycles += cycles
             self.iothread.resume()
 
     def log_queue_error(self, qid):
