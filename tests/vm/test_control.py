@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 FIRST, SECOND = "/dev/nvme0n1", "/dev/nvme0n2"
 # What Linux says about any change of namespaces.
 TOLD = r"nvme0: rescanning namespaces|nvme0n\d: detected capacity change"
+# Without --allow_file_create=0 fio may put a file where its disk was, and go on with that.
 LOAD = f"""
     fio --name=load --filename={SECOND} --ioengine=libaio --direct=1 --rw=randrw --bs=4k \
-        --iodepth=32 --size=32M --time_based --runtime=600 >/tmp/load.log 2>&1 &
+        --iodepth=32 --size=32M --allow_file_create=0 --time_based --runtime=600 \
+        >/tmp/load.log 2>&1 &
     echo $! >/tmp/load.pid
     for i in $(seq 100); do
         test "$(cut -d ' ' -f 5 /sys/block/nvme0n2/stat | xargs)" -gt 0 && break
