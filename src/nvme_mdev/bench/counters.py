@@ -8,26 +8,25 @@ interrupts sent a count and the cycles spent, 64 bits each.
 
 from __future__ import annotations
 
-import struct
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvme_mdev.host.errors import NvmeStatusError
+from nvme_mdev.spec.vendor import (
+    PATH_COUNTERS_LID,
+    PATH_COUNTERS_MAGIC,
+    PATH_COUNTERS_VERSION,
+    PathCountersLog,
+)
 
 if TYPE_CHECKING:
     from nvme_mdev.host.driver import NvmeHost
 
 MODEL = "nvme-mdev"
 """Our Identify Controller's model number."""
-LOG_PAGE = 0xC0
-"""Log page identifier; C0h to FFh are vendor specific (Base 5.1.12)."""
-LOG_SIZE = 512
+LOG_SIZE = ctypes.sizeof(PathCountersLog)
 """Bytes."""
-MAGIC = 0x5644_4D4E
-"""``NMDV``."""
-VERSION = 1
-"""Version of the layout; another one is not read."""
-_LAYOUT = struct.Struct("<IIQ6Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +62,15 @@ class DeviceCounters:
     @classmethod
     def unpack(cls, page: bytes) -> DeviceCounters | None:
         """From the log page; None when it is not ours, or of another version."""
-        magic, version, hz, *values = _LAYOUT.unpack_from(page)
-        if magic != MAGIC or version != VERSION or hz == 0:
+        log = PathCountersLog.from_buffer_copy(page)
+        known = log.magic == PATH_COUNTERS_MAGIC and log.version == PATH_COUNTERS_VERSION
+        if not known or log.tsc_hz == 0:
             return None
-        counters = [Counter(*values[at : at + 2]) for at in (0, 2, 4)]
-        return cls(hz, *counters)
+        counters = [
+            Counter(counter.count, counter.cycles)
+            for counter in (log.translated, log.completed, log.interrupts)
+        ]
+        return cls(log.tsc_hz, *counters)
 
     def since(self, before: DeviceCounters) -> DeviceCounters:
         """What was added after ``before``."""
@@ -116,6 +119,6 @@ def read_counters(host: NvmeHost) -> DeviceCounters | None:
     if host.model != MODEL:
         return None
     try:
-        return DeviceCounters.unpack(host.get_log_page(LOG_PAGE, LOG_SIZE))
+        return DeviceCounters.unpack(host.get_log_page(PATH_COUNTERS_LID, LOG_SIZE))
     except NvmeStatusError:
         return None
