@@ -47,4 +47,7 @@ class Backend:
         volatile write cache off; the guest's Flush does not come here.
         """
 
+    def temperature(self) -> int | None:
+        """Kelvin, of the medium; None: it has no sensor. From any thread; may take its time."""
+
     def close(self) -> None: ...

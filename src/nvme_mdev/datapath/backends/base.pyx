@@ -35,6 +35,10 @@ cdef class Backend:
     def flush(self):
         """Make everything that was written durable: nothing to do without a volatile cache."""
 
+    def temperature(self):
+        """Nothing here has one."""
+        return None
+
     def close(self):
         """Give up what it holds; it serves no more."""
 

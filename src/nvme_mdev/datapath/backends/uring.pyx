@@ -37,6 +37,7 @@ from nvme_mdev.datapath.uring cimport (
 import os
 
 from nvme_mdev.datapath.backends.medium import open_medium
+from nvme_mdev.datapath.backends.temperature import temperature
 from nvme_mdev.datapath.backends.base import check_block_size
 
 cdef extern from "<errno.h>":
@@ -516,6 +517,9 @@ cdef class UringBackend(Backend):
     def flush(self):
         if not self.read_only:
             os.fdatasync(self.opened.buffered_fd)
+
+    def temperature(self):
+        return temperature(self.name)
 
     def close(self):
         cdef uint32_t slot
