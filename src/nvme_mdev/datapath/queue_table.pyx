@@ -896,7 +896,12 @@ cdef class QueueTable:
             raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
         ns = &self.controller.namespaces[<uint32_t> nsid]
         if backend is not None:
-            backend.attach(self.iothread)
+            backend.use_memory(self.memory)
+            try:
+                backend.attach(self.iothread)
+            except BaseException:
+                backend.leave_memory(self.memory)
+                raise
         self.iothread.pause()
         memset(ns, 0, sizeof(namespace_t))
         if backend is not None:
@@ -909,6 +914,7 @@ cdef class QueueTable:
         old = self.backends.pop(nsid, None)
         if old is not None:
             (<Backend> old).detach(self.iothread)
+            old.leave_memory(self.memory)
         if backend is not None:
             self.backends[nsid] = backend
 

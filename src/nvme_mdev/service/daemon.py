@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import Controller
-from nvme_mdev.controller.settings import ControllerSettings
+from nvme_mdev.controller.settings import (
+    DEFAULT_MAX_TRANSFER,
+    ControllerSettings,
+    fitting_transfer,
+)
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.queue_table import QueueTable
@@ -208,6 +212,7 @@ def _make_controller(
         io_queues=definition.queues,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
+        max_transfer=fitting_transfer(DEFAULT_MAX_TRANSFER, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:

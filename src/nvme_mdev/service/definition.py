@@ -70,7 +70,7 @@ class Definition:
             return self.serial
         first = self.targets[0]
         identity = first.identity
-        if first.kind != "path":
+        if first.kind in {"null", "memory"}:
             identity += f"@{self.socket.resolve()}"
         digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8)
         return _SERIAL_PREFIX + digest.hexdigest().upper()

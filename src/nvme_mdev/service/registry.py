@@ -14,7 +14,7 @@ from nvme_mdev.errors import UserError
 from nvme_mdev.service.settings import setting
 from nvme_mdev.service.targets import open_targets
 from nvme_mdev.spec.vfio_user import PciIrq
-from nvme_mdev.units import MAX_SIZE
+from nvme_mdev.units import MAX_SIZE, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +69,7 @@ class ServedController:
             # In a thread: opening a device can wait for it, and guests must not wait for that.
             (backend,) = await asyncio.to_thread(open_targets, [target], access, rollback)
             rollback.callback(backend.close)
+            self._check_transfer(target, backend)
             chosen = self._free_nsid() if nsid is None else nsid
             self._check_free(chosen)
             self.controller.add_namespace(chosen, backend)
@@ -76,6 +77,15 @@ class ServedController:
             self.targets[chosen] = target
             rollback.pop_all()
         return self.namespace(chosen)
+
+    def _check_transfer(self, target: Target, backend: Backend) -> None:
+        """The guest was told how much a command may move; that holds for all its namespaces."""
+        told = self.controller.settings.max_transfer
+        if backend.transfer_limit and backend.transfer_limit < told:
+            raise UserError(
+                f"{target.text} moves at most {format_size(backend.transfer_limit)} a command, and"
+                f" {self.name} offers {format_size(told)}: serve it from the start"
+            )
 
     def _check_free(self, nsid: int) -> None:
         if not 1 <= nsid <= MAX_NSID:
