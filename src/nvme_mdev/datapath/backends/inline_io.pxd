@@ -59,6 +59,8 @@ cdef struct inline_t:
     uint64_t pause
     uint64_t pause_first
     uint64_t pause_most
+    #: How many pauses there were.
+    uint32_t pauses
 
 
 cdef inline int64_t sleeps_of_thread() noexcept nogil:
@@ -80,17 +82,20 @@ cdef inline void inline_was_slow(iothread_t *thread, inline_t *inline_, uint64_t
     else:
         inline_.pause = min(inline_.pause * 2, inline_.pause_most)
     inline_.resume = now + inline_.pause
+    inline_.pauses += 1
 
 
-cdef inline ssize_t transfer(int fd, request_t *request) noexcept nogil:
+cdef inline ssize_t transfer(int fd, request_t *request, off_t offset) noexcept nogil:
     """All that one segment without flags is too little for."""
     if request.operation == OP_WRITE:
-        return pwritev2(fd, request.iov, <int> request.iov_count, <off_t> request.offset,
+        return pwritev2(fd, request.iov, <int> request.iov_count, offset,
                         RWF_DSYNC if request.flags & REQUEST_FUA else 0)
-    return preadv2(fd, request.iov, <int> request.iov_count, <off_t> request.offset, 0)
+    return preadv2(fd, request.iov, <int> request.iov_count, offset, 0)
 
 
-cdef inline bint inline_io(iothread_t *thread, request_t *request, inline_t *inline_, int fd) noexcept nogil:
+cdef inline bint inline_io(
+    iothread_t *thread, request_t *request, inline_t *inline_, int fd, off_t offset
+) noexcept nogil:
     """Read or write now. False: nothing is done, or not all; io_uring does it (again)."""
     cdef uint64_t before = read_tsc()
     cdef uint64_t now
@@ -102,11 +107,11 @@ cdef inline bint inline_io(iothread_t *thread, request_t *request, inline_t *inl
         uring_of(thread).rests = thread.rests
         uring_of(thread).sleeps = sleeps_of_thread()
     if request.iov_count > 1 or request.flags & REQUEST_FUA:
-        count = transfer(fd, request)
+        count = transfer(fd, request, offset)
     elif request.operation == OP_WRITE:
-        count = pwrite(fd, request.iov.iov_base, request.iov.iov_len, <off_t> request.offset)
+        count = pwrite(fd, request.iov.iov_base, request.iov.iov_len, offset)
     else:
-        count = pread(fd, request.iov.iov_base, request.iov.iov_len, <off_t> request.offset)
+        count = pread(fd, request.iov.iov_base, request.iov.iov_len, offset)
     now = read_tsc()
     if now - before > inline_.slow:
         inline_was_slow(thread, inline_, now)
