@@ -53,7 +53,8 @@ _NO_END = 1 << 64
 #: <linux/magic.h>: file systems whose files are memory (tmpfs, ramfs, hugetlbfs).
 _MEMORY_FILE_SYSTEMS = frozenset({0x01021994, 0x858458F6, 0x958458F6})
 _STATFS_SIZE = 256
-#: Reads that tell whether a medium answers at once, and the longest that a quarter of them may take.
+#: Reads that tell whether a medium answers at once, how long a quarter of them may take, and how
+#: many may sleep.
 _TRIAL_READS = 32
 _TRIAL_NS = 20_000
 _TRIAL_SLEEPS = 4
