@@ -11,12 +11,12 @@ One queue pair serves all namespaces of a controller below on one IOThread. The 
 returns is the guest's, unchanged.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.uio cimport iovec
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.below cimport below_t, moves_data, rewrite, write_ranges
 from nvme_mdev.datapath.chain cimport chain_append, chain_next, chain_t, chain_take
 from nvme_mdev.datapath.host_rings cimport (
     PHASE_BIT, STATUS_SHIFT, advance_head, cqe_t, peek, post, queue_t, ring, sqe_t,
@@ -24,11 +24,10 @@ from nvme_mdev.datapath.host_rings cimport (
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE,
-    REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
+    OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
-    SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_INVALID_OPCODE, SC_SUCCESS,
+    SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_SUCCESS,
 )
 
 cdef enum:
@@ -36,19 +35,6 @@ cdef enum:
     REAP = 64
     #: IOThreads that one namespace can be served by.
     PLACES = 64
-
-    NVME_READ = 0x02
-    NVME_WRITE = 0x01
-    NVME_FLUSH = 0x00
-    NVME_COMPARE = 0x05
-    NVME_WRITE_ZEROES = 0x08
-    NVME_DATASET_MANAGEMENT = 0x09
-    CDW12_DEAC = 1 << 25
-    CDW12_FUA = 1 << 30
-    #: The guest's Limited Retry.
-    CDW12_LR = 1 << 31
-    CDW11_AD = 1 << 2
-    DSM_RANGE_SIZE = 16
 
     #: What `lower_t.state` says.
     LOWER_RUNNING = 0
@@ -81,11 +67,9 @@ cdef struct place_t:
     iothread_t *thread
     lower_t *lower
 
-#: A namespace below.
-cdef struct below_t:
-    uint64_t start
-    uint32_t nsid
-    uint32_t block_shift
+#: A namespace below, and the queue pairs that lead to it.
+cdef struct served_t:
+    below_t below
     uint32_t place_count
     place_t places[PLACES]
 
@@ -135,54 +119,20 @@ cdef inline uint32_t point_to_data(lower_t *lower, request_t *request, uint32_t 
     return write_list(lower, request, cid, sqe)
 
 
-cdef void write_ranges(
-    lower_t *lower, below_t *below, request_t *request, uint32_t cid, sqe_t *sqe
-) noexcept nogil:
-    """Dataset Management: the ranges, moved to where the namespace begins."""
-    cdef uint8_t *page = lower.pages + <uint64_t> cid * PAGE_SIZE
-    cdef uint32_t i
-    memset(page, 0, request.iov_count * DSM_RANGE_SIZE)
-    for i in range(request.iov_count):
-        (<uint32_t *> (page + i * DSM_RANGE_SIZE + 4))[0] = <uint32_t> (
-            request.iov[i].iov_len >> below.block_shift)
-        (<uint64_t *> (page + i * DSM_RANGE_SIZE + 8))[0] = below.start + (
-            <uint64_t> request.iov[i].iov_base >> below.block_shift)
-    sqe.prp1 = lower.pages_iova + <uint64_t> cid * PAGE_SIZE
-    sqe.slba = (request.iov_count - 1) | <uint64_t> CDW11_AD << 32
-
-
 cdef inline uint32_t translate(
-    lower_t *lower, below_t *below, request_t *request, uint32_t cid, sqe_t *sqe
+    lower_t *lower, served_t *served, request_t *request, uint32_t cid, sqe_t *sqe
 ) noexcept nogil:
     """The command for the controller below; the NVMe status: 0, or why there is none."""
-    cdef uint32_t control = CDW12_FUA if request.flags & REQUEST_FUA else 0
-    memset(sqe, 0, sizeof(sqe_t))
+    cdef uint32_t status = rewrite(&served.below, request, sqe)
     sqe.cid = <uint16_t> cid
-    sqe.nsid = below.nsid
-    if request.operation == OP_FLUSH:
-        sqe.opcode = NVME_FLUSH
-        return SC_SUCCESS
+    if status:
+        return status
+    if moves_data(request):
+        return point_to_data(lower, request, cid, sqe)
     if request.operation == OP_DEALLOCATE:
-        sqe.opcode = NVME_DATASET_MANAGEMENT
-        write_ranges(lower, below, request, cid, sqe)
-        return SC_SUCCESS
-    sqe.slba = below.start + (request.offset >> below.block_shift)
-    sqe.cdw12 = (<uint32_t> (request.length >> below.block_shift) - 1) | control
-    if request.operation == OP_WRITE_ZEROES:
-        sqe.opcode = NVME_WRITE_ZEROES
-        if request.flags & REQUEST_DEALLOCATE:
-            sqe.cdw12 |= CDW12_DEAC
-        return SC_SUCCESS
-    sqe.cdw12 |= request.slot.sqe.cdw12 & (CDW12_LR | CDW12_FUA)
-    if request.operation == OP_READ:
-        sqe.opcode = NVME_READ
-    elif request.operation == OP_WRITE:
-        sqe.opcode = NVME_WRITE
-    elif request.operation == OP_COMPARE:
-        sqe.opcode = NVME_COMPARE
-    else:
-        return SC_INVALID_OPCODE | SC_DNR
-    return point_to_data(lower, request, cid, sqe)
+        write_ranges(&served.below, request, lower.pages + <uint64_t> cid * PAGE_SIZE)
+        sqe.prp1 = lower.pages_iova + <uint64_t> cid * PAGE_SIZE
+    return SC_SUCCESS
 
 
 # -- submitting and completing ----------------------------------------------------------------------
@@ -199,7 +149,7 @@ cdef inline void start(iothread_t *thread, lower_t *lower, request_t *request) n
     cdef sqe_t sqe
     cdef uint32_t cid = lower.free_cids[lower.free_count - 1]
     cdef uint32_t status = translate(
-        lower, <below_t *> request.ns.backend.context, request, cid, &sqe)
+        lower, <served_t *> request.ns.backend.context, request, cid, &sqe)
     if status:
         end(thread, request, status)
         return
@@ -208,16 +158,16 @@ cdef inline void start(iothread_t *thread, lower_t *lower, request_t *request) n
     post(&lower.queue, &sqe)
 
 
-cdef inline lower_t *lower_of(below_t *below, iothread_t *thread) noexcept nogil:
+cdef inline lower_t *lower_of(served_t *served, iothread_t *thread) noexcept nogil:
     cdef uint32_t i
-    for i in range(below.place_count):
-        if below.places[i].thread == thread:
-            return below.places[i].lower
+    for i in range(served.place_count):
+        if served.places[i].thread == thread:
+            return served.places[i].lower
     return NULL
 
 
 cdef void nvme_submit(iothread_t *thread, request_t *request) noexcept nogil:
-    cdef lower_t *lower = lower_of(<below_t *> request.ns.backend.context, thread)
+    cdef lower_t *lower = lower_of(<served_t *> request.ns.backend.context, thread)
     request.status = SC_SUCCESS
     thread.inflight += 1
     if request.operation == OP_DEALLOCATE and request.iov_count == 0:
@@ -453,13 +403,13 @@ cdef class LowerQueue:
 cdef class NvmeBackend(Backend):
     """A namespace of a controller below (see nvme.pyi)."""
 
-    cdef below_t *below
+    cdef served_t *served
     cdef readonly object parent
     cdef unsigned int max_transfer
 
     def __cinit__(self, *args, **kwargs):
-        self.below = <below_t *> calloc(1, sizeof(below_t))
-        if self.below == NULL:
+        self.served = <served_t *> calloc(1, sizeof(served_t))
+        if self.served == NULL:
             raise MemoryError
 
     def __init__(self, parent, drive):
@@ -478,32 +428,32 @@ cdef class NvmeBackend(Backend):
         self.preferred_write_granularity = drive.preferred_write
         self.preferred_deallocate_granularity = drive.preferred_deallocate
         self.max_transfer = drive.max_transfer
-        self.below.nsid = drive.nsid
-        self.below.start = drive.start
-        self.below.block_shift = drive.block_size.bit_length() - 1
+        self.served.below.nsid = drive.nsid
+        self.served.below.start = drive.start
+        self.served.below.block_shift = drive.block_size.bit_length() - 1
         self.backend.ops = &nvme_ops
-        self.backend.context = self.below
+        self.backend.context = self.served
         self.backend.size = self.size
 
     cdef int attach(self, IOThread iothread) except -1:
         cdef LowerQueue queue
-        if self.below.place_count == PLACES:
+        if self.served.place_count == PLACES:
             raise OSError(28, "too many IOThreads serve this namespace", self.name)
         queue = self.parent.take_queue(iothread)
         iothread.pause()
-        self.below.places[self.below.place_count].thread = iothread.thread
-        self.below.places[self.below.place_count].lower = &queue.lower
-        self.below.place_count += 1
+        self.served.places[self.served.place_count].thread = iothread.thread
+        self.served.places[self.served.place_count].lower = &queue.lower
+        self.served.place_count += 1
         iothread.resume()
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
         cdef uint32_t i
         iothread.pause()
-        for i in range(self.below.place_count):
-            if self.below.places[i].thread == iothread.thread:
-                self.below.place_count -= 1
-                self.below.places[i] = self.below.places[self.below.place_count]
+        for i in range(self.served.place_count):
+            if self.served.places[i].thread == iothread.thread:
+                self.served.place_count -= 1
+                self.served.places[i] = self.served.places[self.served.place_count]
                 break
         iothread.resume()
         self.parent.give_queue(iothread)
@@ -540,4 +490,4 @@ cdef class NvmeBackend(Backend):
             parent.release(self)
 
     def __dealloc__(self):
-        free(self.below)
+        free(self.served)
