@@ -31,23 +31,6 @@ MIB = 1 << 20
 GAPS = (0.02, 0.8)
 
 
-def serving_pid(daemon: Daemon) -> int:
-    """The process under the keeper. ProcessLookupError: the keeper has ended."""
-    keeper = daemon.process.pid
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        if children := Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
-            return int(children[0])
-        if daemon.process.poll() is not None:
-            raise ProcessLookupError(keeper)
-        time.sleep(0.001)
-    raise AssertionError("there is no serving process")
-
-
-def kill(daemon: Daemon) -> None:
-    os.kill(serving_pid(daemon), signal.SIGKILL)
-
-
 @contextmanager
 def killed_again_and_again(daemon: Daemon, kills: int) -> Iterator[threading.Event]:
     """Kill the serving process at random moments; the event is set when it has been done."""
@@ -58,7 +41,7 @@ def killed_again_and_again(daemon: Daemon, kills: int) -> Iterator[threading.Eve
         for _ in range(kills):
             if failed.wait(moments.uniform(*GAPS)):
                 return
-            kill(daemon)
+            daemon.kill_serving()
         enough.set()
 
     thread = threading.Thread(target=work)
@@ -124,7 +107,7 @@ def test_an_event_request_that_was_outstanding_is_answered_afterwards(
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
         host.request_events()
-        kill(daemon)
+        daemon.kill_serving()
         host.write_doorbell(60, 1)
         assert [event.event_type for event in host.events(30)] == [AsyncEventType.ERROR]
 
@@ -157,7 +140,7 @@ def test_a_message_that_was_half_received_is_answered_when_the_rest_has_come(
         message = _request(0, 4, 77)
         client._socket.sendall(message[:first])
         time.sleep(0.2)
-        kill(daemon)
+        daemon.kill_serving()
         client._socket.sendall(message[first:])
         (reply,) = _replies(client, 1)
         assert reply.header.message_id == 77
@@ -177,7 +160,7 @@ def test_each_request_of_many_gets_one_reply(serve: Serve, tmp_path: Path) -> No
         sender.start()
         for _ in range(3):
             time.sleep(0.7)
-            kill(daemon)
+            daemon.kill_serving()
         found = _replies(client, count)
         sender.join()
         assert [reply.header.message_id for reply in found] == list(range(count))
@@ -188,8 +171,8 @@ def test_the_next_client_finds_the_controller_as_new(serve: Serve, tmp_path: Pat
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
         host.create_queue_pair()
-        kill(daemon)
-    kill(daemon)
+        daemon.kill_serving()
+    daemon.kill_serving()
     with NvmeHost(tmp_path / "s") as host:
         assert host.active_namespaces() == [1]
         assert host.create_queue_pair().qid == 1
@@ -200,7 +183,7 @@ def test_a_client_that_goes_while_nobody_serves_is_seen_to_have_gone(
 ) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     host = NvmeHost(tmp_path / "s")
-    kill(daemon)
+    daemon.kill_serving()
     host.transport.close()
     with NvmeHost(tmp_path / "s") as host:
         assert host.active_namespaces() == [1]
@@ -211,7 +194,7 @@ def test_a_client_that_goes_while_nobody_serves_is_seen_to_have_gone(
 
 def test_it_says_that_it_carries_on(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
-    kill(daemon)
+    daemon.kill_serving()
     with NvmeHost(tmp_path / "s"):
         pass
     assert daemon.stop().err.splitlines()[:2] == [
@@ -230,7 +213,7 @@ def _gone(pid: int) -> bool:
 
 def test_the_serving_process_dies_with_its_keeper(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
-    pid = serving_pid(daemon)
+    pid = daemon.serving_pid()
     daemon.stop(signal.SIGKILL)
     end = time.monotonic() + 30
     while not _gone(pid):
@@ -261,7 +244,7 @@ def test_a_crash_loop_is_given_up(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     while daemon.process.poll() is None:
         try:
-            kill(daemon)
+            daemon.kill_serving()
         except (FileNotFoundError, ProcessLookupError):
             continue
         time.sleep(0.005)

@@ -50,6 +50,7 @@ class NamespaceChanges:
         except BaseException:
             self._namespaces.remove(nsid)
             raise
+        self._controller.write_protection.enforce(nsid)
 
     def add(self, nsid: int, backend: Backend) -> None:
         """Attach a namespace and tell the guest; errors as of :meth:`attach`."""
@@ -83,6 +84,7 @@ class NamespaceChanges:
             self._controller.events.namespace_changed(nsid)
             await self._unused(nsid)
             self._queues.set_namespace(nsid, None)
+            self._controller.write_protection.forget(nsid)
         finally:
             self._busy.discard(nsid)
             self._lost.discard(nsid)

@@ -772,6 +772,9 @@ cdef class QueueTable:
     def log_queue_error(self, qid):
         log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
 
+    def log_controller_error(self, status):
+        log_error(self.controller.state, 0xffff, 0xffff, status, 0xffff, 0, 0)
+
     def pending_admin(self):
         cdef sq_t *sq = &self.controller.sqs[0]
         cdef uint32_t i
@@ -921,6 +924,12 @@ cdef class QueueTable:
         cdef namespace_t *ns = self._namespace(nsid)
         self.iothread.pause()
         ns.retired = 1
+        self.iothread.resume()
+
+    def protect_namespace(self, nsid, protected):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self.iothread.pause()
+        ns.read_only = self.backends[nsid].read_only or bool(protected)
         self.iothread.resume()
 
     def resize_namespace(self, nsid, size):
