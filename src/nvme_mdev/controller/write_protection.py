@@ -38,7 +38,7 @@ class WriteProtection:
         """Let the data path know: after a change, and when a namespace is attached."""
         if self._namespaces.get(nsid) is not None:
             protected = self[nsid] != WriteProtectionState.NONE
-            self._queues.protect_namespace(nsid, protected)
+            self._queues.lock_namespace(nsid, protected)
 
     def protects(self, nsid: int) -> bool:
         """Whether nothing can be written: by the guest's wish, or since the medium is read-only."""

@@ -183,11 +183,17 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These five raise KeyError where no namespace is attached.
-    def retire_namespace(self, nsid: int) -> None:
-        """New commands find the namespace inactive; those in flight complete normally."""
+    # These six raise KeyError where no namespace is attached.
+    def retire_namespace(self, nsid: int, retired: bool = True) -> None:
+        """New commands find the namespace inactive; those in flight complete normally.
 
-    def protect_namespace(self, nsid: int, protected: bool) -> None:
+        With `retired` False it is active again.
+        """
+
+    def protect_namespace(self, nsid: int, read_only: bool) -> None:
+        """Refuse commands that write, from the next one on, or no longer refuse them."""
+
+    def lock_namespace(self, nsid: int, locked: bool) -> None:
         """Refuse everything that writes, or (False) only where the backend is read-only."""
 
     def resize_namespace(self, nsid: int, size: int) -> None:

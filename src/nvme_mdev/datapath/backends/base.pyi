@@ -30,6 +30,9 @@ class Backend:
         0 where less than a block is left. OSError: it cannot be asked, it is gone.
         """
 
+    def medium_read_only(self) -> bool:
+        """Whether the medium cannot be written to now (OSError: it cannot be asked, it is gone)."""
+
     def change_medium(self, size: int) -> None:
         """Make the medium itself larger or smaller, in bytes.
 

@@ -19,8 +19,15 @@ cdef class Backend:
         self.backend.size = self.size
         return 0
 
+    cdef int set_read_only(self, bint read_only) except -1:
+        self.read_only = read_only
+        return 0
+
     def medium_size(self):
         return self.size
+
+    def medium_read_only(self):
+        return self.read_only
 
     def change_medium(self, size):
         """Nothing to do: it is as large as `set_size` says."""
