@@ -39,6 +39,7 @@ def _daemon(socket: Path, *arguments: str) -> Iterator[Path]:
 def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """The socket of a daemon that serves these targets with these options; each is started once."""
     directory = tmp_path_factory.mktemp("conformance")
+    (directory / "protected").write_bytes(bytes(1 << 20))
     with ExitStack() as daemons:
         running: dict[tuple[str, ...], Path] = {}
 
