@@ -25,6 +25,8 @@ class Scratch(enum.IntEnum):
     """Not 0: the host has paused the controller."""
     CC_SEEN = 5
     """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
+    SHADOW_DOORBELL = 6
+    """Not 0: Doorbell Buffer Config is offered until the next reset, whatever the setting says."""
     EVENTS_MASKED = 8
     """Bit n: asynchronous events of type n wait for their log page to be read."""
     EVENT_COUNT = 9
