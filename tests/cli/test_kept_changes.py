@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.cli.deaths import kill, killed_again_and_again, serving_pid
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
@@ -15,11 +17,9 @@ from nvme_mdev.service import api
 from nvme_mdev.service.client import ControlClient
 from nvme_mdev.spec.nvme_commands import AsyncEventType
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from tests.cli.test_restart import kill, killed_again_and_again, serving_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli.conftest import Daemon, Serve
 
@@ -85,11 +85,9 @@ def test_what_was_removed_is_given_up_and_the_rest_of_it_can_be_served_by_others
     kill(daemon)
     assert _namespaces(tmp_path / "s.ctl") == {}
     serve(tmp_path / "a", "--socket", tmp_path / "other").stop()
-    links = [
-        os.readlink(f"/proc/{daemon.process.pid}/fd/{fd}")
-        for fd in os.listdir(f"/proc/{daemon.process.pid}/fd")
-    ]
-    assert not [link for link in links if "nvme-mdev-memory" in link]
+    kept = [str(fd.readlink()) for fd in Path(f"/proc/{daemon.process.pid}/fd").iterdir()]
+    assert [name for name in kept if "nvme-mdev-state" in name]
+    assert not [name for name in kept if "nvme-mdev-memory" in name]
 
 
 def test_a_change_that_was_answered_is_there_and_another_is_whole_or_not_there(

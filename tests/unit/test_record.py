@@ -76,7 +76,7 @@ def test_a_record_of_another_version_or_a_damaged_one_is_refused(file: RecordFil
     with pytest.raises(ValueError, match="another version"):
         file.read()
     file.write(_record("/a"))
-    os.pwrite(file.fd, b"?", 4096)
+    os.pwrite(file.fd, b"?", file._start)
     with pytest.raises(ValueError, match="damaged"):
         file.read()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from lab import Rig
 
@@ -24,9 +26,10 @@ def test_a_virtual_iommu_maps_and_unmaps_single_pages_under_io(rig: Rig) -> None
     guest.power_off()
 
 
-def test_memory_that_is_not_shared_is_reported_at_once(rig: Rig) -> None:
+@pytest.mark.parametrize("backend", ["memory-backend-ram", "memory-backend-memfd,share=off"])
+def test_memory_that_is_not_shared_is_reported_at_once(rig: Rig, backend: str) -> None:
     daemon = rig.serve()
-    private = "memory-backend-ram,id=private,size=512M"
+    private = f"{backend},id=private,size=512M"
     machine = ["-object", private, "-machine", "memory-backend=private"]
     rig.start(daemon, kernel=None, arguments=machine)
     daemon.wait_for_log("share=on")

@@ -9,8 +9,9 @@ namespace that several controllers share happens to all of them at the same time
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.namespaces import make_namespace
@@ -18,7 +19,7 @@ from nvme_mdev.controller.transitions import State
 from nvme_mdev.spec.nvme_features import Fid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.datapath.backends.base import Backend
@@ -38,8 +39,6 @@ class NamespaceChanges:
         self.queues = controller.queues
         #: NSIDs whose size is being changed by us, or that are on their way out.
         self.busy: set[int] = set()
-        #: NSIDs whose medium could not be asked for its size, so that it is said once.
-        self._lost: set[int] = set()
 
     def attach(self, nsid: int, backend: Backend) -> None:
         """Make a namespace active without telling; ValueError: the NSID cannot be had.
@@ -80,16 +79,17 @@ class NamespaceChanges:
         """
         if nsid in self.busy:
             raise KeyError(nsid)
-        namespace = self._namespaces.remove(nsid)
+        lost = self._namespaces.lost.pop(nsid, None)
+        namespace = lost or self._namespaces.remove(nsid)
         self.busy.add(nsid)
         try:
             self.queues.retire_namespace(nsid)
-            self._controller.events.namespace_changed(nsid)
+            if lost is None:
+                self._controller.events.namespace_changed(nsid)
             await self.unused(nsid)
             self.queues.set_namespace(nsid, None)
         finally:
             self.busy.discard(nsid)
-            self._lost.discard(nsid)
         return namespace.backend
 
     async def resize(self, nsid: int, size: int) -> None:
@@ -133,7 +133,7 @@ class NamespaceChanges:
 
     def _sharers(self, nsid: int) -> list[NamespaceChanges]:
         """Of every controller that the namespace is attached to."""
-        return [one.namespace_changes for one in self._controller.subsystem.attached(nsid)]
+        return [one.namespace_changes for one in self._controller.subsystem.holding(nsid)]
 
     def _tell(self, nsid: int) -> None:
         """Tell the guest of each of these controllers that the namespace has changed."""
@@ -146,36 +146,96 @@ class NamespaceChanges:
             await asyncio.sleep(_POLL_S)
 
     def follow(self) -> None:
-        """Take over the sizes that files and devices were given by others; never raises."""
-        for namespace in self._namespaces:
-            if namespace.nsid not in self.busy:
-                self._follow_one(namespace.nsid, namespace.backend)
+        """Take over what others have done to files and devices; never raises.
 
-    def _follow_one(self, nsid: int, backend: Backend) -> None:
+        They grow and shrink, become read-only and writable, disappear and come back.
+        """
+        for namespace in [*self._namespaces, *self._namespaces.lost.values()]:
+            sharers = self._sharers(namespace.nsid)
+            if not any(namespace.nsid in one.busy for one in sharers):
+                self._follow_one(sharers, namespace.nsid, namespace.backend)
+
+    def _follow_one(self, sharers: Sequence[NamespaceChanges], nsid: int, backend: Backend) -> None:
         try:
-            size = backend.medium_size()
-            if size == backend.size:
-                return
-            _serve_size(self._sharers(nsid), nsid, size)
+            size, read_only = backend.medium_size(), backend.medium_read_only()
+            if not size:
+                raise OSError(errno.ENODEV, "less than a block is left of it")
+            changed = _adapt(sharers, nsid, backend, size, read_only=read_only)
         except OSError as error:
-            if nsid not in self._lost:
-                _log.warning("namespace %d, %s: %s", nsid, backend.name, error)
-            self._lost.add(nsid)
+            if self._namespaces.get(nsid) is not None:
+                _log.warning("namespace %d, %s is gone: %s", nsid, backend.name, _reason(error))
+                for one in sharers:
+                    one.lose(nsid)
             return
-        self._lost.discard(nsid)
+        found = nsid in self._namespaces.lost
+        if found:
+            _log.info("namespace %d, %s: it is back", nsid, backend.name)
+            for one in sharers:
+                one.find(nsid)
+        if found or changed:
+            self._tell(nsid)
+
+    def lose(self, nsid: int) -> None:
+        """The medium has gone, and the namespace with it: inactive until the medium comes back.
+
+        Commands in flight end as the host ends their I/O.
+        """
+        if self._namespaces.get(nsid) is not None:
+            self.queues.retire_namespace(nsid)
+            self._namespaces.lose(nsid)
+            self._controller.events.namespace_changed(nsid)
+
+    def find(self, nsid: int) -> None:
+        """The medium has come back."""
+        if nsid in self._namespaces.lost:
+            self.queues.retire_namespace(nsid, False)
+            self._namespaces.find(nsid)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _adapt(
+    sharers: Sequence[NamespaceChanges],
+    nsid: int,
+    backend: Backend,
+    size: int,
+    *,
+    read_only: bool,
+) -> bool:
+    """Serve the medium as it is now; whether that is a change."""
+    changed = False
+    if size != backend.size:
+        _serve_size(sharers, nsid, size)
         _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
-        self._tell(nsid)
+        changed = True
+    if read_only != backend.read_only:
+        with _standing(sharers):
+            for one in sharers:
+                one.queues.protect_namespace(nsid, read_only)
+        state = "read-only" if read_only else "writable"
+        _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
+        changed = True
+    return changed
 
 
 def _serve_size(sharers: Sequence[NamespaceChanges], nsid: int, size: int) -> None:
-    """Serve so many bytes of a backend from now on, on all of its controllers at once.
+    """Serve so many bytes of a backend from now on."""
+    with _standing(sharers):
+        for one in sharers:
+            one.queues.resize_namespace(nsid, size)
 
-    Each IOThread that serves it stands still until all of them know: the backend moves once.
+
+@contextmanager
+def _standing(sharers: Sequence[NamespaceChanges]) -> Iterator[None]:
+    """Each IOThread that serves a backend stands still, so that all of them see it change at once.
+
+    The backend moves in memory.
     """
     with ExitStack() as standing:
         for one in sharers:
             iothread = one.queues.iothread
             iothread.pause()
             standing.callback(iothread.resume)
-        for one in sharers:
-            one.queues.resize_namespace(nsid, size)
+        yield

@@ -42,6 +42,10 @@ class Subsystem:
         """The controllers that the namespace is attached to."""
         return [one for one in self if one.namespaces.get(nsid) is not None]
 
+    def holding(self, nsid: int) -> list[Controller]:
+        """Those, and the controllers that have it but whose medium has gone."""
+        return [one for one in self if one.namespaces.get(nsid) or nsid in one.namespaces.lost]
+
     @property
     def sharing(self) -> bool:
         """Whether there are several controllers, so that namespaces can be shared (CMIC, NMIC)."""

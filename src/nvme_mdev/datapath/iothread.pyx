@@ -30,6 +30,7 @@ from nvme_mdev.datapath.runtime cimport (
     BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_READ, OP_WRITE, RUNNING, STANDING,
     controller_t, cq_t, iothread_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.status cimport SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
 import errno as errno_names
@@ -102,6 +103,13 @@ cdef inline void count_io(controller_t *controller, request_t *request) noexcept
         request.ns.write_units += request.length >> 9
 
 
+cdef inline void count_media_error(controller_t *controller, request_t *request) noexcept nogil:
+    """Media and Data Integrity Errors of the SMART log: what was written cannot be had, or not kept."""
+    cdef uint32_t status = request.status & SC_MASK
+    if status == SC_UNRECOVERED_READ or status == SC_WRITE_FAULT:
+        controller.state.io_counters.media_errors += 1
+
+
 cdef inline void complete_one(request_t *request) noexcept nogil:
     """Post the request's CQE and give its slot back. Where the CQE goes is recorded before."""
     cdef sq_t *sq = request.sq
@@ -109,6 +117,7 @@ cdef inline void complete_one(request_t *request) noexcept nogil:
     cdef controller_t *controller = sq.controller
     if not controller.stopped:
         if request.status:
+            count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
                       request.error_location,
                       <uint64_t> request.slot.sqe.cdw11 << 32 | request.slot.sqe.cdw10,

@@ -917,10 +917,18 @@ cdef class QueueTable:
             raise KeyError(nsid)
         return &self.controller.namespaces[<uint32_t> nsid]
 
-    def retire_namespace(self, nsid):
+    def retire_namespace(self, nsid, retired=True):
         cdef namespace_t *ns = self._namespace(nsid)
         self.iothread.pause()
-        ns.retired = 1
+        ns.retired = bool(retired)
+        self.iothread.resume()
+
+    def protect_namespace(self, nsid, read_only):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef Backend backend = self.backends[nsid]
+        self.iothread.pause()
+        backend.set_read_only(read_only)
+        ns.read_only = bool(read_only)
         self.iothread.resume()
 
     def resize_namespace(self, nsid, size):

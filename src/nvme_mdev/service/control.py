@@ -27,7 +27,7 @@ from nvme_mdev.service.rpc import (
     encode_result,
     parse_request,
 )
-from nvme_mdev.vfio_user.server import listen
+from nvme_mdev.vfio_user.listener import listen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,7 +58,7 @@ class ControlServer:
         self._identity: tuple[int, int] | None = None
 
     async def start(self, inherited: int | None = None) -> None:
-        """Listen; OSError as :func:`nvme_mdev.vfio_user.server.listen` says.
+        """Listen; OSError as :func:`nvme_mdev.vfio_user.listener.listen` says.
 
         ``inherited``: the listening socket of a process before us, whose clients wait in it.
         """

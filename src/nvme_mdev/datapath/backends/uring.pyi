@@ -6,10 +6,18 @@ class UringBackend(Backend):
     """An image file or a block device (claimed with O_EXCL while it is served)."""
 
     def __init__(
-        self, path: str, *, block_size: int | None = None, read_only: bool = False
+        self,
+        path: str,
+        *,
+        block_size: int | None = None,
+        read_only: bool = False,
+        offset: int = 0,
+        length: int | None = None,
     ) -> None:
         """Open it. block_size None: what fits the medium.
 
-        OSError: as the kernel says (EBUSY: the device is in use). ValueError: too small, or the
-        block size does not fit.
+        `offset` and `length` (bytes): only this part of it is served; None: all to its end.
+
+        OSError: as the kernel says (EBUSY: the device, or these bytes of the file, are in use).
+        ValueError: too small, the part does not lie within, or the block size does not fit.
         """

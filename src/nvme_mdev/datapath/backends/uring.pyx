@@ -37,6 +37,7 @@ from nvme_mdev.datapath.uring cimport (
 import os
 
 from nvme_mdev.datapath.backends.medium import open_medium
+from nvme_mdev.datapath.backends.temperature import temperature
 from nvme_mdev.datapath.backends.base import check_block_size
 
 cdef extern from "<errno.h>":
@@ -82,6 +83,8 @@ cdef struct medium_t:
     #: Alignments of direct I/O, as masks: of memory; of offsets and lengths.
     uint64_t memory_mask
     uint64_t offset_mask
+    #: Byte of the file or device that is the namespace's first.
+    uint64_t start
     #: Discard goes by io_uring command (a block device on a kernel that has it).
     uint32_t discard_command
     uint32_t read_only
@@ -110,7 +113,7 @@ cdef uint32_t allocate_slot() except? 0xfffffffe:
 
 cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nogil:
     """Offset, length and every segment are aligned as direct I/O wants them."""
-    cdef uint64_t offsets = request.offset | request.length
+    cdef uint64_t offsets = (medium.start + request.offset) | request.length
     cdef uint64_t addresses = 0
     cdef uint32_t i
     if medium.direct == NO_SLOT:
@@ -120,6 +123,11 @@ cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nog
         if request.iov_count > 1:
             offsets |= request.iov[i].iov_len
     return not (addresses & medium.memory_mask or offsets & medium.offset_mask)
+
+
+cdef inline uint64_t position(request_t *request) noexcept nogil:
+    """Where in the file or device the request's next byte is."""
+    return (<medium_t *> request.ns.backend.context).start + request.offset + request.done
 
 
 cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
@@ -141,7 +149,7 @@ cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
 
 cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
-    cdef uint64_t offset = request.offset + request.done
+    cdef uint64_t offset = position(request)
     if sqe == NULL:
         return
     if request.operation == OP_COMPARE:
@@ -159,7 +167,7 @@ cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) no
 
 cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
-    cdef uint64_t offset = request.offset + request.done
+    cdef uint64_t offset = position(request)
     cdef uint32_t flags = RWF_DSYNC if request.flags & REQUEST_FUA else 0
     if sqe == NULL:
         return
@@ -188,7 +196,8 @@ cdef void prepare_fallocate(
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
     if sqe == NULL:
         return
-    io_uring_prep_fallocate(sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+    io_uring_prep_fallocate(
+        sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, medium.start + offset, length)
     send(sqe, request)
 
 
@@ -203,7 +212,7 @@ cdef void prepare_discard(
     sqe.opcode = <uint8_t> IORING_OP_URING_CMD
     sqe.fd = <int32_t> medium.buffered
     sqe.cmd_op = DISCARD_COMMAND
-    sqe.addr = offset
+    sqe.addr = medium.start + offset
     sqe.addr3 = length
     send(sqe, request)
 
@@ -245,7 +254,7 @@ cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium)
             return
         length = request.length - request.done
         io_uring_prep_write(sqe, medium.buffered, zeroes, <uint32_t> min(length, <uint64_t> ZEROES),
-                            request.offset + request.done)
+                            position(request))
         send(sqe, request)
 
 
@@ -421,14 +430,14 @@ cdef class UringBackend(Backend):
             raise MemoryError
         self.medium.direct = self.medium.buffered = NO_SLOT
 
-    def __init__(self, path, *, block_size=None, read_only=False):
+    def __init__(self, path, *, block_size=None, read_only=False, offset=0, length=None):
         global zeroes
         if zeroes == NULL:
             zeroes = <uint8_t *> aligned_alloc(BOUNCE_ALIGNMENT, ZEROES)
             if zeroes == NULL:
                 raise MemoryError
             memset(zeroes, 0, ZEROES)
-        self.opened = open_medium(path, read_only=read_only)
+        self.opened = open_medium(path, read_only=read_only, offset=offset, length=length)
         try:
             self._adopt(self.opened, block_size)
         except BaseException:
@@ -442,6 +451,9 @@ cdef class UringBackend(Backend):
             raise ValueError(
                 f"{opened.path} has blocks of {opened.logical_block_size} bytes: "
                 f"it cannot be served with --block-size {self.block_size}")
+        if opened.offset % self.block_size:
+            raise ValueError(f"{opened.path}: offset {opened.offset} is not a multiple of the block "
+                             f"size, {self.block_size} bytes")
         self.size = check_block_size(opened.size, self.block_size)
         self.name = opened.path
         self.identity = opened.identity
@@ -460,6 +472,7 @@ cdef class UringBackend(Backend):
         self.medium.offset_mask = opened.offset_alignment - 1
         self.medium.discard_command = opened.discard_command
         self.medium.read_only = opened.read_only
+        self.medium.start = opened.offset
         self.backend.ops = &uring_ops
         self.backend.context = self.medium
         self.backend.size = self.size
@@ -506,12 +519,18 @@ cdef class UringBackend(Backend):
         size = self.opened.current_size()
         return size - size % self.block_size
 
+    def medium_read_only(self):
+        return self.opened.is_read_only()
+
     def change_medium(self, size):
         self.opened.resize(size)
 
     def flush(self):
         if not self.read_only:
             os.fdatasync(self.opened.buffered_fd)
+
+    def temperature(self):
+        return temperature(self.name)
 
     def close(self):
         cdef uint32_t slot
