@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.runtime cimport BUFFERS, iothread_t, request_t
+from nvme_mdev.datapath.runtime cimport BUFFERS, iothread_t
 
 cdef extern from "<liburing.h>" nogil:
     cdef struct io_uring_sqe:

@@ -111,6 +111,9 @@ class Target:
                 raise UserError(f"{name}: {error}") from None
         if not name:
             raise UserError("a target is empty: give an image file or block device")
+        if "\0" in name:
+            # Said here, since each version of Python words it in its own way.
+            raise UserError(f"{name!r} has a null byte, which no path can: leave it out")
         return cls(text, "path", 0, name, options)
 
     @property

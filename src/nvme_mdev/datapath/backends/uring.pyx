@@ -12,7 +12,6 @@ from libc.errno cimport (
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
-from posix.uio cimport iovec
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.queues cimport request_done
