@@ -33,6 +33,9 @@ def test_options_follow_a_target_in_any_order() -> None:
     assert target.name == "a,b.img"
     assert target.options == Options(0, 4 << 20, 4096, read_only=True)
     assert Target.parse("memory:1M,block-size=4096").options == Options(block_size=4096)
+    assert Target.parse("a,inline-io=on").options.inline_io is True
+    assert Target.parse("a,inline-io=off").options.inline_io is False
+    assert Target.parse("a").options.inline_io is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,9 @@ def test_options_follow_a_target_in_any_order() -> None:
         ("a,length=0", "out of range"),
         ("a,offset=1M,offset=2M", "offset is given twice"),
         ("a,block-size=1024", "use 512 or 4096"),
+        ("a,inline-io=maybe", "use on or off"),
         ("null:1G,offset=1M", "are for files and devices"),
+        ("null:1G,inline-io=on", "are for files and devices"),
         ("memory:1G,read-only", "are for files and devices"),
         (",offset=1M", "a target is empty"),
     ],
