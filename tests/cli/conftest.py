@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -70,22 +69,6 @@ class Daemon:
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=PATIENCE)
         return Result(self.process.returncode, out, err)
-
-    def serving_pid(self) -> int:
-        """The process under the keeper. ProcessLookupError: the keeper has ended."""
-        keeper = self.process.pid
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if children := Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
-                return int(children[0])
-            if self.process.poll() is not None:
-                raise ProcessLookupError(keeper)
-            time.sleep(0.001)
-        raise AssertionError("there is no serving process")
-
-    def kill_serving(self) -> None:
-        """Kill the serving process; the keeper starts the next one."""
-        os.kill(self.serving_pid(), signal.SIGKILL)
 
 
 Serve = Callable[..., Daemon]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.cli.deaths import kill, killed_again_and_again, serving_pid
 
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import AsyncEventType
@@ -22,35 +21,9 @@ from nvme_mdev.vfio_user import codec
 from nvme_mdev.vfio_user.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.cli.conftest import Daemon, Serve
+    from tests.cli.conftest import Serve
 
 MIB = 1 << 20
-#: Seconds between two kills: from the middle of the start to some time of service.
-GAPS = (0.02, 0.8)
-
-
-@contextmanager
-def killed_again_and_again(daemon: Daemon, kills: int) -> Iterator[threading.Event]:
-    """Kill the serving process at random moments; the event is set when it has been done."""
-    enough, failed = threading.Event(), threading.Event()
-    moments = random.Random(os.getpid())
-
-    def work() -> None:
-        for _ in range(kills):
-            if failed.wait(moments.uniform(*GAPS)):
-                return
-            daemon.kill_serving()
-        enough.set()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield enough
-    finally:
-        failed.set()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +80,7 @@ def test_an_event_request_that_was_outstanding_is_answered_afterwards(
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
         host.request_events()
-        daemon.kill_serving()
+        kill(daemon)
         host.write_doorbell(60, 1)
         assert [event.event_type for event in host.events(30)] == [AsyncEventType.ERROR]
 
@@ -140,7 +113,7 @@ def test_a_message_that_was_half_received_is_answered_when_the_rest_has_come(
         message = _request(0, 4, 77)
         client._socket.sendall(message[:first])
         time.sleep(0.2)
-        daemon.kill_serving()
+        kill(daemon)
         client._socket.sendall(message[first:])
         (reply,) = _replies(client, 1)
         assert reply.header.message_id == 77
@@ -160,7 +133,7 @@ def test_each_request_of_many_gets_one_reply(serve: Serve, tmp_path: Path) -> No
         sender.start()
         for _ in range(3):
             time.sleep(0.7)
-            daemon.kill_serving()
+            kill(daemon)
         found = _replies(client, count)
         sender.join()
         assert [reply.header.message_id for reply in found] == list(range(count))
@@ -171,8 +144,8 @@ def test_the_next_client_finds_the_controller_as_new(serve: Serve, tmp_path: Pat
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
         host.create_queue_pair()
-        daemon.kill_serving()
-    daemon.kill_serving()
+        kill(daemon)
+    kill(daemon)
     with NvmeHost(tmp_path / "s") as host:
         assert host.active_namespaces() == [1]
         assert host.create_queue_pair().qid == 1
@@ -183,7 +156,7 @@ def test_a_client_that_goes_while_nobody_serves_is_seen_to_have_gone(
 ) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     host = NvmeHost(tmp_path / "s")
-    daemon.kill_serving()
+    kill(daemon)
     host.transport.close()
     with NvmeHost(tmp_path / "s") as host:
         assert host.active_namespaces() == [1]
@@ -194,7 +167,7 @@ def test_a_client_that_goes_while_nobody_serves_is_seen_to_have_gone(
 
 def test_it_says_that_it_carries_on(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
-    daemon.kill_serving()
+    kill(daemon)
     with NvmeHost(tmp_path / "s"):
         pass
     assert daemon.stop().err.splitlines()[:2] == [
@@ -213,7 +186,7 @@ def _gone(pid: int) -> bool:
 
 def test_the_serving_process_dies_with_its_keeper(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
-    pid = daemon.serving_pid()
+    pid = serving_pid(daemon)
     daemon.stop(signal.SIGKILL)
     end = time.monotonic() + 30
     while not _gone(pid):
@@ -244,7 +217,7 @@ def test_a_crash_loop_is_given_up(serve: Serve, tmp_path: Path) -> None:
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     while daemon.process.poll() is None:
         try:
-            daemon.kill_serving()
+            kill(daemon)
         except (FileNotFoundError, ProcessLookupError):
             continue
         time.sleep(0.005)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from tests.cli.deaths import kill
 from tests.controller.statuses import error_log, refused
 
 from nvme_mdev.host import commands
@@ -30,7 +31,7 @@ def test_features_are_as_they_were_set_and_saved(serve: Serve, tmp_path: Path) -
         now = (1_700_000_000_000).to_bytes(6, "little") + bytes(2)
         host.admin(commands.set_features(Fid.TIMESTAMP, 0), send=now)
         queue = host.create_queue_pair()
-        daemon.kill_serving()
+        kill(daemon)
         assert host.get_features(Fid.ARBITRATION) == 2
         assert host.get_features(Fid.ARBITRATION, select=Select.SAVED) == 3
         assert host.get_features(Fid.ERROR_RECOVERY, nsid=1) == 7
@@ -49,7 +50,7 @@ def test_a_silent_host_is_taken_for_dead_by_the_next_process_too(
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
         host.set_features(Fid.KEEP_ALIVE_TIMER, 1000)
-        daemon.kill_serving()
+        kill(daemon)
         while not host.csts().cfs:
             time.sleep(0.01)
         host.reset()
@@ -63,11 +64,11 @@ def test_a_kill_is_neither_a_power_cycle_nor_an_unsafe_shutdown(
     with NvmeHost(tmp_path / "s") as host:
         host.create_queue_pair().write(1, 0, bytes(512), block_size=512)
         host.admin(commands.identify(0xF0), check=False)
-        daemon.kill_serving()
+        kill(daemon)
         log = SmartLog.from_buffer_copy(host.get_log_page(LogPage.SMART, 512))
         assert (log.pwrc[0], log.upl[0], log.hwc[0], log.neile[0]) == (1, 0, 1, 1)
     host = NvmeHost(tmp_path / "s")
-    daemon.kill_serving()
+    kill(daemon)
     host.transport.close()
     with NvmeHost(tmp_path / "s") as host:
         log = SmartLog.from_buffer_copy(host.get_log_page(LogPage.SMART, 512))

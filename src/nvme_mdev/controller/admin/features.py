@@ -261,7 +261,8 @@ def _set_write_protection(controller: Controller, command: AdminCommand) -> int:
     if any(controller.write_protection[nsid] == locked != wanted for nsid in nsids):
         raise NvmeError(CommandStatus.FEATURE_NOT_CHANGEABLE, Field.CDW11)
     for nsid in nsids:
-        controller.write_protection[nsid] = WriteProtectionState(wanted)
+        for one in controller.subsystem.attached(nsid):
+            one.write_protection[nsid] = WriteProtectionState(wanted)
     return 0
 
 

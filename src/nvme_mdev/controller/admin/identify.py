@@ -22,6 +22,7 @@ from nvme_mdev.spec.nvme_identify import (
     FRMW_SLOTS_SHIFT,
     IDENTIFY_SIZE,
     NIDT_LENGTH,
+    Cmic,
     Cns,
     CntrlType,
     Ctratt,
@@ -35,6 +36,7 @@ from nvme_mdev.spec.nvme_identify import (
     IndependentNsfeat,
     Lpa,
     Nidt,
+    Nmic,
     Nsattr,
     Nsfeat,
     NsIdDescriptor,
@@ -99,6 +101,7 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         mn=ascii_field(MODEL_NUMBER, 40),
         fr=ascii_field(firmware_revision(), 8),
         rab=RECOMMENDED_ARBITRATION_BURST,
+        cmic=Cmic.MULTI_CTRL if controller.subsystem.sharing else 0,
         mdts=(settings.max_transfer // _MIN_PAGE_SIZE).bit_length() - 1,
         cntlid=settings.cntlid,
         ver=VERSION,
@@ -157,7 +160,16 @@ def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyC
 def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespace:
     check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
-    return IdentifyNamespace() if namespace is None else _active_namespace(controller, namespace)
+    if namespace is None:
+        return IdentifyNamespace()
+    data = _active_namespace(controller, namespace)
+    data.nmic = _sharing(controller)
+    return data
+
+
+def _sharing(controller: Controller) -> Nmic | int:
+    """NMIC: with several controllers each namespace can be attached to all of them."""
+    return Nmic.SHRNS if controller.subsystem.sharing else 0
 
 
 def _attributes(controller: Controller, namespace: Namespace) -> int:
@@ -209,6 +221,7 @@ def _namespace_independent(
     backend = namespace.backend
     return IdentifyNamespaceIndependent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
+        nmic=_sharing(controller),
         nsattr=_attributes(controller, namespace),
         nstat=Nstat.NRDY,
     )
