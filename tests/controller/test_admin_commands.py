@@ -130,3 +130,13 @@ def test_random_commands_are_all_completed(host: NvmeHost, seed: int) -> None:
         host.admin(sqe, check=False)
     assert not host.csts().cfs
     assert host.active_namespaces() == [1]
+
+
+def test_a_command_of_zeroes_is_said_to_be_private_guest_memory_once(
+    host: NvmeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        host.admin_queue._next_cid = 0
+        assert not host.admin(SQE(), check=False).completion.ok
+    host.identify_controller()
+    assert [record.message.count("share=on") for record in caplog.records] == [1]

@@ -138,9 +138,10 @@ def test_memory_that_is_plugged_and_unplugged_under_a_guest_is_used_for_io(rig: 
     guest.power_off()
 
 
-def test_memory_that_is_not_shared_is_reported_at_once(rig: Rig) -> None:
+@pytest.mark.parametrize("backend", ["memory-backend-ram", "memory-backend-memfd,share=off"])
+def test_memory_that_is_not_shared_is_reported_at_once(rig: Rig, backend: str) -> None:
     daemon = rig.serve()
-    private = "memory-backend-ram,id=private,size=512M"
+    private = f"{backend},id=private,size=512M"
     machine = ["-object", private, "-machine", "memory-backend=private"]
     rig.start(daemon, kernel=None, arguments=machine)
     daemon.wait_for_log("share=on")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.admin.queues import being_deleted
 from nvme_mdev.controller.admin_queue import AdminQueue
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
+from nvme_mdev.controller.health import Health
 from nvme_mdev.controller.lifecycle import LifeCycle
 from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
@@ -93,6 +93,7 @@ class Controller:
             on_clear=self._controller_level_reset,
             volatile=self.namespaces.volatile,
         )
+        self.health = Health(state, queues, self.namespaces, on_temperature=self.events.temperature)
         self.namespace_changes = NamespaceChanges(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -142,6 +143,7 @@ class Controller:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
+        self.health.stop()
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
@@ -351,13 +353,13 @@ class Controller:
 
     def _power_on(self) -> None:
         scratch = self.state.scratch
+        self.health.power_on()
         for word in range(SCRATCH_END):
             if word != Scratch.PAUSED:
                 scratch[word] = 0
-        scratch[Scratch.POWER_ON_TIME] = int(time.time())
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
         self.registers.reset(self.settings)
-        self.state.error_count = 0
+        # The Error Count goes on: it is retained across power off (Base 5.1.12.1.2).
         self.state.error_log[:] = bytes(len(self.state.error_log))
         self.events.clear_changed_namespaces()
         self._controller_level_reset()
@@ -373,6 +375,7 @@ class Controller:
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)
+        self.health.tick()
         self.namespace_changes.follow()
         self._look_for_timeouts()
 

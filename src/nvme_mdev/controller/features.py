@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.health import WARNING_TEMPERATURE, composite_temperature
 from nvme_mdev.controller.memory_map import Scratch
 from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_features import (
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from nvme_mdev.controller.namespaces import Namespaces
     from nvme_mdev.controller.settings import ControllerSettings
     from nvme_mdev.datapath.state import ControllerState
-
-COMPOSITE_TEMPERATURE = 300
-"""Kelvin. Software has no temperature; this is a room's, and never changes."""
-WARNING_TEMPERATURE = 343
-"""WCTEMP in kelvin: arbitrary, but from NVMe 1.2 on there has to be one."""
-CRITICAL_TEMPERATURE = 353
-"""CCTEMP in kelvin, likewise."""
 
 RECOMMENDED_ARBITRATION_BURST = 6
 """RAB and the default of Arbitration Burst: 64 commands, as many as the data path takes at most."""
@@ -118,10 +112,8 @@ class Features:
     @property
     def temperature_warning(self) -> bool:
         """Whether the temperature is at or beyond a threshold (critical warning, bit 1)."""
-        return (
-            self.over_temperature <= COMPOSITE_TEMPERATURE
-            or self.under_temperature >= COMPOSITE_TEMPERATURE
-        )
+        temperature = composite_temperature(self._state)
+        return self.over_temperature <= temperature or self.under_temperature >= temperature
 
     def error_recovery(self, nsid: int) -> int:
         """Error Recovery of a namespace."""

@@ -8,6 +8,7 @@ and raises Namespace Attribute Changed, if the guest has asked for that event.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,6 @@ class NamespaceChanges:
         self._queues = controller.queues
         #: NSIDs whose size is being changed by us, or that are on their way out.
         self._busy: set[int] = set()
-        #: NSIDs whose medium could not be asked for its size, so that it is said once.
-        self._lost: set[int] = set()
 
     def attach(self, nsid: int, backend: Backend) -> None:
         """Make a namespace active without telling; ValueError: the NSID cannot be had.
@@ -76,16 +75,17 @@ class NamespaceChanges:
         """
         if nsid in self._busy:
             raise KeyError(nsid)
-        namespace = self._namespaces.remove(nsid)
+        lost = self._namespaces.lost.pop(nsid, None)
+        namespace = lost or self._namespaces.remove(nsid)
         self._busy.add(nsid)
         try:
             self._queues.retire_namespace(nsid)
-            self._controller.events.namespace_changed(nsid)
+            if lost is None:
+                self._controller.events.namespace_changed(nsid)
             await self._unused(nsid)
             self._queues.set_namespace(nsid, None)
         finally:
             self._busy.discard(nsid)
-            self._lost.discard(nsid)
         return namespace.backend
 
     async def resize(self, nsid: int, size: int) -> None:
@@ -127,22 +127,52 @@ class NamespaceChanges:
             await asyncio.sleep(_POLL_S)
 
     def follow(self) -> None:
-        """Take over the sizes that files and devices were given by others; never raises."""
-        for namespace in self._namespaces:
+        """Take over what others have done to files and devices; never raises.
+
+        They grow and shrink, become read-only and writable, disappear and come back.
+        """
+        for namespace in [*self._namespaces, *self._namespaces.lost.values()]:
             if namespace.nsid not in self._busy:
                 self._follow_one(namespace.nsid, namespace.backend)
 
     def _follow_one(self, nsid: int, backend: Backend) -> None:
+        lost = nsid in self._namespaces.lost
         try:
-            size = backend.medium_size()
-            if size == backend.size:
-                return
-            self._queues.resize_namespace(nsid, size)
+            size, read_only = backend.medium_size(), backend.medium_read_only()
+            if not size:
+                raise OSError(errno.ENODEV, "less than a block is left of it")
+            changed = self._adapt(nsid, backend, size, read_only=read_only)
         except OSError as error:
-            if nsid not in self._lost:
-                _log.warning("namespace %d, %s: %s", nsid, backend.name, error)
-            self._lost.add(nsid)
+            if not lost:
+                self._lose(nsid, backend, error)
             return
-        self._lost.discard(nsid)
-        _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
+        if lost:
+            _log.info("namespace %d, %s: it is back", nsid, backend.name)
+            self._queues.retire_namespace(nsid, False)
+            self._namespaces.find(nsid)
+        if lost or changed:
+            self._controller.events.namespace_changed(nsid)
+
+    def _adapt(self, nsid: int, backend: Backend, size: int, *, read_only: bool) -> bool:
+        """Serve the medium as it is now; whether that is a change."""
+        changed = False
+        if size != backend.size:
+            self._queues.resize_namespace(nsid, size)
+            _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
+            changed = True
+        if read_only != backend.read_only:
+            self._queues.protect_namespace(nsid, read_only)
+            state = "read-only" if read_only else "writable"
+            _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
+            changed = True
+        return changed
+
+    def _lose(self, nsid: int, backend: Backend, error: OSError) -> None:
+        """The medium has gone, and the namespace with it: inactive until the medium comes back.
+
+        Commands in flight end as the host ends their I/O.
+        """
+        _log.warning("namespace %d, %s is gone: %s", nsid, backend.name, error.strerror or error)
+        self._queues.retire_namespace(nsid)
+        self._namespaces.lose(nsid)
         self._controller.events.namespace_changed(nsid)

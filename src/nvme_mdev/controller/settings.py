@@ -26,6 +26,9 @@ NAMESPACE_UUID = uuid.UUID("5d8b9a2e-63f1-5f04-9d2a-1f5a6b0c7e42")
 """Root of all the name-based UUIDs (RFC 9562, version 5) of this program; arbitrary, never to
 change: guests find their disks by what is derived from it."""
 
+MAX_CNTLID = 0xFFEF
+"""The highest CNTLID of a controller (Base 5.1.13.2.1)."""
+
 _SERIAL_LENGTH = 20
 _MIN_QUEUE_ENTRIES = 2
 _MAX_QUEUE_ENTRIES = 65536
@@ -48,6 +51,8 @@ class ControllerSettings:
 
     serial: str
     """SN of Identify Controller: 1 to 20 printable ASCII characters; the same at each start."""
+    cntlid: int = 1
+    """CNTLID of Identify Controller: 0 to FFEFh, unique in the NVM subsystem."""
     io_queues: int = 64
     """I/O queue pairs offered."""
     queue_entries: int = 1024
@@ -66,6 +71,8 @@ class ControllerSettings:
             self.serial.isascii() and self.serial.isprintable()
         ):
             raise ValueError(f"serial {self.serial!r}: use 1 to 20 printable ASCII characters")
+        if not 0 <= self.cntlid <= MAX_CNTLID:
+            raise ValueError(f"controller identifier {self.cntlid}: 0 to {MAX_CNTLID} are possible")
         if not 1 <= self.io_queues <= MAX_IO_QUEUES:
             raise ValueError(f"{self.io_queues} I/O queues: 1 to {MAX_IO_QUEUES} are possible")
         if not _MIN_QUEUE_ENTRIES <= self.queue_entries <= _MAX_QUEUE_ENTRIES:

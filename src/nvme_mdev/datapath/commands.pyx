@@ -6,7 +6,7 @@ command points to: its PRP list and the ranges of Dataset Management, each copie
 Sections are those of the NVM Command Set Specification 1.x.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 

@@ -9,19 +9,18 @@ the thread answers with `state`, at the top of its turn. A sleeping thread alrea
 stores its word, then (full fence) loads the other's, so one of them always sees the other.
 """
 
-from libc.errno cimport errno
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
 from nvme_mdev.datapath.atomics cimport (
-    cpu_relax, fence_full, load_acquire32, load_relaxed32, prefetch_read, read_tsc, store_relaxed32,
+    cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
 from nvme_mdev.datapath.commands cimport command_parse
-from nvme_mdev.datapath.layout cimport SLOT_BUSY, io_counters_t, path_counters_t
+from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
     signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_waiting,
@@ -30,9 +29,9 @@ from nvme_mdev.datapath.runtime cimport (
     BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_READ, OP_WRITE, RUNNING, STANDING,
     controller_t, cq_t, iothread_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.status cimport SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
-import errno as errno_names
 import os
 import threading
 
@@ -102,6 +101,13 @@ cdef inline void count_io(controller_t *controller, request_t *request) noexcept
         request.ns.write_units += request.length >> 9
 
 
+cdef inline void count_media_error(controller_t *controller, request_t *request) noexcept nogil:
+    """Media and Data Integrity Errors of the SMART log: what was written cannot be had, or not kept."""
+    cdef uint32_t status = request.status & SC_MASK
+    if status == SC_UNRECOVERED_READ or status == SC_WRITE_FAULT:
+        controller.state.io_counters.media_errors += 1
+
+
 cdef inline void complete_one(request_t *request) noexcept nogil:
     """Post the request's CQE and give its slot back. Where the CQE goes is recorded before."""
     cdef sq_t *sq = request.sq
@@ -109,6 +115,7 @@ cdef inline void complete_one(request_t *request) noexcept nogil:
     cdef controller_t *controller = sq.controller
     if not controller.stopped:
         if request.status:
+            count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
                       request.error_location,
                       <uint64_t> request.slot.sqe.cdw11 << 32 | request.slot.sqe.cdw10,
@@ -232,41 +239,6 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     return count
 
 
-cdef request_t *oldest_after(sq_t *sq, uint32_t sequence) noexcept nogil:
-    """The busy slot whose command was fetched first, of those not before `sequence`; NULL: none."""
-    cdef request_t *oldest = NULL
-    cdef uint32_t i
-    for i in range(sq.slot_count):
-        if sq.slots[i].state == SLOT_BUSY and <int32_t> (sq.slots[i].sequence - sequence) >= 0 and (
-                oldest == NULL or <int32_t> (sq.slots[i].sequence - oldest.slot.sequence) < 0):
-            oldest = &sq.requests[i]
-    return oldest
-
-
-cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil:
-    """Execute what a process before us has fetched and not completed, in the order of fetching.
-
-    The room in the CQ was promised then, and the guest has only made more since.
-    """
-    cdef sq_t *sq = <sq_t *> queue
-    cdef uint32_t sequence = sq.fetched - 0x7fffffff
-    cdef request_t *request = oldest_after(sq, sequence)
-    while request != NULL:
-        sequence = request.slot.sequence + 1
-        sq.inflight += 1
-        sq.cq.reserved_entries += 1
-        request.started = read_tsc()
-        request.status = <uint16_t> command_parse(request)
-        if request.status:
-            request_done(thread, request)
-        else:
-            request.ns.backend.ops.submit(thread, request)
-        if thread.done_count:
-            complete_done(thread)
-        request = oldest_after(sq, sequence)
-    return 0
-
-
 cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
     """Tell the control plane of admin doorbells that moved."""
     cdef uint32_t i, tail
@@ -372,6 +344,7 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     timeout.tv_nsec = <int64_t> ns
     woken.fd = thread.wake_fd
     woken.events = POLLIN
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
         read_fd(thread.wake_fd, &ignored, 8)
@@ -414,6 +387,7 @@ cdef void idle(iothread_t *thread) noexcept nogil:
 cdef void stand(iothread_t *thread) noexcept nogil:
     """Stand still until nobody asks for it; run what the control plane wants run here."""
     cdef uint32_t spins = 0
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
         if load_acquire32(&thread.call_pending):
@@ -476,6 +450,7 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
+        self.thread.rests = 1
         self.name = name
 
     def __init__(self, name, *, cpu=None, poll_timeout_ms=500):

@@ -14,9 +14,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.runtime cimport (
-    BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, memory_map_t, region_t,
-)
+from nvme_mdev.datapath.runtime cimport BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, region_t
 from nvme_mdev.datapath.sigbus cimport sigbus_guard, sigbus_release
 
 import errno as errno_names

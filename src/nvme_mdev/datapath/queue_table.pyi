@@ -180,9 +180,15 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These four raise KeyError where no namespace is attached.
-    def retire_namespace(self, nsid: int) -> None:
-        """New commands find the namespace inactive; those in flight complete normally."""
+    # These five raise KeyError where no namespace is attached.
+    def retire_namespace(self, nsid: int, retired: bool = True) -> None:
+        """New commands find the namespace inactive; those in flight complete normally.
+
+        With `retired` False it is active again.
+        """
+
+    def protect_namespace(self, nsid: int, read_only: bool) -> None:
+        """Refuse commands that write, from the next one on, or no longer refuse them."""
 
     def resize_namespace(self, nsid: int, size: int) -> None:
         """The namespace has `size` bytes from the next command on, rounded down to blocks.

@@ -7,12 +7,10 @@ Cache lines: what the IOThread writes per command lives in `request_t`, `slot_t`
 first line; what the control plane writes is on lines of its own.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.layout cimport (
-    IO_QUEUES, QUEUES, controller_state_t, cq_state_t, nvme_cqe_t, nvme_sqe_t, slot_t, sq_state_t,
-)
+from nvme_mdev.datapath.layout cimport QUEUES, controller_state_t, cq_state_t, slot_t, sq_state_t
 
 cdef enum:
     #: Namespace identifiers that a controller offers (NN); also the size of its table.
@@ -222,6 +220,9 @@ cdef struct controller_t:
     interrupts_t *irq
     sq_t *sqs
     cq_t *cqs
+    #: The doorbell registers, and the exponent of their distance (CAP.DSTRD).
+    uint32_t *doorbell_page
+    uint32_t dstrd
     #: Bytes; what MDTS says.
     uint64_t max_transfer
     uint32_t page_size
@@ -282,3 +283,5 @@ cdef struct iothread_t:
     uint64_t idle_since_ns
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
+    uint32_t rests

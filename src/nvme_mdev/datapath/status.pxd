@@ -17,6 +17,8 @@ cdef enum:
     SC_UNRECOVERED_READ = 0x281
     SC_COMPARE_FAILURE = 0x285
 
+    #: SCT and SC, without More and Do Not Retry.
+    SC_MASK = 0x7ff
     SC_DNR = 0x4000
 
 #: Where in the SQE the fault is (byte), for the error log.

@@ -4,7 +4,7 @@ What a benchmark needs per command without Python is in `workload.pyx`; it drive
 `queue_t` through the inlines of `queues.pxd`.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from posix.unistd cimport read
 
 from nvme_mdev.datapath.atomics cimport cpu_relax

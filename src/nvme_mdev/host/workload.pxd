@@ -1,6 +1,6 @@
 """The benchmark loop's own structs; the numbers of a distribution are laid out as fio does it."""
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nvme_mdev.host.queues cimport QueuePair, queue_t, sqe_t
 

@@ -26,7 +26,7 @@ from nvme_mdev.service.rpc import (
     encode_result,
     parse_request,
 )
-from nvme_mdev.vfio_user.server import listen
+from nvme_mdev.vfio_user.listener import listen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,7 +57,7 @@ class ControlServer:
         self._identity: tuple[int, int] | None = None
 
     async def start(self) -> None:
-        """Listen; OSError as :func:`nvme_mdev.vfio_user.server.listen` says."""
+        """Listen; OSError as :func:`nvme_mdev.vfio_user.listener.listen` says."""
         listener = listen(self.path)
         found = self.path.lstat()
         self._identity = (found.st_dev, found.st_ino)

@@ -220,7 +220,9 @@ def _settings(served: ServedController) -> list[api.SettingInfo]:
 
 
 def _namespaces(served: ServedController) -> list[api.NamespaceInfo]:
-    return [_namespace(served, namespace) for namespace in served.controller.namespaces]
+    namespaces = served.controller.namespaces
+    there = sorted([*namespaces, *namespaces.lost.values()], key=lambda one: one.nsid)
+    return [_namespace(served, namespace) for namespace in there]
 
 
 def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceInfo:
@@ -232,6 +234,7 @@ def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceI
         block_size=backend.block_size,
         read_only=backend.read_only,
         uuid=str(namespace.uuid),
+        state="lost" if namespace.nsid in served.controller.namespaces.lost else "active",
     )
 
 

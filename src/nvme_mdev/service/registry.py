@@ -53,8 +53,9 @@ class ServedController:
     # -- namespaces --------------------------------------------------------------------------
 
     def namespace(self, nsid: int) -> Namespace:
-        """The active namespace."""
-        found = self.controller.namespaces.get(nsid)
+        """The active namespace, or one whose medium has gone."""
+        namespaces = self.controller.namespaces
+        found = namespaces.get(nsid) or namespaces.lost.get(nsid)
         if found is None:
             there = ", ".join(str(one.nsid) for one in self.controller.namespaces) or "none"
             raise UserError(f"{self.name} has no namespace {nsid}: there are {there}")
@@ -216,6 +217,10 @@ def _why_not_resized(nsid: int, target: Target, error: OSError) -> str:
     if target.kind == "memory":
         return f"namespace {nsid}: there is not that much memory: give a smaller size"
     match error.errno:
+        case errno.ENOTSUP if target.options.length is not None:
+            return (
+                f"{name} is a part with a length of its own: remove namespace {nsid}, add another"
+            )
         case errno.ENOTSUP:
             return f"{name} is a block device: resize it where it is made, namespace {nsid} follows"
         case errno.EFBIG | errno.EINVAL:

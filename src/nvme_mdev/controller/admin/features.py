@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
 from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.controller.health import WARNING_TEMPERATURE
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_commands import NSID_ALL, NSID_NONE, SET_FEATURES_SV
@@ -92,7 +93,7 @@ def _default(controller: Controller, command: AdminCommand, fid: Fid) -> int:
         return _vector(controller, command)
     if fid is Fid.TEMPERATURE_THRESHOLD:
         under = _threshold(command).thsel == TemperatureThresholdType.UNDER
-        return 0 if under else features.WARNING_TEMPERATURE
+        return 0 if under else WARNING_TEMPERATURE
     return features.defaults(controller.settings)[fid]
 
 

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.admin import identify_lists as lists
+from nvme_mdev.controller.admin.identify_lists import check_csi
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.features import (
-    CRITICAL_TEMPERATURE,
-    RECOMMENDED_ARBITRATION_BURST,
-    WARNING_TEMPERATURE,
-)
+from nvme_mdev.controller.features import RECOMMENDED_ARBITRATION_BURST
+from nvme_mdev.controller.health import CRITICAL_TEMPERATURE, WARNING_TEMPERATURE
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
-from nvme_mdev.spec.nvme_commands import MAX_NSID as HIGHEST_NSID
 from nvme_mdev.spec.nvme_commands import Csi
 from nvme_mdev.spec.nvme_identify import (
     FRMW_SLOTS_SHIFT,
     IDENTIFY_SIZE,
     NIDT_LENGTH,
-    NSID_LIST_ENTRIES,
     Cns,
     CntrlType,
     Dlfeat,
@@ -39,7 +36,6 @@ from nvme_mdev.spec.nvme_identify import (
     Nsattr,
     Nsfeat,
     NsIdDescriptor,
-    NsidList,
     Nstat,
     Oacs,
     Oaes,
@@ -92,7 +88,7 @@ def identify(controller: Controller, command: AdminCommand) -> int:
 
 def _controller(controller: Controller, _command: AdminCommand) -> IdentifyController:
     settings = controller.settings
-    return IdentifyController(
+    data = IdentifyController(
         vid=settings.vendor_id,
         ssvid=settings.vendor_id,
         sn=ascii_field(settings.serial, 20),
@@ -100,6 +96,7 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         fr=ascii_field(firmware_revision(), 8),
         rab=RECOMMENDED_ARBITRATION_BURST,
         mdts=(settings.max_transfer // _MIN_PAGE_SIZE).bit_length() - 1,
+        cntlid=settings.cntlid,
         ver=VERSION,
         rtd3r=_RESUME_LATENCY_US,
         rtd3e=_SHUTDOWN_LATENCY_US,
@@ -122,6 +119,8 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         vwc=Vwc.FB_NOT_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
         subnqn=settings.nqn.encode("ascii"),
     )
+    data.tnvmcap[:] = list(u128(sum(one.backend.size for one in controller.namespaces)))
+    return data
 
 
 def optional_commands(namespaces: Namespaces) -> Oncs:
@@ -141,7 +140,7 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
 
 def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
     """No limits of its own: MDTS holds for commands with data, the others take what fits NLB."""
-    _check_csi(command)
+    check_csi(command)
     return IdentifyControllerNvm()
 
 
@@ -185,7 +184,7 @@ def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:
 def _namespace_nvm(_controller: Controller, command: AdminCommand) -> IdentifyNamespaceNvm:
     """No protection information, so nothing to say; it is asked for all the same."""
     check_nsid(command.sqe.nsid)
-    _check_csi(command)
+    check_csi(command)
     return IdentifyNamespaceNvm()
 
 
@@ -220,37 +219,23 @@ def _namespace_descriptors(controller: Controller, command: AdminCommand) -> byt
     )
 
 
-def _active_nsids(controller: Controller, command: AdminCommand) -> NsidList:
-    """The active NSIDs above the one given."""
-    above = command.sqe.nsid
-    if above >= HIGHEST_NSID:
-        raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)
-    data = NsidList()
-    nsids = [namespace.nsid for namespace in controller.namespaces if namespace.nsid > above]
-    for index, nsid in enumerate(nsids[:NSID_LIST_ENTRIES]):
-        data.nsid[index] = nsid
-    return data
-
-
-def _active_nsids_of_csi(controller: Controller, command: AdminCommand) -> NsidList:
-    _check_csi(command)
-    return _active_nsids(controller, command)
-
-
-def _check_csi(command: AdminCommand) -> None:
-    """Only the NVM command set is there."""
-    if command.sqe.cdw11 >> 24 != Csi.NVM:
-        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CSI)
-
-
 _STRUCTURES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
     Cns.NAMESPACE: _namespace,
     Cns.CONTROLLER: _controller,
-    Cns.ACTIVE_NSID_LIST: _active_nsids,
+    Cns.ACTIVE_NSID_LIST: lists.active_nsids,
     Cns.NS_ID_DESCRIPTORS: _namespace_descriptors,
     Cns.IOCS_NAMESPACE: _namespace_nvm,
     Cns.IOCS_CONTROLLER: _controller_nvm,
-    Cns.IOCS_ACTIVE_NSID_LIST: _active_nsids_of_csi,
+    Cns.IOCS_ACTIVE_NSID_LIST: lists.active_nsids_of_csi,
     Cns.IOCS_INDEPENDENT_NAMESPACE: _namespace_independent,
+    Cns.ALLOCATED_NSID_LIST: lists.active_nsids,
+    Cns.ALLOCATED_NAMESPACE: _namespace,
+    Cns.NS_CONTROLLER_LIST: lists.attached_controllers,
+    Cns.CONTROLLER_LIST: lists.controllers,
+    Cns.PRIMARY_CONTROLLER_CAPS: lists.primary_capabilities,
+    Cns.SECONDARY_CONTROLLER_LIST: lists.secondary_controllers,
+    Cns.IOCS_ALLOCATED_NSID_LIST: lists.active_nsids_of_csi,
+    Cns.IOCS_ALLOCATED_NAMESPACE: _namespace_nvm,
+    Cns.IO_COMMAND_SETS: lists.io_command_sets,
 }
 """CNS to the function that builds its data structure; what is not here is an invalid field."""

@@ -25,4 +25,6 @@ cdef class Backend:
     cdef int detach(self, IOThread iothread) except -1
     #: Serve so many bytes from now on, in whole blocks; every IOThread that serves it is paused.
     cdef int set_size(self, uint64_t size) except -1
+    #: Writes are refused from now on, or no longer.
+    cdef int set_read_only(self, bint read_only) except -1
 

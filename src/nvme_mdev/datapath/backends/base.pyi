@@ -30,6 +30,9 @@ class Backend:
         0 where less than a block is left. OSError: it cannot be asked, it is gone.
         """
 
+    def medium_read_only(self) -> bool:
+        """Whether the medium cannot be written to now (OSError: it cannot be asked, it is gone)."""
+
     def change_medium(self, size: int) -> None:
         """Make the medium itself larger or smaller, in bytes.
 
@@ -43,5 +46,8 @@ class Backend:
         From any thread, while IOThreads go on; releases the GIL. For shutdown and for turning the
         volatile write cache off; the guest's Flush does not come here.
         """
+
+    def temperature(self) -> int | None:
+        """Kelvin, of the medium; None: it has no sensor. From any thread; may take its time."""
 
     def close(self) -> None: ...

@@ -19,14 +19,25 @@ cdef class Backend:
         self.backend.size = self.size
         return 0
 
+    cdef int set_read_only(self, bint read_only) except -1:
+        self.read_only = read_only
+        return 0
+
     def medium_size(self):
         return self.size
+
+    def medium_read_only(self):
+        return self.read_only
 
     def change_medium(self, size):
         """Nothing to do: it is as large as `set_size` says."""
 
     def flush(self):
         """Make everything that was written durable: nothing to do without a volatile cache."""
+
+    def temperature(self):
+        """Nothing here has one."""
+        return None
 
     def close(self):
         """Give up what it holds; it serves no more."""

@@ -6,13 +6,12 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.mman cimport (
     MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
-from posix.uio cimport iovec
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE,
-    backend_ops_t, iothread_t, request_t,
+    OP_COMPARE, OP_DEALLOCATE, OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE, backend_ops_t,
+    iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport SC_COMPARE_FAILURE, SC_SUCCESS
 

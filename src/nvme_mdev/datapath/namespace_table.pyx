@@ -1,0 +1,48 @@
+"""A controller's namespaces, as the data path needs them. The IOThreads stand still meanwhile."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
+from nvme_mdev.datapath.runtime cimport (
+    OP_DEALLOCATE, OP_FLUSH, controller_t, namespace_t, request_t, sq_t,
+)
+
+
+cdef int fill_namespace(namespace_t *ns, uint32_t nsid, Backend backend) except -1:
+    memset(ns, 0, sizeof(namespace_t))
+    if backend is not None:
+        ns.backend = &backend.backend
+        ns.blocks = backend.size // backend.block_size
+        ns.block_shift = backend.block_size.bit_length() - 1
+        ns.nsid = nsid
+        ns.read_only = backend.read_only
+    return 0
+
+
+cdef bint reaches(request_t *request, uint64_t start) noexcept:
+    """Whether a request in flight touches its backend from byte `start` on."""
+    cdef uint32_t i
+    if request.operation == OP_FLUSH:
+        return False
+    if request.operation != OP_DEALLOCATE:
+        return request.offset + request.length > start
+    for i in range(request.iov_count):
+        if <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len > start:
+            return True
+    return False
+
+
+cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept:
+    cdef sq_t *sq
+    cdef uint32_t qid, i
+    for qid in range(1, QUEUES):
+        sq = &controller.sqs[qid]
+        if sq.size == 0 or sq.inflight == 0:
+            continue
+        for i in range(sq.slot_count):
+            if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
+                    and (start == 0 or reaches(&sq.requests[i], start))):
+                return True
+    return False
