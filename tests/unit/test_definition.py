@@ -119,9 +119,8 @@ def test_a_serial_given_is_taken(tmp_path: Path) -> None:
     assert _serial(tmp_path, "/a", serial="x" * SERIAL_LENGTH) == "x" * SERIAL_LENGTH
 
 
-def test_at_least_one_target_is_needed_and_at_most_so_many_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no target"):
-        Definition((), tmp_path / "s")
+def test_so_many_targets_are_taken_and_none_is_an_empty_controller(tmp_path: Path) -> None:
+    assert len({Definition((), tmp_path / name).serial_number for name in "ab"}) == 2
     targets = (Target.parse("null:1M"),) * MAX_NAMESPACES
     assert Definition(targets, tmp_path / "s").targets == targets
     with pytest.raises(UserError, match="at most 256"):

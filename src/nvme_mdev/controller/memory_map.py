@@ -24,6 +24,8 @@ class Scratch(enum.IntEnum):
     """Not 0: the host has paused the controller."""
     CC_SEEN = 5
     """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
+    SHADOW_DOORBELL = 6
+    """Not 0: Doorbell Buffer Config is offered until the next reset, whatever the setting says."""
     USED = 7
     """Not 0: enabled, and not shut down since."""
     EVENTS_MASKED = 8
@@ -52,6 +54,14 @@ class Lifetime(enum.IntEnum):
     """Milliseconds at or above CCTEMP."""
     TEMPERATURE = 6
     """Kelvin, as the medium told it last; 0 where it tells none."""
+    SAVED_FEATURES = 256
+    """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
+    WRITE_PROTECTION = 512
+    """:class:`WriteProtectionState` of a namespace: word NSID - 1 from here."""
+
+
+SAVED = 1 << 32
+"""Above a feature's value: it was saved, and is not just 0."""
 
 
 STATE_MAGIC = 0x3156_4E44

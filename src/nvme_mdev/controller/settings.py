@@ -103,5 +103,5 @@ class ControllerSettings:
 
     @property
     def nqn(self) -> str:
-        """SUBNQN: the NVM subsystem is this controller alone, so it follows from the serial."""
+        """SUBNQN: of the NVM subsystem, as the serial number is, so it follows from that."""
         return NQN_PREFIX + str(uuid.uuid5(NAMESPACE_UUID, f"subsystem:{self.serial}"))

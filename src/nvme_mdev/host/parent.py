@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import logging
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from nvme_mdev.datapath.backends.drive import block_size_of, describe
 from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
@@ -86,6 +87,23 @@ class _Claim:
         return self.start < other_end and other.start < end
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(
+    method: Callable[Concatenate[Parent, P], R],
+) -> Callable[Concatenate[Parent, P], R]:
+    """One such method of a parent runs at a time."""
+
+    @functools.wraps(method)
+    def alone(self: Parent, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class Parent:
     """One controller below, for all namespaces that this process serves from it.
 
@@ -111,6 +129,8 @@ class Parent:
         self._claims: dict[NvmeBackend, _Claim] = {}
         self._namespaces: dict[int, IdentifyNamespace] = {}
         self._aborted: set[tuple[IOThread, int]] = set()
+        #: Targets are opened in a thread of their own, while others are served.
+        self._lock = threading.RLock()
         self._own_lock = threading.Lock()
         self._own: IoQueue | None = None
         self._away_since: float | None = None
@@ -147,6 +167,7 @@ class Parent:
 
     # -- namespaces ------------------------------------------------------------------------------
 
+    @_alone
     def open(
         self,
         name: str,
@@ -204,6 +225,7 @@ class Parent:
             raise HostError(f"{self.address} is away")
         return self._own
 
+    @_alone
     def release(self, backend: NvmeBackend) -> None:
         """A namespace is closed; the controller with the last."""
         self._claims.pop(backend, None)
@@ -214,6 +236,7 @@ class Parent:
         if not self._claims:
             self.close()
 
+    @_alone
     def close(self) -> None:
         """Shut the controller down and let go of it."""
         self._on_close(self)
@@ -221,6 +244,7 @@ class Parent:
         if host is not None:
             host.close()
 
+    @_alone
     def current_blocks(self, backend: NvmeBackend) -> int:
         """Looks after the controller, too: it is what is asked every second."""
         self.look()
@@ -266,6 +290,7 @@ class Parent:
 
     # -- queues and memory -----------------------------------------------------------------------
 
+    @_alone
     def take_queue(self, iothread: IOThread) -> LowerQueue:
         """Set a queue pair aside for an IOThread; UserError: the controller has none left."""
         share = self._shares.get(iothread)
@@ -303,6 +328,7 @@ class Parent:
             pages_iova=share.pages.iova,
         )
 
+    @_alone
     def give_queue(self, iothread: IOThread) -> None:
         """Give an IOThread's queue pair back to the controller with its last use."""
         share = self._shares[iothread]
@@ -319,6 +345,7 @@ class Parent:
             if share.pages is not None:
                 self._host.unmap_memory(share.pages)
 
+    @_alone
     def map(self, address: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
         """Guest memory, at its address here. The controller may be away: it is told later."""
         self._maps[address] = (size, fd, offset, writable)
@@ -330,6 +357,7 @@ class Parent:
             del self._maps[address]
             raise OSError(errno.EIO, str(error), self.address) from error
 
+    @_alone
     def unmap(self, address: int, size: int) -> None:
         """Guest memory that is used no more."""
         if self._maps.pop(address, None) is None or self._host is None:

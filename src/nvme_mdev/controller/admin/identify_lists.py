@@ -25,6 +25,8 @@ from nvme_mdev.spec.nvme_virtualization import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nvme_mdev.controller.admin.command import AdminCommand
     from nvme_mdev.controller.controller import Controller
 
@@ -67,17 +69,20 @@ def attached_controllers(controller: Controller, command: AdminCommand) -> Contr
     if command.sqe.nsid == NSID_ALL:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
     check_nsid(command.sqe.nsid)
-    if controller.namespaces.get(command.sqe.nsid) is None:
-        return ControllerList()
-    return controllers(controller, command)
+    return _list(controller.subsystem.attached(command.sqe.nsid), command)
 
 
 def controllers(controller: Controller, command: AdminCommand) -> ControllerList:
     """CNS 13h: the controllers of the subsystem, from CNTID on."""
+    return _list(controller.subsystem, command)
+
+
+def _list(found: Iterable[Controller], command: AdminCommand) -> ControllerList:
     data = ControllerList()
-    if _cntid(command) <= controller.settings.cntlid:
-        data.numids = 1
-        data.cntlid[0] = controller.settings.cntlid
+    for one in found:
+        if _cntid(command) <= one.settings.cntlid and data.numids < len(data.cntlid):
+            data.cntlid[data.numids] = one.settings.cntlid
+            data.numids += 1
     return data
 
 
@@ -85,9 +90,10 @@ def primary_capabilities(
     controller: Controller, command: AdminCommand
 ) -> PrimaryControllerCapabilities:
     """CNS 14h: the first primary controller from CNTID on; it has no flexible resources."""
-    if _cntid(command) > controller.settings.cntlid:
-        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
-    return PrimaryControllerCapabilities(cntlid=controller.settings.cntlid)
+    for one in controller.subsystem:
+        if one.settings.cntlid >= _cntid(command):
+            return PrimaryControllerCapabilities(cntlid=one.settings.cntlid)
+    raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
 
 
 def secondary_controllers(
@@ -106,7 +112,8 @@ def _cntid(command: AdminCommand) -> int:
 
 def io_command_sets(controller: Controller, command: AdminCommand) -> IoCommandSetVectors:
     """CNS 1Ch: one combination, which is the NVM command set alone."""
-    if _cntid(command) not in (_THIS_CONTROLLER, controller.settings.cntlid):
+    known = {one.settings.cntlid for one in controller.subsystem} | {_THIS_CONTROLLER}
+    if _cntid(command) not in known:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
     data = IoCommandSetVectors()
     data.vector[0] = 1 << Csi.NVM

@@ -26,6 +26,8 @@ cdef enum:
 #: The commands of one IOThread that are not old enough yet, oldest first.
 cdef struct delay_t:
     iothread_t *thread
+    #: Controllers on that IOThread that the namespace is attached to.
+    uint32_t users
     #: Time-stamp counter ticks.
     uint64_t latency
     chain_t commands
@@ -97,29 +99,42 @@ cdef class NullBackend(Backend):
         for i in range(PLACES):
             self.delays[i].latency = latency_ns * ticks_hz() // 1000000000
 
-    cdef int attach(self, IOThread iothread) except -1:
+    cdef delay_t *delay_of(self, iothread_t *thread) noexcept:
+        """The IOThread's commands, or (NULL) a free place for some; NULL: there is none."""
         cdef uint32_t i
+        for i in range(PLACES):
+            if self.delays[i].thread == thread:
+                return &self.delays[i]
+        return NULL
+
+    cdef int attach(self, IOThread iothread) except -1:
+        cdef delay_t *delay
         if self.backend.ops != &delayed_ops:
             return 0
-        for i in range(PLACES):
-            if self.delays[i].thread == NULL:
-                break
-        else:
-            raise OSError(28, "too many IOThreads serve this namespace", self.name)
-        iothread.pause()
-        try:
-            iothread.add_poller(delayed_poll, &self.delays[i])
-            self.delays[i].thread = iothread.thread
-        finally:
-            iothread.resume()
+        delay = self.delay_of(iothread.thread)
+        if delay == NULL:
+            delay = self.delay_of(NULL)
+            if delay == NULL:
+                raise OSError(28, "too many IOThreads serve this namespace", self.name)
+            iothread.pause()
+            try:
+                iothread.add_poller(delayed_poll, delay)
+            finally:
+                iothread.resume()
+            delay.users = 0
+            delay.thread = iothread.thread
+        delay.users += 1
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
-        cdef uint32_t i
-        iothread.pause()
-        for i in range(PLACES):
-            if self.delays[i].thread == iothread.thread:
-                iothread.remove_poller(&self.delays[i])
-                self.delays[i].thread = NULL
-        iothread.resume()
+        cdef delay_t *delay
+        if self.backend.ops != &delayed_ops:
+            return 0
+        delay = self.delay_of(iothread.thread)
+        delay.users -= 1
+        if delay.users == 0:
+            delay.thread = NULL
+            iothread.pause()
+            iothread.remove_poller(delay)
+            iothread.resume()
         return 0

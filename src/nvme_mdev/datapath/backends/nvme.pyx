@@ -62,15 +62,17 @@ cdef struct lower_t:
     #: Over, with `request.status`, but for being posted.
     chain_t ended
 
-#: Which queue pair an IOThread uses.
+#: Which queue pair an IOThread uses. `thread` is stored last and NULL where the place is free: other
+#: threads look for theirs meanwhile.
 cdef struct place_t:
     iothread_t *thread
     lower_t *lower
+    #: Controllers on that IOThread that the namespace is attached to.
+    uint32_t users
 
 #: A namespace below, and the queue pairs that lead to it.
 cdef struct served_t:
     below_t below
-    uint32_t place_count
     place_t places[PLACES]
 
 
@@ -160,10 +162,10 @@ cdef inline void start(iothread_t *thread, lower_t *lower, request_t *request) n
 
 cdef inline lower_t *lower_of(served_t *served, iothread_t *thread) noexcept nogil:
     cdef uint32_t i
-    for i in range(served.place_count):
+    for i in range(PLACES):
         if served.places[i].thread == thread:
-            return served.places[i].lower
-    return NULL
+            break
+    return served.places[i].lower
 
 
 cdef void nvme_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -435,28 +437,34 @@ cdef class NvmeBackend(Backend):
         self.backend.context = self.served
         self.backend.size = self.size
 
+    cdef place_t *place_of(self, iothread_t *thread) noexcept:
+        """The IOThread's place, or (NULL) a free one; NULL: there is none."""
+        cdef uint32_t i
+        for i in range(PLACES):
+            if self.served.places[i].thread == thread:
+                return &self.served.places[i]
+        return NULL
+
     cdef int attach(self, IOThread iothread) except -1:
         cdef LowerQueue queue
-        if self.served.place_count == PLACES:
-            raise OSError(28, "too many IOThreads serve this namespace", self.name)
-        queue = self.parent.take_queue(iothread)
-        iothread.pause()
-        self.served.places[self.served.place_count].thread = iothread.thread
-        self.served.places[self.served.place_count].lower = &queue.lower
-        self.served.place_count += 1
-        iothread.resume()
+        cdef place_t *place = self.place_of(iothread.thread)
+        if place == NULL:
+            place = self.place_of(NULL)
+            if place == NULL:
+                raise OSError(28, "too many IOThreads serve this namespace", self.name)
+            queue = self.parent.take_queue(iothread)
+            place.lower = &queue.lower
+            place.users = 0
+            place.thread = iothread.thread
+        place.users += 1
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
-        cdef uint32_t i
-        iothread.pause()
-        for i in range(self.served.place_count):
-            if self.served.places[i].thread == iothread.thread:
-                self.served.place_count -= 1
-                self.served.places[i] = self.served.places[self.served.place_count]
-                break
-        iothread.resume()
-        self.parent.give_queue(iothread)
+        cdef place_t *place = self.place_of(iothread.thread)
+        place.users -= 1
+        if place.users == 0:
+            place.thread = NULL
+            self.parent.give_queue(iothread)
         return 0
 
     @property

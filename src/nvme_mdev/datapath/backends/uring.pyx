@@ -443,9 +443,12 @@ cdef class UringBackend(Backend):
 
     cdef medium_t *medium
     cdef object opened
+    #: IOThread to how many controllers it serves this for.
+    cdef dict attachments
     cdef readonly bint inline_io
 
     def __cinit__(self, *args, **kwargs):
+        self.attachments = {}
         self.medium = <medium_t *> calloc(1, sizeof(medium_t))
         if self.medium == NULL:
             raise MemoryError
@@ -517,6 +520,9 @@ cdef class UringBackend(Backend):
 
     cdef int attach(self, IOThread iothread) except -1:
         cdef int status
+        if iothread in self.attachments:
+            self.attachments[iothread] += 1
+            return 0
         if iothread.thread.uring == NULL:
             status = iothread.call(uring_create, NULL)
             if status:
@@ -527,9 +533,14 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
+        self.attachments[iothread] = 1
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
+        self.attachments[iothread] -= 1
+        if self.attachments[iothread]:
+            return 0
+        del self.attachments[iothread]
         self._register(iothread, self.medium.buffered, -1)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, -1)
