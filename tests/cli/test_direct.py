@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from tests.cli.test_restart import killed_again_and_again
 from nvme_mdev.host.driver import NvmeHost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.cli.conftest import RunCommand, Serve
 
 MIB = 1 << 20
@@ -23,6 +26,16 @@ def verify(socket: Path, seconds: int, *options: str) -> list[str]:
     """A command line of bench that writes, reads and verifies."""
     bench = [sys.executable, "-m", "nvme_mdev.cli.main", "bench", str(socket), "--rw", "randrw"]
     return [*bench, "--bs", "4k", "--qd", "32", "--verify", "--runtime", str(seconds), *options]
+
+
+@contextmanager
+def written(image: Path) -> Iterator[None]:
+    """Wait until an image has data."""
+    end = time.monotonic() + 30
+    while not image.stat().st_blocks:
+        assert time.monotonic() < end, "nothing was written"
+        time.sleep(0.01)
+    yield
 
 
 @pytest.fixture
@@ -35,7 +48,7 @@ def test_the_first_part_of_a_vfio_user_controller_is_served(here: Path, serve: S
     serve("drive.img", "--size", "32M", "--socket", "drive")
     target = "direct:vfio-user:drive/n1,offset=16M,length=8M"
     above = serve(target, "--socket", "vm1")
-    assert f"namespace 1 {target} (8 MiB, 512 B blocks)" in above.ready
+    assert "drive/n1,offset=16M,length=8M (8 MiB, 512 B blocks)" in above.ready
     with NvmeHost(here / "vm1") as host:
         host.create_queue_pair().write(1, 8, b"direct" * 1024, block_size=512)
         assert host.namespace(1).size == 8 * MIB
@@ -57,6 +70,7 @@ def test_verified_io_goes_on_while_either_daemon_is_killed(
             stderr=subprocess.STDOUT,
             text=True,
         ) as process,
+        written(here / "drive.img"),
         killed_again_and_again(above if victim == "above" else below, 4) as enough,
     ):
         out, _ = process.communicate(timeout=100)

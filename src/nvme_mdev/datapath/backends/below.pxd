@@ -4,7 +4,7 @@ What both forms of direct mode have in common: NSID and LBA are those of the nam
 is what the guest asked for and was checked (NVM Command Set 1.x, section 3).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from nvme_mdev.datapath.host_rings cimport sqe_t
