@@ -37,6 +37,7 @@ COMMANDS = {
     "unplug": "nvme_mdev.cli.control",
     "restart": "nvme_mdev.cli.control",
     "bench": "nvme_mdev.cli.bench",
+    "conformance": "nvme_mdev.cli.conformance",
     "demo": "nvme_mdev.cli.demo",
 }
 
