@@ -130,6 +130,7 @@ def _make_controller(
         io_queues=definition.queues,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
+        allow_erase=definition.allow_erase,
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:

@@ -8,6 +8,7 @@ from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
+from nvme_mdev.datapath.backends.raw import NoMedium
 
 
 cdef void null_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -40,3 +41,6 @@ cdef class NullBackend(Backend):
         self.can_write_zeroes = self.can_deallocate = True
         self.backend.ops = &null_ops
         self.backend.size = self.size
+
+    def raw(self):
+        return NoMedium()
