@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
+from nvme_mdev.datapath.aborts cimport STATUS_DROPPED
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
@@ -114,7 +115,7 @@ cdef inline void complete_one(request_t *request) noexcept nogil:
     cdef sq_t *sq = request.sq
     cdef cq_t *cq = sq.cq
     cdef controller_t *controller = sq.controller
-    if not controller.stopped:
+    if not controller.stopped and request.status != STATUS_DROPPED:
         if request.status:
             count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
