@@ -13,7 +13,8 @@ from libc.stdint cimport int32_t, uint32_t
 from nvme_mdev.datapath.atomics cimport load_acquire32, store_release32
 from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, sq_state_t
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, cq_post, cq_read_head, cq_room, log_error, raise_interrupt, sq_entry, sq_waiting,
+    cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
+    sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport cq_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_REQUESTED
@@ -29,16 +30,8 @@ cdef enum:
 
 cdef bint is_stale(sq_t *sq, uint32_t note) noexcept nogil:
     """Whether the command that a note is about has come and gone."""
-    cdef uint32_t sequence = sq.state.aborted_sequence[note]
-    cdef uint32_t i
-    if sq.state.aborted_state[note] == NOTE_FREE:
-        return True
-    if <int32_t> (sequence - sq.fetched) >= 0:
-        return False
-    for i in range(sq.slot_count):
-        if sq.slots[i].state == SLOT_BUSY and sq.slots[i].sequence == sequence:
-            return False
-    return True
+    return (sq.state.aborted_state[note] == NOTE_FREE
+            or <int32_t> (sq.state.aborted_sequence[note] - sq.fetched) < 0)
 
 
 cdef bint is_noted(sq_state_t *state, uint32_t sequence) noexcept nogil:
@@ -49,17 +42,21 @@ cdef bint is_noted(sq_state_t *state, uint32_t sequence) noexcept nogil:
     return False
 
 
-cdef bint was_aborted(request_t *request) noexcept nogil:
-    cdef sq_t *sq = request.sq
-    cdef uint32_t note
-    if is_noted(sq.state, request.slot.sequence):
-        return True
+cdef uint32_t skip_aborted(sq_t *sq, uint32_t tail) noexcept nogil:
+    cdef uint32_t waiting, ahead, note
+    while sq.head != tail and is_noted(sq.state, sq.fetched):
+        sq.fetched += 1
+        sq.head = 0 if sq.head + 1 == sq.size else sq.head + 1
+    publish_head(sq)
+    waiting = sq_waiting(sq, tail)
+    sq.aborted = 0
     for note in range(ABORTS):
         if not is_stale(sq, note):
-            return False
-    # None of them will come any more: commands need not be looked at.
-    sq.aborted = 0
-    return False
+            sq.aborted = 1
+            ahead = sq.state.aborted_sequence[note] - sq.fetched
+            if ahead < waiting:
+                waiting = ahead
+    return (sq.head + waiting) % sq.size
 
 
 cdef bint has_room(cq_t *cq) noexcept:

@@ -10,7 +10,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.aborts cimport STATUS_DROPPED, was_aborted
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.memory cimport memory_translate
 from nvme_mdev.datapath.prp cimport prp_walk
@@ -230,8 +229,6 @@ cdef unsigned int command_parse(request_t *request) noexcept nogil:
     request.result = 0
     request.iov_count = 0
     request.error_location = LOCATION_NONE
-    if request.sq.aborted and was_aborted(request):
-        return STATUS_DROPPED
     # Fused operations and SGLs are not offered (FUSES, SGLS are 0): their bits must be 0.
     if sqe.flags:
         return refuse(request, SC_INVALID_FIELD, LOCATION_FLAGS)

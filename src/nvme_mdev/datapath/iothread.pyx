@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
-from nvme_mdev.datapath.aborts cimport STATUS_DROPPED
+from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
@@ -115,7 +115,7 @@ cdef inline void complete_one(request_t *request) noexcept nogil:
     cdef sq_t *sq = request.sq
     cdef cq_t *cq = sq.cq
     cdef controller_t *controller = sq.controller
-    if not controller.stopped and request.status != STATUS_DROPPED:
+    if not controller.stopped:
         if request.status:
             count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
@@ -214,6 +214,8 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     if tail >= sq.size:
         doorbell_error(sq, &sq.controller.sq_error[sq.qid])
         return 0
+    if sq.aborted:
+        tail = skip_aborted(sq, tail)
     count = batch_size(sq, tail)
     if count == 0:
         return 0
