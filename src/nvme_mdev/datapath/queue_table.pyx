@@ -443,6 +443,9 @@ cdef class QueueTable:
     def log_queue_error(self, qid):
         log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
 
+    def log_controller_error(self, status):
+        log_error(self.controller.state, 0xffff, 0xffff, status, 0xffff, 0, 0)
+
     def pending_admin(self):
         cdef sq_t *sq = &self.controller.sqs[0]
         cdef uint32_t i
@@ -572,6 +575,12 @@ cdef class QueueTable:
         self._pause()
         backend.set_read_only(read_only)
         ns.read_only = bool(read_only)
+        self._resume()
+
+    def lock_namespace(self, nsid, locked):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.read_only = self.backends[nsid].read_only or bool(locked)
         self._resume()
 
     def resize_namespace(self, nsid, size):
