@@ -87,7 +87,9 @@ def _structures(host: NvmeHost) -> set[int]:
     found = set()
     for cns in Cns:
         nsid = 0 if cns in {Cns.ACTIVE_NSID_LIST, Cns.IOCS_ACTIVE_NSID_LIST} else 1
-        status = host.admin(commands.identify(cns, nsid), receive=4096, check=False)
+        cntid = 0xFFFF if cns is Cns.IO_COMMAND_SETS else 0
+        sqe = commands.identify(cns, nsid, cntid=cntid)
+        status = host.admin(sqe, receive=4096, check=False)
         if status.completion.status.code is not GenericStatus.INVALID_FIELD:
             found.add(int(cns))
     return found

@@ -91,6 +91,9 @@ class Model:
     entries: int
     max_transfer: int
     defaults: dict[int, int]
+    """Features of `KEPT_FEATURES`, with the value that they have after a reset."""
+    saveable: set[int]
+    """Those of them that can be saved."""
     media: dict[int, Medium]
     cqs: dict[int, int] = field(default_factory=dict)
     """CQ identifier to entries."""
@@ -175,13 +178,17 @@ class Model:
 
     def set_feature(self, fid: int, value: int, nsid: int, *, save: bool) -> Faults:
         """Set one of `KEPT_FEATURES`."""
-        faults: Faults = {CommandStatus.FEATURE_NOT_SAVEABLE} if save else set()
+        faults: Faults = set()
+        if save and fid not in self.saveable:
+            faults.add(CommandStatus.FEATURE_NOT_SAVEABLE)
         if nsid not in {0, NSID_ALL}:
             invalid = GenericStatus.INVALID_NAMESPACE_OR_FORMAT
             specific = CommandStatus.FEATURE_NOT_NAMESPACE_SPECIFIC
             faults.add(specific if nsid <= NN else invalid)
         if not faults:
             self.features[fid] = value
+            if save:
+                self.defaults[fid] = value
         return faults
 
     def set_error_recovery(self, nsid: int, limit: int) -> Faults:

@@ -23,7 +23,7 @@ from nvme_mdev.host.completion import Completion
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.memory import build_prps, page_entries
 from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, NvmOpcode
-from nvme_mdev.spec.nvme_features import Fid
+from nvme_mdev.spec.nvme_features import FeatureCapability, Fid, Select
 from nvme_mdev.spec.nvme_identify import Cns
 from nvme_mdev.spec.nvme_logs import ErrorLogEntry, LogPage
 from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Register
@@ -72,10 +72,15 @@ class Machine(RuleBasedStateMachine):
             QUEUES,
             ENTRIES,
             self.host.max_transfer,
-            {fid: self.host.get_features(fid, select=1) for fid in KEPT_FEATURES},
+            {fid: self.host.get_features(fid, select=Select.DEFAULT) for fid in KEPT_FEATURES},
+            {fid for fid in KEPT_FEATURES if self._saveable(fid)},
             {nsid: Medium(block, bytearray(size)) for nsid, (size, block) in SIZES.items()},
         )
         self._forget_queues()
+
+    def _saveable(self, fid: int) -> bool:
+        capabilities = self.host.get_features(fid, select=Select.SUPPORTED_CAPABILITIES)
+        return bool(capabilities & FeatureCapability.SAVEABLE)
 
     def _forget_queues(self) -> None:
         self.cqs: dict[int, RawCq] = {}
