@@ -548,13 +548,19 @@ cdef class QueueTable:
             raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
         ns = &self.controller.namespaces[<uint32_t> nsid]
         if backend is not None:
-            backend.attach(self.iothread)
+            backend.use_memory(self.memory)
+            try:
+                backend.attach(self.iothread)
+            except BaseException:
+                backend.leave_memory(self.memory)
+                raise
         self._pause()
         fill_namespace(ns, nsid, backend)
         self._resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
             (<Backend> old).detach(self.iothread)
+            old.leave_memory(self.memory)
         if backend is not None:
             self.backends[nsid] = backend
 
@@ -568,6 +574,23 @@ cdef class QueueTable:
         self._pause()
         ns.retired = bool(retired)
         self._resume()
+
+    def bar_namespace(self, nsid, status):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.retired = status
+        self._resume()
+
+    def format_namespace(self, nsid, block_size):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef Backend backend = self.backends[nsid]
+        self._pause()
+        try:
+            backend.format(block_size)
+            ns.block_shift = backend.block_size.bit_length() - 1
+            ns.blocks = backend.size >> ns.block_shift
+        finally:
+            self._resume()
 
     def protect_namespace(self, nsid, read_only):
         cdef namespace_t *ns = self._namespace(nsid)

@@ -90,6 +90,7 @@ cdef struct namespace_t:
     uint32_t nsid
     uint32_t read_only
     #: On its way out: new commands find it inactive, those in flight still use it.
+    #: Or the status that new commands are refused with: it is being formatted or sanitized.
     uint32_t retired
     #: What was moved since it was attached (IOThread; data in units of 512 bytes).
     uint64_t read_commands
@@ -243,6 +244,12 @@ cdef struct controller_t:
     uint32_t paused
     const uint32_t *admin_doorbell
 
+#: Something else that completes requests of a thread: asked once a turn while any are in flight.
+cdef struct poller_t:
+    #: How much there was to do; at most 64 requests are done by one call.
+    uint32_t (*poll)(iothread_t *thread, void *context) noexcept nogil
+    void *context
+
 cdef struct iothread_t:
     # -- the control plane asks, on a line of its own
     #: Pauses asked for (they nest); not 0: stand still.
@@ -271,6 +278,8 @@ cdef struct iothread_t:
     controller_t **controllers
     #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
     void *uring
+    poller_t *pollers
+    uint32_t poller_count
     # -- its own
     #: Requests that are done, completions not yet posted.
     request_t **done

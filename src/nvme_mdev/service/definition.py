@@ -57,6 +57,8 @@ class Definition:
     mapped_doorbells: bool = True
     poll_timeout_ms: int = DEFAULT_POLL_TIMEOUT_MS
     io_timeout_ms: int = DEFAULT_IO_TIMEOUT_MS
+    allow_erase: bool = False
+    """Let the guest format and sanitize its namespaces."""
 
     def __post_init__(self) -> None:
         """Refuse what no controller can have (UserError)."""
@@ -76,7 +78,7 @@ class Definition:
             return self.serial
         first = self.targets[0] if self.targets else None
         identity = first.identity if first is not None else ""
-        if first is None or first.kind != "path":
+        if first is None or first.kind in {"null", "memory"}:
             identity += f"@{self.socket.resolve()}"
         digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8)
         return _SERIAL_PREFIX + digest.hexdigest().upper()

@@ -8,6 +8,9 @@ from nvme_mdev.datapath.iothread cimport IOThread
 cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
+    def __cinit__(self, *args, **kwargs):
+        self.can_compare = True
+
     cdef int attach(self, IOThread iothread) except -1:
         return 0
 
@@ -21,6 +24,17 @@ cdef class Backend:
 
     cdef int set_read_only(self, bint read_only) except -1:
         self.read_only = read_only
+        return 0
+
+    def use_memory(self, memory):
+        """It sees what this process sees."""
+
+    def leave_memory(self, memory):
+        """As `use_memory`."""
+
+    @property
+    def transfer_limit(self):
+        """Nothing here has one."""
         return 0
 
     def medium_size(self):
@@ -38,6 +52,25 @@ cdef class Backend:
     def temperature(self):
         """Nothing here has one."""
         return None
+
+    def raw(self):
+        """Nobody can maintain it."""
+        return None
+
+    def can_have_blocks(self, block_size):
+        """As the medium is: in memory blocks of any size can be."""
+        return self.size >= block_size
+
+    def format(self, block_size):
+        """Serve blocks of another size; every IOThread that serves it is paused."""
+        self.optimal_io_boundary = self.optimal_io_boundary * self.block_size // block_size
+        self.preferred_write_granularity = (
+            self.preferred_write_granularity * self.block_size // block_size)
+        self.preferred_deallocate_granularity = (
+            self.preferred_deallocate_granularity * self.block_size // block_size)
+        self.block_size = block_size
+        self.size -= self.size % block_size
+        self.backend.size = self.size
 
     def close(self):
         """Give up what it holds; it serves no more."""
