@@ -26,5 +26,7 @@ cdef class IOThread:
 cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
 #: Execute the busy slots of an SQ (argument: sq_t) that a process before us has left.
 cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil
+#: Before that, of every SQ: fused pairs in the middle have their ranges for themselves.
+cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil

@@ -181,6 +181,12 @@ class QueueTable:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
     # These four raise KeyError where no namespace is attached.
+    def clear_uncorrectable(self, nsid: int) -> None:
+        """Make every block readable that Write Uncorrectable has made unreadable.
+
+        Whoever erases the medium, or takes it away, has to. KeyError: there is none of this NSID.
+        """
+
     def retire_namespace(self, nsid: int) -> None:
         """New commands find the namespace inactive; those in flight complete normally."""
 

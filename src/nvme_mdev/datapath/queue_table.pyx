@@ -19,10 +19,11 @@ from nvme_mdev.datapath.atomics cimport (
 )
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.clock cimport ticks_hz
-from nvme_mdev.datapath.iothread cimport IOThread, execute_again
+from nvme_mdev.datapath.compound cimport guest_segments, request_touches
+from nvme_mdev.datapath.iothread cimport IOThread, execute_again, reserve_compared
 from nvme_mdev.datapath.layout cimport (
-    CQ_UNDECIDED, IO_QUEUES, QUEUES, SLOT_BUSY, SLOT_FREE, SLOTS, cq_state_t, nvme_cqe_t, nvme_sqe_t,
-    path_counters_t, slot_t, sq_state_t,
+    CQ_UNDECIDED, IO_QUEUES, QUEUES, SLOT_BUSY, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, nvme_cqe_t,
+    nvme_sqe_t, path_counters_t, slot_t, sq_state_t,
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.queues cimport (
@@ -30,11 +31,11 @@ from nvme_mdev.datapath.queues cimport (
     raise_interrupt, signal_fd, slot_record, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, HELD_PAUSED, NAMESPACES, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH,
-    OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SHIFT, PAGE_SIZE, REQUEST_EXPIRED, controller_t, cq_t,
+    BATCH, HELD_ASKED, HELD_ERROR, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SHIFT, PAGE_SIZE, REQUEST_EXPIRED, bad_table_t, controller_t, cq_t,
     interrupts_t, iothread_t, namespace_t, region_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
+from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_clear, bad_detach
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
 import os
@@ -51,8 +52,8 @@ DOORBELL_INVALID_VALUE = 2
 cdef enum:
     SQE_SIZE = 64
     CQE_SIZE = 16
-    #: 256 ranges of a Dataset Management command, and what a cut first and last page may add.
-    SEGMENTS_LEAST = 258
+    #: Segments of a command at least: 256 ranges of Dataset Management; an SGL of small pieces.
+    SEGMENTS_LEAST = 1024
 
 
 cdef inline uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
@@ -86,27 +87,13 @@ cdef bint was_posted(sq_t *sq, slot_t *slot) noexcept:
 
 cdef bint moves_through(request_t *request, region_t *region) noexcept:
     """Whether a request in flight reads or writes the region."""
-    cdef uint32_t i
-    if request.operation not in (OP_READ, OP_WRITE, OP_COMPARE):
-        return False
-    for i in range(request.iov_count):
+    cdef uint32_t i, count
+    cdef iovec *segments = guest_segments(request, &count)
+    for i in range(count):
         # Segments of neighbouring mappings merge: one may begin before the region and end after it.
-        if (<uint64_t> request.iov[i].iov_base < <uint64_t> region.address + region.size
+        if (<uint64_t> segments[i].iov_base < <uint64_t> region.address + region.size
                 and <uint64_t> region.address
-                < <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len):
-            return True
-    return False
-
-
-cdef bint reaches(request_t *request, uint64_t start) noexcept:
-    """Whether a request in flight touches its backend from byte `start` on."""
-    cdef uint32_t i
-    if request.operation == OP_FLUSH:
-        return False
-    if request.operation != OP_DEALLOCATE:
-        return request.offset + request.length > start
-    for i in range(request.iov_count):
-        if <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len > start:
+                < <uint64_t> segments[i].iov_base + segments[i].iov_len):
             return True
     return False
 
@@ -131,10 +118,12 @@ cdef class QueueTable:
         if self.controller == NULL:
             raise MemoryError
         self.controller.namespaces = <namespace_t *> calloc(NAMESPACES + 1, sizeof(namespace_t))
+        self.controller.bad_tables = <bad_table_t *> calloc(NAMESPACES + 1, sizeof(bad_table_t))
         self.controller.irq = <interrupts_t *> calloc(1, sizeof(interrupts_t))
         self.controller.sqs = <sq_t *> calloc(QUEUES, sizeof(sq_t))
         self.controller.cqs = <cq_t *> calloc(QUEUES, sizeof(cq_t))
-        if (self.controller.namespaces == NULL or self.controller.irq == NULL
+        if (self.controller.namespaces == NULL or self.controller.bad_tables == NULL
+                or self.controller.irq == NULL
                 or self.controller.sqs == NULL or self.controller.cqs == NULL):
             raise MemoryError
         memset(self.controller.irq.msix_fd, 0xff, sizeof(self.controller.irq.msix_fd))
@@ -180,6 +169,7 @@ cdef class QueueTable:
         if self.controller == NULL:
             return
         free(self.controller.namespaces)
+        free(self.controller.bad_tables)
         free(self.controller.irq)
         free(self.controller.sqs)
         free(self.controller.cqs)
@@ -435,6 +425,7 @@ cdef class QueueTable:
         state.head = state.fetched = 0
         for i in range(min(size, <uint32_t> SLOTS)):
             self.state.state.slots[qid][i].state = SLOT_FREE
+            self.state.state.slots[qid][i].stage = STAGE_NONE
         self._take_sq(qid, size)
         self._reset_doorbell(<uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
         # Last: with a size the queue exists for the next process.
@@ -534,6 +525,9 @@ cdef class QueueTable:
         try:
             for qid in range(1, QUEUES):
                 if self.controller.sqs[qid].size:
+                    self.iothread.call(reserve_compared, &self.controller.sqs[qid])
+            for qid in range(1, QUEUES):
+                if self.controller.sqs[qid].size:
                     self.iothread.call(execute_again, &self.controller.sqs[qid])
                     self.iothread.add_queue(&self.controller.sqs[qid])
             for qid in range(QUEUES):
@@ -584,6 +578,7 @@ cdef class QueueTable:
             return
         if slot.cq_index == cq.tail and slot.cq_phase == cq.phase:
             cq_advance(cq)
+        slot.stage = STAGE_NONE
         sq_release(sq, &sq.requests[index])
 
     def create_cq(self, qid, iova, size, vector, *, interrupts):
@@ -898,6 +893,8 @@ cdef class QueueTable:
         if backend is not None:
             backend.attach(self.iothread)
         self.iothread.pause()
+        if ns.backend != NULL:
+            bad_detach(ns.backend, &self.controller.bad_tables[<uint32_t> nsid])
         memset(ns, 0, sizeof(namespace_t))
         if backend is not None:
             ns.backend = &backend.backend
@@ -905,6 +902,9 @@ cdef class QueueTable:
             ns.block_shift = backend.block_size.bit_length() - 1
             ns.nsid = nsid
             ns.read_only = backend.read_only
+            self.controller.bad_tables[<uint32_t> nsid].ranges = self.state.state.bad_ranges
+            self.controller.bad_tables[<uint32_t> nsid].nsid = nsid
+            bad_attach(ns.backend, &self.controller.bad_tables[<uint32_t> nsid])
         self.iothread.resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
@@ -916,6 +916,12 @@ cdef class QueueTable:
         if nsid not in self.backends:
             raise KeyError(nsid)
         return &self.controller.namespaces[<uint32_t> nsid]
+
+    def clear_uncorrectable(self, nsid):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self.iothread.pause()
+        bad_clear(ns.backend, 0, <uint64_t> -1)
+        self.iothread.resume()
 
     def retire_namespace(self, nsid):
         cdef namespace_t *ns = self._namespace(nsid)
@@ -951,7 +957,7 @@ cdef class QueueTable:
                 continue
             for i in range(sq.slot_count):
                 if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
-                        and (start == 0 or reaches(&sq.requests[i], start))):
+                        and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):
                     return True
         return False
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.queues cimport request_done
-from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
+from nvme_mdev.datapath.runtime cimport OP_WRITE_UNCORRECTABLE, backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
@@ -40,3 +40,5 @@ cdef class NullBackend(Backend):
         self.can_write_zeroes = self.can_deallocate = True
         self.backend.ops = &null_ops
         self.backend.size = self.size
+        # It does everything by itself: nothing.
+        self.backend.natives = 0xffffffff & ~(1 << OP_WRITE_UNCORRECTABLE)
