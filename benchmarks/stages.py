@@ -46,9 +46,7 @@ STAGES: Mapping[str, frozenset[str]] = {
         )
     ),
     "backend": frozenset(("null_submit", "memory_submit", "request_done")),
-    "completion": frozenset(
-        ("complete_done", "post_done", "post_one", "count_io", "log_error")
-    ),
+    "completion": frozenset(("complete_done", "post_done", "post_one", "count_io", "log_error")),
     "CQE written": frozenset(("cq_post", "store_release64", "store_release32")),
     "slot released": frozenset(("release_one", "sq_release")),
     "interrupt": frozenset(("interrupt_for", "raise_interrupt", "pin_wanted", "signal_fd")),

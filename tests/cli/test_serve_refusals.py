@@ -224,6 +224,44 @@ def test_an_image_that_another_daemon_serves(image: Path, refuse: Refuse, serve:
     assert "vm1.img is in use" in refuse(image, "--read-only")
 
 
+# -- parts of a file or device -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("offset=1M", "offset and length do not lie within"),
+        ("offset=512K,length=1M", "offset and length do not lie within"),
+        ("offset=1000", "offset must be a multiple of 512 bytes"),
+        ("offset=512,block-size=4096", "offset must be a multiple of 4096 bytes"),
+        ("length=1000", "length must be a multiple of 512 bytes"),
+        ("offset=x", "is not a size"),
+        ("block-size=1K", "use 512 or 4096"),
+    ],
+)
+def test_a_part_that_cannot_be(image: Path, refuse: Refuse, options: str, what: str) -> None:
+    assert what in refuse(f"{image},{options}")
+
+
+def test_parts_that_overlap(image: Path, refuse: Refuse) -> None:
+    line = refuse("vm1.img,length=512K", "./vm1.img,offset=256K")
+    assert "vm1.img,length=512K and ./vm1.img,offset=256K overlap" in line
+
+
+def test_an_option_with_a_slip_is_no_new_image(here: Path, refuse: Refuse) -> None:
+    line = refuse("vm1.img,ofset=1M", "--size", "1M")
+    assert "ofset is no option of a target" in line
+
+
+def test_a_part_of_an_image_that_is_not_there(here: Path, refuse: Refuse) -> None:
+    assert "--size makes whole image files" in refuse("vm1.img,offset=1M", "--size", "1M")
+
+
+def test_a_part_of_a_parent_that_is_not_there(here: Path, refuse: Refuse) -> None:
+    assert "no such NVMe controller" in refuse("/dev/nvme4242/n1p3")
+    assert "no such PCI function" in refuse("ffff:ff:1f.7/n1")
+
+
 # -- block devices -----------------------------------------------------------------------------
 
 
@@ -351,7 +389,7 @@ def test_io_uring_that_the_kernel_refuses(
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no io_uring")
 
-    monkeypatch.setattr("nvme_mdev.service.daemon.Controller", refused)
+    monkeypatch.setattr("nvme_mdev.service.assembly.Controller", refused)
     assert "io_uring is not to be had here" in refuse("new.img", "--size", "1M")
 
 

@@ -179,7 +179,7 @@ def test_the_nvm_command_set_has_no_limits_of_its_own(host: NvmeHost) -> None:
     assert bytes(data) == bytes(4096)
 
 
-@pytest.mark.parametrize("cns", [0x04, 0x09, 0x10, 0x11, 0x13, 0x1C, 0x7F, 0xFF])
+@pytest.mark.parametrize("cns", [0x04, 0x09, 0x0A, 0x16, 0x17, 0x18, 0x19, 0x1D, 0x7F, 0xFF])
 def test_other_structures_are_an_invalid_field(host: NvmeHost, cns: int) -> None:
     with refused(GenericStatus.INVALID_FIELD):
         host.identify(cns, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from nvme_mdev.spec.nvme_identify import Vwc
+from nvme_mdev.spec.nvme_identify import Nsattr, Vwc
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import GenericStatus
+from tests.datapath.test_block_devices import loop_device
 
 from .assembly import SIZE
 from .statuses import refused
@@ -222,7 +224,7 @@ def test_a_size_that_the_medium_cannot_have_leaves_everything_as_it_was(
         host.create_queue_pair().write(1, BLOCKS - 8, DATA)
 
 
-@pytest.mark.parametrize("size", [2 * SIZE, SIZE // 2, 0])
+@pytest.mark.parametrize("size", [2 * SIZE, SIZE // 2])
 def test_the_size_that_others_give_a_file_is_followed(
     serve: Callable[..., Served], image: Path, size: int
 ) -> None:
@@ -235,6 +237,81 @@ def test_the_size_that_others_give_a_file_is_followed(
         assert host.identify_namespace(1).nsze == size // 512
         with refused(GenericStatus.LBA_OUT_OF_RANGE):
             queue.read(1, size // 512, 8, block_size=512)
+
+
+def test_the_size_of_the_rest_of_a_file_is_followed_and_that_of_a_part_is_not(
+    serve: Callable[..., Served], image: Path
+) -> None:
+    part = UringBackend(str(image), length=SIZE // 2)
+    rest = UringBackend(str(image), offset=SIZE // 2)
+    served = serve(part, rest)
+    with NvmeHost(served.path) as host:
+        listen(host)
+        os.truncate(image, 2 * SIZE)
+        assert changed(host) == [2]
+        assert host.identify_namespace(1).nsze == BLOCKS // 2
+        assert host.identify_namespace(2).nsze == BLOCKS * 3 // 2
+        with pytest.raises(OSError, match="length of its own"):
+            resize(served, 1, SIZE // 4)
+        resize(served, 2, SIZE)
+        assert image.stat().st_size == SIZE + SIZE // 2
+
+
+def test_an_emptied_file_is_a_namespace_lost_until_the_file_has_data_again(
+    serve: Callable[..., Served], image: Path
+) -> None:
+    served = serve(UringBackend(str(image)), MemoryBackend(SIZE))
+    with NvmeHost(served.path) as host:
+        listen(host)
+        queue = host.create_queue_pair()
+        os.truncate(image, 0)
+        assert changed(host) == [1]
+        assert host.active_namespaces() == [2]
+        with refused(GenericStatus.INVALID_FIELD):
+            queue.read(1, 0, 8, block_size=512)
+        os.truncate(image, 2 * SIZE)
+        assert changed(host) == [1]
+        assert host.active_namespaces() == [1, 2]
+        assert host.identify_namespace(1).nsze == 2 * BLOCKS
+        assert queue.read(1, 0, 8, block_size=512) == bytes(4096)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+def test_a_device_that_becomes_read_only_is_a_write_protected_namespace(
+    serve: Callable[..., Served], image: Path
+) -> None:
+    with loop_device(image) as device:
+        served = serve(UringBackend(device))
+        with NvmeHost(served.path) as host:
+            listen(host)
+            queue = host.create_queue_pair()
+            queue.write(1, 0, DATA)
+            for option, protected in (("--setro", True), ("--setrw", False)):
+                subprocess.run(["blockdev", option, device], check=True)
+                assert changed(host) == [1]
+                assert bool(host.identify_namespace(1).nsattr & Nsattr.CWP) is protected
+                if protected:
+                    with refused(GenericStatus.NAMESPACE_WRITE_PROTECTED):
+                        queue.write(1, 0, DATA)
+            queue.write(1, 0, DATA)
+            served.run(served.controller.remove_namespace(1))
+        served.backends[0].close()
+
+
+def test_a_lost_namespace_can_be_removed_and_its_number_used_again(
+    serve: Callable[..., Served], image: Path
+) -> None:
+    served = serve(UringBackend(str(image)))
+    with NvmeHost(served.path) as host:
+        listen(host)
+        os.truncate(image, 0)
+        assert changed(host) == [1]
+        with pytest.raises(ValueError, match="namespace 1 exists"):
+            attach(served, 1, NullBackend(SIZE))
+        served.run(served.controller.remove_namespace(1))
+        attach(served, 1, NullBackend(SIZE))
+        assert changed(host) == [1]
+        host.create_queue_pair().read(1, 0, 8)
 
 
 def test_counters_of_a_namespace_are_its_own(served: Served, host: NvmeHost) -> None:

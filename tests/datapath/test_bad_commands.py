@@ -130,4 +130,5 @@ def test_counters_for_smart_count_512_byte_units(guest: Guest, queue: QueuePair)
         "write_commands": 1,
         "read_units": 3,
         "write_units": 8,
+        "media_errors": 0,
     }

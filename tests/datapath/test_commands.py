@@ -227,8 +227,9 @@ def test_an_uncorrectable_block_is_readable_again_when_it_is_written(
         guest.poke(ranges, struct.pack("<QQHHIQ", 0, 100, 3, 0, 0, 0))
         assert queue.run(queue.command(COPY, cdw10=15, cdw11=0, prp1=ranges)).status == 0
     statuses = [read_status(queue, lba) for lba in range(8, 32)]
-    assert statuses == [UNREADABLE if 10 <= lba < 15 or 19 <= lba < 30 else 0
-                        for lba in range(8, 32)]
+    assert statuses == [
+        UNREADABLE if 10 <= lba < 15 or 19 <= lba < 30 else 0 for lba in range(8, 32)
+    ]
 
 
 def test_hints_leave_an_uncorrectable_block_alone(queue: QueuePair) -> None:
@@ -381,12 +382,9 @@ def test_what_commands_count_as_in_the_smart_log(queue: QueuePair) -> None:
     assert queue.run(queue.command(VERIFY, blocks=10)).status == 0
     assert copy(queue, 100, (0, 3)) == 0
     spoil(queue, 0, 1)
-    assert queue.guest.state.counters() == {
-        "read_commands": 1,
-        "write_commands": 1,
-        "read_units": 10,
-        "write_units": 3,
-    }
+    counters = queue.guest.state.counters()
+    assert (counters["read_commands"], counters["write_commands"]) == (1, 1)
+    assert (counters["read_units"], counters["write_units"]) == (10, 3)
 
 
 def test_a_null_namespace_has_all_commands() -> None:

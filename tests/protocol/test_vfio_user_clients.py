@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness import HEADER, dma_map_body, four_words, open_fds, set_irqs_body
 
 from nvme_mdev.spec.vfio_user import Command
-from nvme_mdev.vfio_user import server as server_module
+from nvme_mdev.vfio_user import client_session
 
 if TYPE_CHECKING:
     import pytest
@@ -144,7 +144,7 @@ def test_a_session_cannot_fill_the_log(peer: Peer, caplog: pytest.LogCaptureFixt
 def test_a_client_that_never_says_a_word_does_not_keep_others_out(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_NEGOTIATION_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr(client_session, "_NEGOTIATION_TIMEOUT_SECONDS", 0.02)
     with running.peer() as peer:
         assert peer.closed()
 

@@ -13,7 +13,8 @@ import pytest
 from harness import FakeDevice, four_words
 
 from nvme_mdev.spec.vfio_user import Command
-from nvme_mdev.vfio_user.server import Server, listen, socket_path
+from nvme_mdev.vfio_user.listener import listen
+from nvme_mdev.vfio_user.server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,22 +111,3 @@ def test_closing_leaves_the_socket_of_a_successor(tmp_path: Path) -> None:
 
     asyncio.run(serve())
     assert (tmp_path / "s").exists()
-
-
-def test_a_file_is_where_it_is_asked_for(tmp_path: Path) -> None:
-    assert socket_path(tmp_path / "vm1.sock") == tmp_path / "vm1.sock"
-
-
-def test_a_directory_gets_the_name_that_spdk_looks_for(tmp_path: Path) -> None:
-    assert socket_path(tmp_path) == tmp_path / "cntrl"
-    assert socket_path(f"{tmp_path}/") == tmp_path / "cntrl"
-
-
-def test_a_directory_with_a_slash_is_made_for_its_owner_only(tmp_path: Path) -> None:
-    assert socket_path(f"{tmp_path}/new/") == tmp_path / "new" / "cntrl"
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
-
-
-def test_a_directory_in_one_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        socket_path(f"{tmp_path}/none/new/")

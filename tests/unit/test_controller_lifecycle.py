@@ -238,7 +238,7 @@ def test_a_disabled_controller_can_be_shut_down_and_enabled() -> None:
     "wrong",
     [
         {"cc": Cc(en=True, mps=1)},
-        {"cc": Cc(en=True, css=6)},
+        {"cc": Cc(en=True, css=1)},
         {"cc": Cc(en=True, css=7)},
         {"cc": Cc(en=True, ams=1)},
         {"cc": Cc(en=True, iosqes=7, iocqes=4)},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import MAX_NAMESPACES, SERIAL_LENGTH, Definition
-from nvme_mdev.service.targets import Target
+from nvme_mdev.service.targets import Options, Target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +22,57 @@ def _serial(tmp_path: Path, *targets: str, socket: str = "s", serial: str | None
 
 
 def test_a_target_is_null_memory_or_a_path() -> None:
-    assert Target.parse("null:1G") == Target("null:1G", "null", 1 << 30)
-    assert Target.parse("memory:4K") == Target("memory:4K", "memory", 4096)
-    for path in ["vm1.img", "./null:1G", "/dev/sda", "null", "nbd:1G", "a:b"]:
-        assert Target.parse(path) == Target(path, "path")
+    assert Target.parse("null:1G") == Target("null:1G", "null", 1 << 30, "null:1G")
+    assert Target.parse("memory:4K") == Target("memory:4K", "memory", 4096, "memory:4K")
+    for path in ["vm1.img", "./null:1G", "/dev/sda", "null", "nbd:1G", "a:b", "a,b", "a,b=c"]:
+        assert Target.parse(path) == Target(path, "path", 0, path)
+
+
+def test_options_follow_a_target_in_any_order() -> None:
+    target = Target.parse("a,b.img,length=4M,read-only,offset=0,block-size=4096")
+    assert target.name == "a,b.img"
+    assert target.options == Options(0, 4 << 20, 4096, read_only=True)
+    assert Target.parse("memory:1M,block-size=4096").options == Options(block_size=4096)
+    assert Target.parse("a,inline-io=on").options.inline_io is True
+    assert Target.parse("a,inline-io=off").options.inline_io is False
+    assert Target.parse("a").options.inline_io is None
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a,offset=", "offset='' is not a size"),
+        ("a,length=-1", "length='-1' is not a size"),
+        ("a,length=0", "out of range"),
+        ("a,offset=1M,offset=2M", "offset is given twice"),
+        ("a,block-size=1024", "use 512 or 4096"),
+        ("a,inline-io=maybe", "use on or off"),
+        ("null:1G,offset=1M", "are for files and devices"),
+        ("null:1G,inline-io=on", "are for files and devices"),
+        ("memory:1G,read-only", "are for files and devices"),
+        (",offset=1M", "a target is empty"),
+    ],
+)
+def test_options_that_make_no_sense(text: str, what: str) -> None:
+    with pytest.raises(UserError, match=re.escape(what)):
+        Target.parse(text)
+
+
+def test_the_absolute_form_keeps_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    absolute = Target.parse("a.img,offset=1M").absolute
+    assert absolute.text == f"{tmp_path}/a.img,offset=1M"
+    assert Target.parse(absolute.text) == absolute
+    part = Target.parse("0000:44:00.0/n1p3,read-only")
+    assert part.absolute == part
+
+
+def test_two_parts_of_a_file_are_two_drives(tmp_path: Path) -> None:
+    serials = {_serial(tmp_path, text) for text in ("/a", "/a,offset=1M", "/a,offset=2M")}
+    assert len(serials) == 3
+    assert _serial(tmp_path, "/a,offset=1M,read-only") in serials
 
 
 def test_the_serial_follows_the_path_however_it_is_written(
@@ -71,9 +119,8 @@ def test_a_serial_given_is_taken(tmp_path: Path) -> None:
     assert _serial(tmp_path, "/a", serial="x" * SERIAL_LENGTH) == "x" * SERIAL_LENGTH
 
 
-def test_at_least_one_target_is_needed_and_at_most_so_many_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no target"):
-        Definition((), tmp_path / "s")
+def test_so_many_targets_are_taken_and_none_is_an_empty_controller(tmp_path: Path) -> None:
+    assert len({Definition((), tmp_path / name).serial_number for name in "ab"}) == 2
     targets = (Target.parse("null:1M"),) * MAX_NAMESPACES
     assert Definition(targets, tmp_path / "s").targets == targets
     with pytest.raises(UserError, match="at most 256"):

@@ -12,8 +12,8 @@ import pytest
 
 from nvme_mdev.service.fdstore import FdStore
 from nvme_mdev.service.kept_fds import KeptFds
+from nvme_mdev.vfio_user.connection import JournalledConnection
 from nvme_mdev.vfio_user.journal import Journal
-from nvme_mdev.vfio_user.server import _JournalledConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,16 +30,16 @@ class Session:
         self.files = KeptFds(FdStore(None), {})
         self.journal = Journal(self.files)
 
-    def connect(self) -> _JournalledConnection:
-        return _JournalledConnection(self.server.dup(), self.journal)
+    def connect(self) -> JournalledConnection:
+        return JournalledConnection(self.server.dup(), self.journal)
 
-    def next(self) -> _JournalledConnection:
+    def next(self) -> JournalledConnection:
         """The next process: only what is kept goes on."""
         kept = {f"fd.{number}": os.dup(fd) for number, fd in self.files._fds.items()}
         old, self.files = self.journal, KeptFds(FdStore(None), kept)
         self.journal = Journal(self.files, os.dup(old.fd), os.dup(old.reply_fd))
         old.close()
-        return _JournalledConnection.resume(self.server.dup(), self.journal)
+        return JournalledConnection.resume(self.server.dup(), self.journal)
 
     def close(self) -> None:
         for closed in (self.client, self.server, self.journal, self.files):

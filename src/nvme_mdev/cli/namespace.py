@@ -50,7 +50,8 @@ def add(
 ) -> None:
     """Attach TARGET to the controller NAME.
 
-    It is an image file, a block device, null:SIZE or memory:SIZE, as for serve.
+    It is what serve takes: an image file, a block device, /dev/nvme0/n1p3, null:SIZE or
+    memory:SIZE, with ",offset=SIZE,length=SIZE" and so on after it.
     """
     params = api.NamespaceAdd(
         # The daemon's working directory is another.

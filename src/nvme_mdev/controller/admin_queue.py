@@ -56,6 +56,7 @@ class AdminQueue:
         self._tasks: dict[int, _Waiting] = {}
         self._unposted: list[_Completion] = []
         self._retry: asyncio.TimerHandle | None = None
+        self._warned = False
 
     def process(self) -> None:
         """Execute what the guest has submitted, as far as there is room for completions."""
@@ -65,6 +66,7 @@ class AdminQueue:
             fetched = self._queues.fetch_admin()
             if fetched is None:
                 return
+            self._warn_of_private_memory(fetched[1])
             self._execute(fetched[0], fetched[1])
             if self._unposted:
                 return
@@ -158,6 +160,15 @@ class AdminQueue:
         task = asyncio.get_running_loop().create_task(outcome)
         self._tasks[slot] = _Waiting(command, task)
         task.add_done_callback(functools.partial(self._finished, command))
+
+    def _warn_of_private_memory(self, sqe: bytes) -> None:
+        """No driver sends zeroes: it is what we see of memory that is mapped but not shared."""
+        if not self._warned and not any(sqe):
+            self._warned = True
+            _log.warning(
+                "an admin command of zeroes: if the guest's NVMe driver gives up now, start QEMU"
+                " with a memory backend with share=on"
+            )
 
     def _command(self, slot: int, sqe: bytes) -> AdminCommand:
         page_size = self._controller.registers.cc.page_size

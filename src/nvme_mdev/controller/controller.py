@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.admin.queues import being_deleted
 from nvme_mdev.controller.admin_queue import AdminQueue
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
+from nvme_mdev.controller.health import Health
+from nvme_mdev.controller.keep_alive import KeepAlive
 from nvme_mdev.controller.lifecycle import LifeCycle
 from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
+from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.controller.transitions import Event, State
+from nvme_mdev.controller.write_protection import WriteProtection
 from nvme_mdev.datapath.queue_table import (
     DOORBELL_INVALID_REGISTER,
     DOORBELL_INVALID_VALUE,
@@ -74,15 +77,24 @@ class Controller:
         state: ControllerState,
         queues: QueueTable,
         backends: Mapping[int, Backend],
+        subsystem: Subsystem | None = None,
     ) -> None:
-        """``backends``: NSID to backend; ValueError: an NSID that cannot be."""
+        """``backends``: NSID to backend; ValueError: an NSID that cannot be.
+
+        ``subsystem``: what it belongs to from :meth:`start` to :meth:`stop`; None: one of its own.
+        """
         self.settings = settings
+        self.subsystem = subsystem if subsystem is not None else Subsystem()
         self.state = state
         self.queues = queues
         self.registers = Registers(state.registers)
         self.features = Features(state, settings)
         self.namespaces = Namespaces()
         self._shadow_doorbell = settings.shadow_doorbell
+        if state.scratch[Scratch.MAGIC] == STATE_MAGIC:
+            # What the guest was told, which may not be what it will be told after a reset.
+            offered = bool(state.scratch[Scratch.SHADOW_DOORBELL])
+            self.settings = dataclasses.replace(settings, shadow_doorbell=offered)
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
         self.life_cycle = LifeCycle(
@@ -93,6 +105,9 @@ class Controller:
             on_clear=self._controller_level_reset,
             volatile=self.namespaces.volatile,
         )
+        self.health = Health(state, queues, self.namespaces, on_temperature=self.events.temperature)
+        self.keep_alive = KeepAlive(self)
+        self.write_protection = WriteProtection(state, queues, self.namespaces)
         self.namespace_changes = NamespaceChanges(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -113,6 +128,7 @@ class Controller:
 
     def start(self) -> None:
         """Serve the queue table's notifications from the running event loop."""
+        self.subsystem.add(self)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.queues.notify_fd, self.on_notify)
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
@@ -131,6 +147,7 @@ class Controller:
                 if self.state.scratch[Scratch.DMA_BLOCKED]:
                     self.queues.hold()
                 self.admin_queue.resume()
+                self.keep_alive.restart()
                 self.events.deliver()
                 self.on_notify()
         except Exception:
@@ -142,9 +159,12 @@ class Controller:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
+        self.health.stop()
+        self.keep_alive.stop()
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
+            self.subsystem.remove(self)
 
     # -- accesses to BAR0 --------------------------------------------------------------------
 
@@ -284,6 +304,7 @@ class Controller:
             self._take_over_settings()
 
     def _take_over_settings(self) -> None:
+        self.state.scratch[Scratch.SHADOW_DOORBELL] = self._shadow_doorbell
         self.settings = dataclasses.replace(self.settings, shadow_doorbell=self._shadow_doorbell)
 
     # -- registers ---------------------------------------------------------------------------
@@ -351,13 +372,14 @@ class Controller:
 
     def _power_on(self) -> None:
         scratch = self.state.scratch
+        self.health.power_on()
         for word in range(SCRATCH_END):
             if word != Scratch.PAUSED:
                 scratch[word] = 0
-        scratch[Scratch.POWER_ON_TIME] = int(time.time())
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
         self.registers.reset(self.settings)
-        self.state.error_count = 0
+        self.write_protection.power_cycle()
+        # The Error Count goes on: it is retained across power off (Base 5.1.12.1.2).
         self.state.error_log[:] = bytes(len(self.state.error_log))
         self.events.clear_changed_namespaces()
         self._controller_level_reset()
@@ -368,11 +390,13 @@ class Controller:
         self.admin_queue.cancel()
         self._take_over_settings()
         self.features.reset()
+        self.keep_alive.stop()
         self.queues.set_arbitration_burst(self.features.burst)
         self.events.reset()
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)
+        self.health.tick()
         self.namespace_changes.follow()
         self._look_for_timeouts()
 

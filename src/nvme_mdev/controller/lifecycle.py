@@ -125,6 +125,7 @@ class LifeCycle:
         )
         if self._state.scratch[Scratch.DMA_BLOCKED]:
             self._queues.hold()
+        self._state.scratch[Scratch.USED] = 1
         self._registers.change_csts(on=CstsBit.RDY)
 
     def _stop(self) -> None:
@@ -149,6 +150,7 @@ class LifeCycle:
     def _finish_shutdown(self) -> None:
         self._on_stop()
         self._queues.stop()
+        self._state.scratch[Scratch.USED] = 0
         self._registers.set_shutdown_status(Shst.COMPLETE)
 
     def _break(self) -> None:

@@ -1,6 +1,7 @@
-"""Who owns which word of the state's ``scratch`` area (1024 words of 32 bits).
+"""Who owns which word of the state's ``scratch`` (1024 words of 32 bits) and ``lifetime`` areas.
 
-The words outlive the process, so a word never changes its meaning: new ones are added.
+The words outlive the process, so a word never changes its meaning: new ones are added. The words of
+``scratch`` are 0 again for the next client, those of ``lifetime`` (1024 words of 64 bits) are kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ class Scratch(enum.IntEnum):
     """:class:`nvme_mdev.controller.transitions.State`."""
     DMA_BLOCKED = 2
     """Not 0: PCI took the right to access guest memory away (bus master off, D3hot)."""
-    POWER_ON_TIME = 3
-    """When the controller was made (seconds since 1970)."""
     PAUSED = 4
     """Not 0: the host has paused the controller."""
     CC_SEEN = 5
     """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
+    SHADOW_DOORBELL = 6
+    """Not 0: Doorbell Buffer Config is offered until the next reset, whatever the setting says."""
+    USED = 7
+    """Not 0: enabled, and not shut down since."""
     EVENTS_MASKED = 8
     """Bit n: asynchronous events of type n wait for their log page to be read."""
     EVENT_COUNT = 9
@@ -33,6 +36,32 @@ class Scratch(enum.IntEnum):
     """Those events, oldest first, as dword 0 of their completion: :data:`MAX_EVENTS` words."""
     ERROR_RECOVERY = 256
     """Error Recovery feature, which is per namespace: word NSID - 1 from here."""
+
+
+class Lifetime(enum.IntEnum):
+    """Index of a word of ``lifetime``, or of the first of several."""
+
+    POWER_CYCLES = 0
+    """Clients that the controller has had; the one that is there included."""
+    UNSAFE_SHUTDOWNS = 1
+    """Clients that left without a shutdown."""
+    POWERED_MS = 2
+    BUSY_MS = 3
+    """Milliseconds with I/O in flight."""
+    WARM_MS = 4
+    """Milliseconds at or above WCTEMP, and below CCTEMP."""
+    HOT_MS = 5
+    """Milliseconds at or above CCTEMP."""
+    TEMPERATURE = 6
+    """Kelvin, as the medium told it last; 0 where it tells none."""
+    SAVED_FEATURES = 256
+    """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
+    WRITE_PROTECTION = 512
+    """:class:`WriteProtectionState` of a namespace: word NSID - 1 from here."""
+
+
+SAVED = 1 << 32
+"""Above a feature's value: it was saved, and is not just 0."""
 
 
 STATE_MAGIC = 0x3156_4E44

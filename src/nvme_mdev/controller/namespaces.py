@@ -54,6 +54,8 @@ class Namespaces:
 
     def __init__(self) -> None:
         self._by_nsid: dict[int, Namespace] = {}
+        self.lost: dict[int, Namespace] = {}
+        """Inactive, because their medium has gone; they come back with it."""
 
     def __iter__(self) -> Iterator[Namespace]:
         """The active namespaces, by ascending NSID."""
@@ -70,13 +72,21 @@ class Namespaces:
         """Make a namespace active; ValueError: an NSID that is out of range or in use."""
         if not 1 <= namespace.nsid <= MAX_NSID:
             raise ValueError(f"namespace {namespace.nsid}: 1 to {MAX_NSID} are possible")
-        if namespace.nsid in self._by_nsid:
+        if namespace.nsid in self._by_nsid or namespace.nsid in self.lost:
             raise ValueError(f"namespace {namespace.nsid} exists")
         self._by_nsid[namespace.nsid] = namespace
 
     def remove(self, nsid: int) -> Namespace:
         """Make it inactive; KeyError: it is not active."""
         return self._by_nsid.pop(nsid)
+
+    def lose(self, nsid: int) -> None:
+        """Make it inactive until :meth:`find`."""
+        self.lost[nsid] = self.remove(nsid)
+
+    def find(self, nsid: int) -> None:
+        """Make a lost one active again."""
+        self.add(self.lost.pop(nsid))
 
     def volatile(self) -> list[Backend]:
         """The backends that have a volatile write cache."""

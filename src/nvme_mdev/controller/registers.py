@@ -46,7 +46,7 @@ READY_TIMEOUT_MS = 60_000
 _TO_UNIT_MS = 500
 _TO_MAX = 0xFF
 
-CAP_BITS = CapBit.CQR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CRWMS
+CAP_BITS = CapBit.CQR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
 
 
 class _Kind(enum.Enum):
@@ -155,7 +155,7 @@ def why_not_enabled(registers: Registers, memory: GuestMemory) -> str | None:
     queues = admin_queues(registers)
     if not cap.mpsmin <= cc.mps <= cap.mpsmax:
         return f"memory page size {cc.page_size} is not supported"
-    if cc.css != Css.NVM:
+    if cc.css not in (Css.NVM, Css.IOCS):
         return f"I/O command set selection {cc.css:03b}b is not supported"
     if cc.ams != Ams.RR:
         return f"arbitration mechanism {cc.ams:03b}b is not supported"

@@ -5,8 +5,14 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from nvme_mdev.datapath.state import MAX_IO_QUEUES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nvme_mdev.datapath.backends.base import Backend
 
 PCI_VENDOR_ID = 0x6E6D
 """PCI vendor and subsystem vendor: "nm". No vendor has it (PCI ID database, 2025), and no driver
@@ -26,12 +32,24 @@ NAMESPACE_UUID = uuid.UUID("5d8b9a2e-63f1-5f04-9d2a-1f5a6b0c7e42")
 """Root of all the name-based UUIDs (RFC 9562, version 5) of this program; arbitrary, never to
 change: guests find their disks by what is derived from it."""
 
+MAX_CNTLID = 0xFFEF
+"""The highest CNTLID of a controller (Base 5.1.13.2.1)."""
+
+DEFAULT_MAX_TRANSFER = 1 << 20
+"""Bytes of a command, where no backend has a lower limit."""
+
 _SERIAL_LENGTH = 20
 _MIN_QUEUE_ENTRIES = 2
 _MAX_QUEUE_ENTRIES = 65536
 _PAGE_SIZE = 4096
 _MIN_TRANSFER_PAGES = 2
 """MDTS is a power of two, and one page, 0, would mean no limit."""
+
+
+def fitting_transfer(wanted: int, backends: Iterable[Backend]) -> int:
+    """Bytes that a command can move on each of these backends, at most ``wanted``."""
+    limits = [backend.transfer_limit for backend in backends if backend.transfer_limit]
+    return min([wanted, *limits])
 
 
 def firmware_revision() -> str:
@@ -48,11 +66,13 @@ class ControllerSettings:
 
     serial: str
     """SN of Identify Controller: 1 to 20 printable ASCII characters; the same at each start."""
+    cntlid: int = 1
+    """CNTLID of Identify Controller: 0 to FFEFh, unique in the NVM subsystem."""
     io_queues: int = 64
     """I/O queue pairs offered."""
     queue_entries: int = 1024
     """Most entries of an I/O queue (CAP.MQES + 1)."""
-    max_transfer: int = 1 << 20
+    max_transfer: int = DEFAULT_MAX_TRANSFER
     """Most bytes a command moves: 8192 times a power of two; the queue table has the same."""
     shadow_doorbell: bool = True
     """Offer Doorbell Buffer Config."""
@@ -66,6 +86,8 @@ class ControllerSettings:
             self.serial.isascii() and self.serial.isprintable()
         ):
             raise ValueError(f"serial {self.serial!r}: use 1 to 20 printable ASCII characters")
+        if not 0 <= self.cntlid <= MAX_CNTLID:
+            raise ValueError(f"controller identifier {self.cntlid}: 0 to {MAX_CNTLID} are possible")
         if not 1 <= self.io_queues <= MAX_IO_QUEUES:
             raise ValueError(f"{self.io_queues} I/O queues: 1 to {MAX_IO_QUEUES} are possible")
         if not _MIN_QUEUE_ENTRIES <= self.queue_entries <= _MAX_QUEUE_ENTRIES:
@@ -81,5 +103,5 @@ class ControllerSettings:
 
     @property
     def nqn(self) -> str:
-        """SUBNQN: the NVM subsystem is this controller alone, so it follows from the serial."""
+        """SUBNQN: of the NVM subsystem, as the serial number is, so it follows from that."""
         return NQN_PREFIX + str(uuid.uuid5(NAMESPACE_UUID, f"subsystem:{self.serial}"))

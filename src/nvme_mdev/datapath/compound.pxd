@@ -27,8 +27,9 @@ cdef enum:
 cdef compound_t *compound_of(request_t *request) noexcept nogil
 #: Forget it; the request is a plain one.
 cdef void compound_drop(request_t *request) noexcept nogil
-#: Start entry `index` of a batch (parsed as COMPOUND), of which those before have been started.
-cdef void compound_start(
+#: Start entry `index` of a batch (parsed as COMPOUND), of which those before have been started; how
+#: many entries that was: two for a fused pair.
+cdef uint32_t compound_start(
     iothread_t *thread, request_t **batch, uint32_t index, uint32_t count) noexcept nogil
 #: An operation of the request is over. True: so is the command, its completion can be posted.
 cdef bint compound_over(iothread_t *thread, request_t *request) noexcept nogil

@@ -436,20 +436,31 @@ cdef void operation_over(compound_t *compound, request_t *request) noexcept nogi
         compound.index += 1
 
 
+cdef bint done_at_once(iothread_t *thread, request_t *request) noexcept nogil:
+    """Submit an operation. False: it takes time, and comes to `compound_over`."""
+    cdef request_t *alone[2]
+    cdef request_t **others = thread.done
+    cdef uint32_t count = thread.done_count
+    cdef bint done
+    request.flags &= REQUEST_FUA | REQUEST_DEALLOCATE | REQUEST_EXPIRED | REQUEST_LBA
+    request.done = 0
+    request.result = 0
+    # Those that are done already may be on their way through `complete_done`.
+    thread.done = alone
+    thread.done_count = 0
+    request.ns.backend.ops.submit(thread, request)
+    done = thread.done_count != 0
+    thread.done = others
+    thread.done_count = count
+    return done
+
+
 cdef bint advance(iothread_t *thread, compound_t *compound) noexcept nogil:
     """Operations until one takes time (False) or none is left (True)."""
     cdef request_t *request = next_operation(compound)
-    cdef uint32_t before
     while request != NULL:
-        request.flags &= REQUEST_FUA | REQUEST_DEALLOCATE | REQUEST_EXPIRED | REQUEST_LBA
-        request.done = 0
-        request.result = 0
-        before = thread.done_count
-        request.ns.backend.ops.submit(thread, request)
-        if thread.done_count == before:
+        if not done_at_once(thread, request):
             return False
-        # It was done at once, and is the last.
-        thread.done_count -= 1
         operation_over(compound, request)
         if request.status:
             break
@@ -588,10 +599,10 @@ cdef void hold_back(request_t **batch, uint32_t begin, uint32_t count, compound_
             later.status = COMPOUND if compound_of(later) != NULL else SC_INTERNAL_ERROR
 
 
-cdef void start_pair(
+cdef uint32_t start_pair(
     iothread_t *thread, compound_t *compound, request_t **batch, uint32_t index, uint32_t count
 ) noexcept nogil:
-    """The first command of a pair; the second has to be the next of its SQ."""
+    """The first command of a pair; the second has to be the next of its SQ. How many it was."""
     cdef request_t *request = compound.request
     cdef request_t *second = batch[index + 1] if index + 1 < count else NULL
     if second == NULL or second.compound == NULL or second.compound.kind != COMPOUND_SECOND:
@@ -599,7 +610,7 @@ cdef void start_pair(
         settle(request, SC_ABORT_MISSING_FUSED | SC_DNR)
         give_lock(thread, request)
         request_done(thread, request)
-        return
+        return 1
     compound.partner = second
     second.compound.partner = request
     if request.slot.sqe.opcode != NVME_COMPARE or second.slot.sqe.opcode != NVME_WRITE:
@@ -615,17 +626,17 @@ cdef void start_pair(
         hold_back(batch, index + 2, count, compound)
         if not try_start(thread, compound):
             wait(thread, compound)
+    return 2
 
 
 cdef void start_second(iothread_t *thread, compound_t *compound) noexcept nogil:
-    """The second command of a pair: what is to do was done with the first."""
-    if compound.partner == NULL:
-        compound.request.error_location = LOCATION_FLAGS
-        settle(compound.request, SC_ABORT_MISSING_FUSED | SC_DNR)
-        request_done(thread, compound.request)
+    """The second command of a pair without a first."""
+    compound.request.error_location = LOCATION_FLAGS
+    settle(compound.request, SC_ABORT_MISSING_FUSED | SC_DNR)
+    request_done(thread, compound.request)
 
 
-cdef void compound_start(
+cdef uint32_t compound_start(
     iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
 ) noexcept nogil:
     cdef request_t *request = batch[index]
@@ -635,11 +646,12 @@ cdef void compound_start(
         settle(request, request.slot.stage >> STAGE_STATUS_SHIFT)
         request_done(thread, request)
     elif compound.kind == COMPOUND_FIRST:
-        start_pair(thread, compound, batch, index, count)
+        return start_pair(thread, compound, batch, index, count)
     elif compound.kind == COMPOUND_SECOND:
         start_second(thread, compound)
     elif not try_start(thread, compound):
         wait(thread, compound)
+    return 1
 
 
 # -- ending -----------------------------------------------------------------------------------------------

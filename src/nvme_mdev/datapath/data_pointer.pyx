@@ -4,12 +4,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.checks cimport refuse
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.prp cimport prp_walk
 from nvme_mdev.datapath.runtime cimport NO_BUFFER, controller_t, region_t, request_t, sq_t
 from nvme_mdev.datapath.sgl cimport sgl_walk
 from nvme_mdev.datapath.status cimport (
-    LOCATION_PRP1, LOCATION_PRP2, SC_MASK, SC_PRP_OFFSET_INVALID, SC_SUCCESS,
+    LOCATION_PRP1, LOCATION_PRP2, LOCATION_PSDT, SC_INVALID_FIELD, SC_MASK, SC_PRP_OFFSET_INVALID, SC_SUCCESS,
 )
 
 
@@ -40,6 +41,8 @@ cdef inline bint holds(region_t *region, iovec *segment) noexcept nogil:
 cdef uint32_t map_segments(request_t *request, bint to_guest) noexcept nogil:
     cdef sq_t *sq = request.sq
     cdef uint32_t status
+    if request.slot.sqe.flags & FLAGS_SGL and not request.ns.backend.any_memory:
+        return refuse(request, SC_INVALID_FIELD, LOCATION_PSDT)
     request.iov = &sq.iov[(request.slot - sq.slots) * sq.iov_stride]
     status = walk(request, request.length, to_guest, &request.iov_count)
     request.buffer = NO_BUFFER

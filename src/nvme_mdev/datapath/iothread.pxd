@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
+from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, request_t, sq_t
 
 
 cdef class IOThread:
@@ -18,15 +18,18 @@ cdef class IOThread:
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999
     cdef int add_queue(self, sq_t *sq) except -1
     cdef void remove_queue(self, sq_t *sq) noexcept
+    #: Have something asked each turn while requests are in flight; changed while the thread stands.
+    cdef int add_poller(
+        self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
+    ) except -1
+    cdef void remove_poller(self, void *context) noexcept
     cdef int add_controller(self, controller_t *controller) except -1
     cdef void remove_controller(self, controller_t *controller) noexcept
 
 
 #: Take turns in the calling thread, while the IOThread does not run; how much there was to do.
 cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
-#: Execute the busy slots of an SQ (argument: sq_t) that a process before us has left.
-cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil
-#: Before that, of every SQ: fused pairs in the middle have their ranges for themselves.
-cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil
+#: Hand parsed commands of one SQ, in the order of fetching, to their backends.
+cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil

@@ -9,23 +9,22 @@ the thread answers with `state`, at the top of its turn. A sleeping thread alrea
 stores its word, then (full fence) loads the other's, so one of them always sees the other.
 """
 
-from libc.errno cimport errno
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
 from nvme_mdev.datapath.atomics cimport (
-    cpu_relax, fence_full, load_acquire32, load_relaxed32, prefetch_read, read_tsc, store_relaxed32,
+    cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
 from nvme_mdev.datapath.commands cimport command_lba, command_parse
 from nvme_mdev.datapath.compound cimport (
-    COMPOUND_FIRST, compound_drop, compound_over, compound_posted, compound_reserve, compound_retry,
-    compound_start, compounds_create, compounds_destroy,
+    COMPOUND_FIRST, compound_drop, compound_over, compound_posted, compound_retry, compound_start,
+    compounds_create, compounds_destroy,
 )
-from nvme_mdev.datapath.layout cimport SLOT_BUSY, STAGE_COMPARED, io_counters_t, path_counters_t
+from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
     signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_unfetch,
@@ -33,12 +32,11 @@ from nvme_mdev.datapath.queues cimport (
 )
 from nvme_mdev.datapath.runtime cimport (
     BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING,
-    STANDING, controller_t, cq_t, iothread_t, request_t, sq_t,
+    STANDING, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
-from nvme_mdev.datapath.status cimport COMPOUND
+from nvme_mdev.datapath.status cimport COMPOUND, SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
-import errno as errno_names
 import os
 import threading
 
@@ -119,6 +117,13 @@ cdef inline void count_io(controller_t *controller, request_t *request) noexcept
         request.ns.write_units += request.length >> 9
 
 
+cdef inline void count_media_error(controller_t *controller, request_t *request) noexcept nogil:
+    """Media and Data Integrity Errors of the SMART log: what was written cannot be had, or not kept."""
+    cdef uint32_t status = request.status & SC_MASK
+    if status == SC_UNRECOVERED_READ or status == SC_WRITE_FAULT:
+        controller.state.io_counters.media_errors += 1
+
+
 cdef inline void post_one(request_t *request) noexcept nogil:
     """Post the request's CQE. Where it goes is recorded before."""
     cdef sq_t *sq = request.sq
@@ -126,6 +131,7 @@ cdef inline void post_one(request_t *request) noexcept nogil:
     cdef controller_t *controller = sq.controller
     if not controller.stopped:
         if request.status:
+            count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
                       request.error_location, command_lba(request), request.slot.sqe.nsid)
         else:
@@ -266,26 +272,32 @@ cdef uint32_t complete_pair(sq_t *sq, request_t **batch, uint32_t count, uint32_
     return count - 1
 
 
-cdef void begin(
+cdef uint32_t begin(
     iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
 ) noexcept nogil:
-    """A command that is not simply handed to its backend."""
+    """Begin a command that is not simply handed to its backend; how many of the batch that was."""
     if batch[index].status == COMPOUND:
-        compound_start(thread, batch, index, count)
-    else:
-        request_done(thread, batch[index])
+        return compound_start(thread, batch, index, count)
+    request_done(thread, batch[index])
+    return 1
 
 
 cdef inline void submit(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil:
     """Hand parsed commands to their backends."""
     cdef request_t *request
-    cdef uint32_t i
-    for i in range(count):
+    cdef uint32_t i = 0
+    while i < count:
         request = batch[i]
         if request.status:
-            begin(thread, batch, i, count)
+            i += begin(thread, batch, i, count)
         else:
             request.ns.backend.ops.submit(thread, request)
+            i += 1
+
+
+cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil:
+    # For `recovery.pyx`.
+    submit(thread, batch, count)
 
 
 cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
@@ -320,72 +332,6 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     return count
 
 
-cdef request_t *oldest_after(sq_t *sq, uint32_t sequence) noexcept nogil:
-    """The busy slot whose command was fetched first, of those not before `sequence`; NULL: none."""
-    cdef request_t *oldest = NULL
-    cdef uint32_t i
-    for i in range(sq.slot_count):
-        if sq.slots[i].state == SLOT_BUSY and <int32_t> (sq.slots[i].sequence - sequence) >= 0 and (
-                oldest == NULL or <int32_t> (sq.slots[i].sequence - oldest.slot.sequence) < 0):
-            oldest = &sq.requests[i]
-    return oldest
-
-
-cdef uint32_t fetch_again(sq_t *sq, request_t *request, request_t **batch) noexcept nogil:
-    """Parse a command that was fetched by a process before us, and the other one of its pair."""
-    cdef request_t *next_
-    request.started = read_tsc()
-    request.status = <uint16_t> command_parse(request)
-    batch[0] = request
-    if request.status != COMPOUND or request.compound.kind != COMPOUND_FIRST:
-        return 1
-    next_ = oldest_after(sq, request.slot.sequence + 1)
-    if next_ != NULL and next_.slot.sequence == request.slot.sequence + 1:
-        next_.started = request.started
-        next_.status = <uint16_t> command_parse(next_)
-        batch[1] = next_
-        return 2
-    if request.slot.sequence + 1 != sq.fetched or load_acquire32(sq.tail_doorbell) == sq.head:
-        return 1
-    # The second was not fetched yet: both are, later.
-    compound_drop(request)
-    sq_unfetch(sq, request)
-    return 0
-
-
-cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil:
-    """Pairs whose comparison had succeeded get their ranges before anything is executed again."""
-    cdef sq_t *sq = <sq_t *> queue
-    cdef uint32_t i
-    for i in range(sq.slot_count):
-        if sq.slots[i].state == SLOT_BUSY and sq.slots[i].stage == STAGE_COMPARED:
-            compound_reserve(thread, &sq.requests[i])
-    return 0
-
-
-cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil:
-    """Execute what a process before us has fetched and not completed, in the order of fetching.
-
-    The room in the CQ was promised then, and the guest has only made more since.
-    """
-    cdef sq_t *sq = <sq_t *> queue
-    cdef uint32_t sequence = sq.fetched - 0x7fffffff
-    cdef request_t *batch[2]
-    cdef request_t *request = oldest_after(sq, sequence)
-    cdef uint32_t i, count
-    while request != NULL:
-        count = fetch_again(sq, request, batch)
-        sq.inflight += count
-        sq.cq.reserved_entries += count
-        for i in range(count):
-            sequence = batch[i].slot.sequence + 1
-        submit(thread, batch, count)
-        if thread.done_count:
-            complete_done(thread)
-        request = oldest_after(sq, sequence)
-    return 0
-
-
 cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
     """Tell the control plane of admin doorbells that moved."""
     cdef uint32_t i, tail
@@ -404,12 +350,18 @@ cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
 
 cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
     """Submit what backends prepared this turn, take what is finished."""
-    cdef uint32_t count
-    if uring_of(thread).prepared:
-        uring_submit(uring_of(thread))
-    count = uring_poll(thread)
-    if thread.done_count:
-        complete_done(thread)
+    cdef uint32_t count = 0
+    cdef uint32_t i
+    if thread.uring != NULL:
+        if uring_of(thread).prepared:
+            uring_submit(uring_of(thread))
+        count = uring_poll(thread)
+        if thread.done_count:
+            complete_done(thread)
+    for i in range(thread.poller_count):
+        count += thread.pollers[i].poll(thread, thread.pollers[i].context)
+        if thread.done_count:
+            complete_done(thread)
     return count
 
 
@@ -491,6 +443,7 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     timeout.tv_nsec = <int64_t> ns
     woken.fd = thread.wake_fd
     woken.events = POLLIN
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
         read_fd(thread.wake_fd, &ignored, 8)
@@ -533,6 +486,7 @@ cdef void idle(iothread_t *thread) noexcept nogil:
 cdef void stand(iothread_t *thread) noexcept nogil:
     """Stand still until nobody asks for it; run what the control plane wants run here."""
     cdef uint32_t spins = 0
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
         if load_acquire32(&thread.call_pending):
@@ -596,6 +550,7 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
+        self.thread.rests = 1
         self.name = name
 
     def __init__(self, name, *, cpu=None, poll_timeout_ms=500):
@@ -612,6 +567,7 @@ cdef class IOThread:
         compounds_destroy(self.thread.compounds)
         free(self.thread.queues)
         free(self.thread.controllers)
+        free(self.thread.pollers)
         free(self.thread)
 
     def configure(self, *, cpu=None, poll_timeout_ms=None):
@@ -719,6 +675,27 @@ cdef class IOThread:
             if self.thread.queues[i] == sq:
                 self.thread.queue_count -= 1
                 self.thread.queues[i] = self.thread.queues[self.thread.queue_count]
+                return
+
+    cdef int add_poller(
+        self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
+    ) except -1:
+        cdef poller_t *pollers = <poller_t *> realloc(
+            self.thread.pollers, (self.thread.poller_count + 1) * sizeof(poller_t))
+        if pollers == NULL:
+            raise MemoryError
+        pollers[self.thread.poller_count].poll = poll
+        pollers[self.thread.poller_count].context = context
+        self.thread.pollers = pollers
+        self.thread.poller_count += 1
+        return 0
+
+    cdef void remove_poller(self, void *context) noexcept:
+        cdef uint32_t i
+        for i in range(self.thread.poller_count):
+            if self.thread.pollers[i].context == context:
+                self.thread.poller_count -= 1
+                self.thread.pollers[i] = self.thread.pollers[self.thread.poller_count]
                 return
 
     cdef int add_controller(self, controller_t *controller) except -1:

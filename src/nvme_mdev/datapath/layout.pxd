@@ -138,7 +138,9 @@ cdef struct io_counters_t:
     uint64_t write_commands
     uint64_t read_units
     uint64_t write_units
-    uint64_t reserved[4]
+    #: Unrecovered reads and failed writes.
+    uint64_t media_errors
+    uint64_t reserved[3]
 
 #: The original's three counters (IOThread): how many, and time-stamp counter cycles.
 cdef struct path_counters_t:
@@ -175,6 +177,8 @@ cdef struct controller_state_t:
     uint32_t scratch[1024]
     uint32_t changed_namespaces[1024]
     uint8_t feature_data[4096]
+    #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).
+    uint64_t lifetime[1024]
     error_entry_t error_log[ERROR_ENTRIES]
     bad_range_t bad_ranges[BAD_RANGES]
     #: A line (or two) each, so that the counters of one do not slow another.

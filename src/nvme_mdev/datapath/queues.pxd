@@ -8,20 +8,24 @@ of what it finds (`recovery.pxd`). Stores of one thread are seen in their order 
 death, so nothing but the compiler has to be kept from changing it: hence the release stores.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
-    copy64, exchange32, fetch_add64, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
-    store_release32, store_release64,
+    copy64, exchange32, fetch_add64, load_acquire32, store_relaxed32, store_release32,
+    store_release64,
 )
 from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, ERROR_ENTRIES, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
     slot_t,
 )
 from nvme_mdev.datapath.runtime cimport (
-    NAMESPACES, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
+    controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
 )
+
+cdef enum:
+    SQE_SIZE = 64
+    CQE_SIZE = 16
 
 
 cdef inline nvme_sqe_t *sq_entry(sq_t *sq, uint32_t index) noexcept nogil:

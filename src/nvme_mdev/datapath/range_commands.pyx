@@ -21,10 +21,14 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LOCATION_CDW10, LOCATION_CDW12, LOCATION_DESFMT, LOCATION_DTYPE, LOCATION_NONE,
-    LOCATION_NSID, SC_COMMAND_SIZE_LIMIT, SC_DNR, SC_INTERNAL_ERROR, SC_INVALID_FIELD,
-    SC_LBA_OUT_OF_RANGE, SC_NAMESPACE_WRITE_PROTECTED, SC_SUCCESS,
+    LOCATION_NSID, LOCATION_OPCODE, SC_COMMAND_SIZE_LIMIT, SC_INTERNAL_ERROR, SC_INVALID_FIELD,
+    SC_INVALID_OPCODE, SC_LBA_OUT_OF_RANGE, SC_NAMESPACE_WRITE_PROTECTED, SC_SUCCESS,
 )
 from nvme_mdev.datapath.uncorrectable cimport bad_find
+
+MAX_COPY_RANGE = COPY_RANGE_MOST
+MAX_COPY = COPY_MOST
+MAX_COPY_RANGES = COPY_RANGES_MOST
 
 cdef enum:
     #: CDW10 of Dataset Management: number of ranges, 0's based. CDW11: attribute deallocate.
@@ -157,6 +161,8 @@ cdef uint32_t make_copy(request_t *request, uint32_t count) noexcept nogil:
     """Everything is checked: natively, or by reads and writes."""
     cdef bint native = request.ns.backend.natives >> OP_COPY & 1
     cdef compound_t *compound
+    if not native and not request.ns.backend.any_memory:
+        return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     request.operation = OP_COPY
     request.iov = slot_segments(request)
     request.iov_count = count

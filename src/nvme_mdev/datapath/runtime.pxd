@@ -7,11 +7,11 @@ Cache lines: what the IOThread writes per command lives in `request_t`, `slot_t`
 first line; what the control plane writes is on lines of its own.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.layout cimport (
-    IO_QUEUES, QUEUES, bad_range_t, controller_state_t, cq_state_t, nvme_cqe_t, nvme_sqe_t, slot_t, sq_state_t,
+    QUEUES, bad_range_t, controller_state_t, cq_state_t, slot_t, sq_state_t,
 )
 
 cdef enum:
@@ -132,6 +132,8 @@ cdef struct backend_t:
     uint32_t attention
     #: Bit n: operation n is done by `submit`, not made of reads and writes (`compound.pyx`).
     uint32_t natives
+    #: It reads and writes any memory of this process, in pieces of any length.
+    uint32_t any_memory
     #: Its unreadable blocks: a table for each namespace that it is (`uncorrectable.pyx`).
     bad_table_t *bad
     uint32_t bad_lock
@@ -293,6 +295,9 @@ cdef struct controller_t:
     interrupts_t *irq
     sq_t *sqs
     cq_t *cqs
+    #: The doorbell registers, and the exponent of their distance (CAP.DSTRD).
+    uint32_t *doorbell_page
+    uint32_t dstrd
     #: Bytes; what MDTS says.
     uint64_t max_transfer
     uint32_t page_size
@@ -331,6 +336,12 @@ cdef struct compounds_t:
     uint8_t *bounces
     range_lock_t locks[RANGE_LOCKS]
 
+#: Something else that completes requests of a thread: asked once a turn while any are in flight.
+cdef struct poller_t:
+    #: How much there was to do; at most 64 requests are done by one call.
+    uint32_t (*poll)(iothread_t *thread, void *context) noexcept nogil
+    void *context
+
 cdef struct iothread_t:
     # -- the control plane asks, on a line of its own
     #: Pauses asked for (they nest); not 0: stand still.
@@ -363,6 +374,8 @@ cdef struct iothread_t:
     compounds_t *compounds
     #: Something was given back that commands may wait for.
     uint32_t retry
+    poller_t *pollers
+    uint32_t poller_count
     # -- its own
     #: Requests that are done, completions not yet posted.
     request_t **done
@@ -375,3 +388,5 @@ cdef struct iothread_t:
     uint64_t idle_since_ns
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
+    uint32_t rests

@@ -20,3 +20,4 @@ cdef class ControllerState:
     cdef readonly object changed_namespaces
     cdef readonly object error_log
     cdef readonly object feature_data
+    cdef readonly object lifetime

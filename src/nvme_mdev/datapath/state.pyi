@@ -48,6 +48,8 @@ class ControllerState:
     error_log: memoryview
     #: Feature data that does not fit 32 bits (timestamp, host identifier, ...), 4096 bytes.
     feature_data: memoryview
+    #: What outlives resets and clients, for the controller's own use: 1024 x 64 bit (format "Q").
+    lifetime: memoryview
     #: Number of errors ever logged (the Error Count of the newest entry).
     error_count: int
     #: Doorbell Buffer Config: IOVAs of the shadow doorbell and the EventIdx page, 0 if unset.
@@ -55,6 +57,6 @@ class ControllerState:
     event_idx_iova: int
 
     def counters(self) -> dict[str, int]:
-        """Read/write commands and 512-byte units moved since creation, for the SMART log."""
+        """Commands, 512-byte units moved, and media errors since creation, for the SMART log."""
 
     def close(self) -> None: ...

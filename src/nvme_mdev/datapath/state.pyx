@@ -3,8 +3,7 @@
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_WRITE
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport uint32_t, uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from nvme_mdev.datapath.layout cimport (
@@ -41,6 +40,7 @@ def layout():
         "scratch": (<size_t> &s.scratch, sizeof(s.scratch)),
         "changed_namespaces": (<size_t> &s.changed_namespaces, sizeof(s.changed_namespaces)),
         "feature_data": (<size_t> &s.feature_data, sizeof(s.feature_data)),
+        "lifetime": (<size_t> &s.lifetime, sizeof(s.lifetime)),
         "error_log": (<size_t> &s.error_log, sizeof(s.error_log)),
         "error_log_entry": (0, sizeof(error_entry_t)),
         "bad_ranges": (<size_t> &s.bad_ranges, sizeof(s.bad_ranges)),
@@ -118,6 +118,7 @@ cdef class ControllerState:
             state.changed_namespaces, sizeof(state.changed_namespaces), "I")
         self.error_log = _window(state.error_log, sizeof(state.error_log))
         self.feature_data = _window(state.feature_data, sizeof(state.feature_data))
+        self.lifetime = _window(state.lifetime, sizeof(state.lifetime), "Q")
 
     @property
     def error_count(self):
@@ -150,13 +151,14 @@ cdef class ControllerState:
             "write_commands": counters.write_commands,
             "read_units": counters.read_units,
             "write_units": counters.write_units,
+            "media_errors": counters.media_errors,
         }
 
     def close(self):
         """Release the windows, unmap, and close the descriptors."""
         for view in (self.registers, self.config_space, self.msix, self.doorbells, self.features,
                      self.vector_config, self.scratch, self.changed_namespaces, self.error_log,
-                     self.feature_data):
+                     self.feature_data, self.lifetime):
             if view is not None:
                 view.release()
         if self.state != NULL:

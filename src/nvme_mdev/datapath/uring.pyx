@@ -5,7 +5,7 @@ The ring is set up for a thread that polls: it alone submits, and completions ar
 """
 
 from libc.errno cimport EINVAL, ENOMEM
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec

@@ -1,8 +1,9 @@
 """The benchmark loop's own structs; the numbers of a distribution are laid out as fio does it."""
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from nvme_mdev.host.queues cimport QueuePair, queue_t, sqe_t
+from nvme_mdev.datapath.host_rings cimport queue_t, sqe_t
+from nvme_mdev.host.queues cimport QueuePair
 
 cdef enum:
     #: fio's latency buckets (stat.h: FIO_IO_U_PLAT_BITS, FIO_IO_U_PLAT_GROUP_NR): 64 a power of

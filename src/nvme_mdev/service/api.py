@@ -111,6 +111,8 @@ class NamespaceInfo:
     block_size: int
     read_only: bool
     uuid: str
+    state: str
+    """``active``, or ``lost``: its file or device has gone, and the guest sees no namespace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.namespaces import Namespace
     from nvme_mdev.datapath.statistics import IoCounters, PathCounter
-    from nvme_mdev.service.registry import Registry, ServedController
+    from nvme_mdev.service.registry import Registry
+    from nvme_mdev.service.served import ServedController
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -220,18 +221,21 @@ def _settings(served: ServedController) -> list[api.SettingInfo]:
 
 
 def _namespaces(served: ServedController) -> list[api.NamespaceInfo]:
-    return [_namespace(served, namespace) for namespace in served.controller.namespaces]
+    namespaces = served.controller.namespaces
+    there = sorted([*namespaces, *namespaces.lost.values()], key=lambda one: one.nsid)
+    return [_namespace(served, namespace) for namespace in there]
 
 
 def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceInfo:
     backend = namespace.backend
     return api.NamespaceInfo(
         nsid=namespace.nsid,
-        target=served.targets[namespace.nsid].text,
+        target=served.backings[namespace.nsid].target.text,
         size=backend.size,
         block_size=backend.block_size,
         read_only=backend.read_only,
         uuid=str(namespace.uuid),
+        state="lost" if namespace.nsid in served.controller.namespaces.lost else "active",
     )
 
 

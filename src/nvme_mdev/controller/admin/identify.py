@@ -7,27 +7,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.admin import identify_lists as lists
+from nvme_mdev.controller.admin.identify_lists import check_csi
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.features import (
-    CRITICAL_TEMPERATURE,
-    RECOMMENDED_ARBITRATION_BURST,
-    WARNING_TEMPERATURE,
-)
+from nvme_mdev.controller.features import RECOMMENDED_ARBITRATION_BURST
+from nvme_mdev.controller.health import CRITICAL_TEMPERATURE, WARNING_TEMPERATURE
+from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULARITY_MS
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
+from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY_RANGES
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
-from nvme_mdev.spec.nvme_commands import MAX_NSID as HIGHEST_NSID
 from nvme_mdev.spec.nvme_commands import Csi
 from nvme_mdev.spec.nvme_identify import (
     FRMW_SLOTS_SHIFT,
     IDENTIFY_SIZE,
     NIDT_LENGTH,
-    NSID_LIST_ENTRIES,
+    Cmic,
     Cns,
     CntrlType,
+    Ctratt,
     Dlfeat,
     Frmw,
+    Fuses,
     IdentifyController,
     IdentifyControllerNvm,
     IdentifyNamespace,
@@ -36,14 +38,16 @@ from nvme_mdev.spec.nvme_identify import (
     IndependentNsfeat,
     Lpa,
     Nidt,
+    Nmic,
     Nsattr,
     Nsfeat,
     NsIdDescriptor,
-    NsidList,
     Nstat,
+    Nwpc,
     Oacs,
     Oaes,
     Oncs,
+    Sgls,
     Vwc,
     ascii_field,
     u128,
@@ -74,7 +78,11 @@ _IO_SQES = ADMIN_SQES << 4 | ADMIN_SQES
 """I/O queues have the entries of the admin queues, and no others: maximum and required size."""
 _IO_CQES = ADMIN_CQES << 4 | ADMIN_CQES
 _MIN_PAGE_SIZE = 4096
+_KAS_UNIT_MS = 100
 _FIRMWARE_SLOTS = 1
+_LARGEST_BLOCK = 4096
+_COPY_FORMATS = 1 << 0
+"""CDFS: Copy descriptor format 0h; the others are for protection information or other namespaces."""
 _WORD_MAX = 0xFFFF
 
 
@@ -92,18 +100,21 @@ def identify(controller: Controller, command: AdminCommand) -> int:
 
 def _controller(controller: Controller, _command: AdminCommand) -> IdentifyController:
     settings = controller.settings
-    return IdentifyController(
+    data = IdentifyController(
         vid=settings.vendor_id,
         ssvid=settings.vendor_id,
         sn=ascii_field(settings.serial, 20),
         mn=ascii_field(MODEL_NUMBER, 40),
         fr=ascii_field(firmware_revision(), 8),
         rab=RECOMMENDED_ARBITRATION_BURST,
+        cmic=Cmic.MULTI_CTRL if controller.subsystem.sharing else 0,
         mdts=(settings.max_transfer // _MIN_PAGE_SIZE).bit_length() - 1,
+        cntlid=settings.cntlid,
         ver=VERSION,
         rtd3r=_RESUME_LATENCY_US,
         rtd3e=_SHUTDOWN_LATENCY_US,
         oaes=Oaes.NSAN,
+        ctratt=Ctratt.HIDS,
         cntrltype=CntrlType.IO,
         oacs=Oacs.DBCS if settings.shadow_doorbell else 0,
         acl=ABORT_COMMAND_LIMIT - 1,
@@ -114,24 +125,36 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         avscc=1,
         wctemp=WARNING_TEMPERATURE,
         cctemp=CRITICAL_TEMPERATURE,
+        kas=KEEP_ALIVE_GRANULARITY_MS // _KAS_UNIT_MS,
         sqes=_IO_SQES,
         cqes=_IO_CQES,
         nn=MAX_NSID,
         mnan=MAX_NSID,
-        oncs=optional_commands(controller.namespaces),
-        vwc=Vwc.FB_NOT_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
+        oncs=optional_commands(controller.namespaces) | Oncs.TSS,
+        fuses=_fused(controller.namespaces),
+        acwu=_compare_and_write_unit(controller),
+        cdfs=_COPY_FORMATS,
+        sgls=_sgls(controller.namespaces),
+        vwc=Vwc.FB_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
+        nwpc=Nwpc.NWPS | Nwpc.WPUPC,
         subnqn=settings.nqn.encode("ascii"),
     )
+    data.tnvmcap[:] = list(u128(sum(one.backend.size for one in controller.namespaces)))
+    return data
 
 
 def optional_commands(namespaces: Namespaces) -> Oncs:
     """ONCS: what the namespaces' backends can do.
 
-    The field speaks for all namespaces. Write Zeroes has to work on each; Deallocate is advice,
-    which a backend that cannot follow ignores.
+    The field speaks for all namespaces. Write Zeroes and Compare have to work on each; Deallocate
+    is advice, which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.NVMCMPS | Oncs.SSFS
+    oncs = Oncs.SSFS | Oncs.NVMWUSV
+    if all(backend.any_memory for backend in backends):
+        oncs |= Oncs.NVMVFYS | Oncs.NVMCPYS
+    if all(backend.can_compare for backend in backends):
+        oncs |= Oncs.NVMCMPS
     if all(backend.can_write_zeroes for backend in backends):
         oncs |= Oncs.NVMWZSV
     if not backends or any(backend.can_deallocate for backend in backends):
@@ -139,9 +162,27 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
     return oncs
 
 
+def _fused(namespaces: Namespaces) -> Fuses:
+    """FUSES: Compare and Write, where there is Compare."""
+    return Fuses.FCWS if optional_commands(namespaces) & Oncs.NVMCMPS else Fuses(0)
+
+
+def _compare_and_write_unit(controller: Controller) -> int:
+    """ACWU, blocks of any size, 0's based: a fused pair of any length is atomic."""
+    largest = min(controller.settings.max_transfer // _LARGEST_BLOCK, _WORD_MAX + 1)
+    return largest - 1 if _fused(controller.namespaces) else 0
+
+
+def _sgls(namespaces: Namespaces) -> Sgls:
+    """SGLS: anywhere, of any length; bit buckets; more than the command needs."""
+    if all(namespace.backend.any_memory for namespace in namespaces):
+        return Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET | Sgls.LONGER
+    return Sgls(0)
+
+
 def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
     """No limits of its own: MDTS holds for commands with data, the others take what fits NLB."""
-    _check_csi(command)
+    check_csi(command)
     return IdentifyControllerNvm()
 
 
@@ -151,24 +192,47 @@ def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyC
 def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespace:
     check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
-    return IdentifyNamespace() if namespace is None else _active_namespace(namespace)
+    if namespace is None:
+        return IdentifyNamespace()
+    data = _active_namespace(controller, namespace)
+    data.nmic = _sharing(controller)
+    return data
 
 
-def _active_namespace(namespace: Namespace) -> IdentifyNamespace:
+def _sharing(controller: Controller) -> Nmic | int:
+    """NMIC: with several controllers each namespace can be attached to all of them."""
+    return Nmic.SHRNS if controller.subsystem.sharing else 0
+
+
+def _attributes(controller: Controller, namespace: Namespace) -> int:
+    return Nsattr.CWP if controller.write_protection.protects(namespace.nsid) else 0
+
+
+def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyNamespace:
     backend = namespace.backend
     data = IdentifyNamespace(
         nsze=namespace.blocks,
         ncap=namespace.blocks,
         nuse=namespace.blocks,
-        dlfeat=Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0,
+        dlfeat=_deallocation(backend),
         noiob=min(backend.optimal_io_boundary, _WORD_MAX),
-        nsattr=Nsattr.CWP if backend.read_only else 0,
+        nsattr=_attributes(controller, namespace),
     )
+    data.mssrl = min(MAX_COPY_RANGE // backend.block_size, _WORD_MAX)
+    data.mcl = MAX_COPY // backend.block_size
+    data.msrc = MAX_COPY_RANGES - 1
     data.nvmcap[:] = list(u128(backend.size))
     data.nguid[:] = list(namespace.nguid)
     data.lbaf[0].lbads = backend.block_size.bit_length() - 1
     _add_preferences(data, backend)
     return data
+
+
+def _deallocation(backend: Backend) -> int:
+    """DLFEAT: what a deallocated block reads as, and whether Write Zeroes may deallocate."""
+    return (Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0) | (
+        Dlfeat.DEALLOCATE_WRITE_ZEROES if backend.can_deallocate else 0
+    )
 
 
 def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:
@@ -185,7 +249,7 @@ def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:
 def _namespace_nvm(_controller: Controller, command: AdminCommand) -> IdentifyNamespaceNvm:
     """No protection information, so nothing to say; it is asked for all the same."""
     check_nsid(command.sqe.nsid)
-    _check_csi(command)
+    check_csi(command)
     return IdentifyNamespaceNvm()
 
 
@@ -199,7 +263,8 @@ def _namespace_independent(
     backend = namespace.backend
     return IdentifyNamespaceIndependent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
-        nsattr=Nsattr.CWP if backend.read_only else 0,
+        nmic=_sharing(controller),
+        nsattr=_attributes(controller, namespace),
         nstat=Nstat.NRDY,
     )
 
@@ -220,37 +285,23 @@ def _namespace_descriptors(controller: Controller, command: AdminCommand) -> byt
     )
 
 
-def _active_nsids(controller: Controller, command: AdminCommand) -> NsidList:
-    """The active NSIDs above the one given."""
-    above = command.sqe.nsid
-    if above >= HIGHEST_NSID:
-        raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)
-    data = NsidList()
-    nsids = [namespace.nsid for namespace in controller.namespaces if namespace.nsid > above]
-    for index, nsid in enumerate(nsids[:NSID_LIST_ENTRIES]):
-        data.nsid[index] = nsid
-    return data
-
-
-def _active_nsids_of_csi(controller: Controller, command: AdminCommand) -> NsidList:
-    _check_csi(command)
-    return _active_nsids(controller, command)
-
-
-def _check_csi(command: AdminCommand) -> None:
-    """Only the NVM command set is there."""
-    if command.sqe.cdw11 >> 24 != Csi.NVM:
-        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CSI)
-
-
 _STRUCTURES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
     Cns.NAMESPACE: _namespace,
     Cns.CONTROLLER: _controller,
-    Cns.ACTIVE_NSID_LIST: _active_nsids,
+    Cns.ACTIVE_NSID_LIST: lists.active_nsids,
     Cns.NS_ID_DESCRIPTORS: _namespace_descriptors,
     Cns.IOCS_NAMESPACE: _namespace_nvm,
     Cns.IOCS_CONTROLLER: _controller_nvm,
-    Cns.IOCS_ACTIVE_NSID_LIST: _active_nsids_of_csi,
+    Cns.IOCS_ACTIVE_NSID_LIST: lists.active_nsids_of_csi,
     Cns.IOCS_INDEPENDENT_NAMESPACE: _namespace_independent,
+    Cns.ALLOCATED_NSID_LIST: lists.active_nsids,
+    Cns.ALLOCATED_NAMESPACE: _namespace,
+    Cns.NS_CONTROLLER_LIST: lists.attached_controllers,
+    Cns.CONTROLLER_LIST: lists.controllers,
+    Cns.PRIMARY_CONTROLLER_CAPS: lists.primary_capabilities,
+    Cns.SECONDARY_CONTROLLER_LIST: lists.secondary_controllers,
+    Cns.IOCS_ALLOCATED_NSID_LIST: lists.active_nsids_of_csi,
+    Cns.IOCS_ALLOCATED_NAMESPACE: _namespace_nvm,
+    Cns.IO_COMMAND_SETS: lists.io_command_sets,
 }
 """CNS to the function that builds its data structure; what is not here is an invalid field."""

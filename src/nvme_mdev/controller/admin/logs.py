@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
 from nvme_mdev.controller.admin.identify import optional_commands
 from nvme_mdev.controller.error_log import newest_first
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.memory_map import Scratch
+from nvme_mdev.controller.health import composite_temperature
+from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.settings import firmware_revision
 from nvme_mdev.datapath.clock import tsc_hz
-from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, GET_LOG_PAGE_RAE, NSID_ALL, NvmOpcode
-from nvme_mdev.spec.nvme_features import Fid
+from nvme_mdev.spec.nvme_commands import (
+    GET_LOG_PAGE_OT,
+    GET_LOG_PAGE_RAE,
+    NSID_ALL,
+    Csi,
+    NvmOpcode,
+)
 from nvme_mdev.spec.nvme_identify import Oncs
 from nvme_mdev.spec.nvme_logs import (
     ChangedNamespacesLog,
@@ -28,6 +33,7 @@ from nvme_mdev.spec.nvme_logs import (
     SmartLog,
     SupportedLogPages,
 )
+from nvme_mdev.spec.nvme_registers import Css
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 from nvme_mdev.spec.vendor import (
     PATH_COUNTERS_LID,
@@ -45,7 +51,8 @@ if TYPE_CHECKING:
 
 _UNITS_PER_DATA_UNIT = 1000
 """512-byte units in a data unit of the SMART log."""
-_SECONDS_PER_HOUR = 3600
+_MS_PER_MINUTE = 60_000
+_MS_PER_HOUR = 3_600_000
 _ACTIVE_SLOT = 1
 """The only firmware slot there is."""
 _FULL_SPARE_PERCENT = 100
@@ -97,22 +104,25 @@ def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
     if command.sqe.nsid not in (0, NSID_ALL):
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
     counters = controller.state.counters()
-    hours = (int(time.time()) - controller.state.scratch[Scratch.POWER_ON_TIME]) // (
-        _SECONDS_PER_HOUR
-    )
+    life = controller.state.lifetime
     data = SmartLog(
         cw=CriticalWarning.TEMPERATURE if controller.features.temperature_warning else 0,
-        ctemp=features.COMPOSITE_TEMPERATURE,
+        ctemp=composite_temperature(controller.state),
         avsp=_FULL_SPARE_PERCENT,
         avspt=_SPARE_THRESHOLD_PERCENT,
+        wctt=life[Lifetime.WARM_MS] // _MS_PER_MINUTE,
+        cctt=life[Lifetime.HOT_MS] // _MS_PER_MINUTE,
     )
     for field, value in (
         (data.dur, _data_units(counters["read_units"])),
         (data.duw, _data_units(counters["write_units"])),
         (data.hrc, counters["read_commands"]),
         (data.hwc, counters["write_commands"]),
-        (data.pwrc, 1),
-        (data.poh, max(hours, 0)),
+        (data.cbt, life[Lifetime.BUSY_MS] // _MS_PER_MINUTE),
+        (data.pwrc, life[Lifetime.POWER_CYCLES]),
+        (data.poh, life[Lifetime.POWERED_MS] // _MS_PER_HOUR),
+        (data.upl, life[Lifetime.UNSAFE_SHUTDOWNS]),
+        (data.mdie, counters["media_errors"]),
         (data.neile, controller.state.error_count),
     ):
         field[:] = list(value.to_bytes(16, "little"))
@@ -134,10 +144,13 @@ def _changed_namespaces(controller: Controller, _command: AdminCommand) -> Chang
     return ChangedNamespacesLog.from_buffer_copy(controller.state.changed_namespaces)
 
 
-def _commands_effects(controller: Controller, _command: AdminCommand) -> CommandsEffectsLog:
+def _commands_effects(controller: Controller, command: AdminCommand) -> CommandsEffectsLog:
     # The dispatch table has the handlers of this file, so it cannot be imported before it.
     from nvme_mdev.controller.admin.dispatch import supported
 
+    # With one command set alone (CC.CSS = 000b) the field means nothing.
+    if controller.registers.cc.css == Css.IOCS and command.sqe.cdw14 >> 24 != Csi.NVM:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.LOG_CSI)
     data = CommandsEffectsLog()
     for opcode, entry in supported(controller).items():
         data.acs[opcode] = entry.effects
@@ -158,6 +171,12 @@ def io_effects(oncs: Oncs) -> dict[NvmOpcode, CommandEffect]:
         effects[NvmOpcode.COMPARE] = CommandEffect.CSUPP
     if oncs & Oncs.NVMWZSV:
         effects[NvmOpcode.WRITE_ZEROES] = changes
+    if oncs & Oncs.NVMWUSV:
+        effects[NvmOpcode.WRITE_UNCORRECTABLE] = changes
+    if oncs & Oncs.NVMVFYS:
+        effects[NvmOpcode.VERIFY] = CommandEffect.CSUPP
+    if oncs & Oncs.NVMCPYS:
+        effects[NvmOpcode.COPY] = changes
     if oncs & Oncs.NVMDSMSV:
         effects[NvmOpcode.DATASET_MANAGEMENT] = changes
     return effects
@@ -168,7 +187,7 @@ def _feature_effects(controller: Controller, _command: AdminCommand) -> FeatureE
     for fid in features.supported(controller.settings, controller.namespaces):
         scope = (
             FeatureEffect.SCOPE_NAMESPACE
-            if fid == Fid.ERROR_RECOVERY
+            if fid in features.NAMESPACE_SPECIFIC
             else FeatureEffect.SCOPE_CONTROLLER
         )
         data.fids[fid] = FeatureEffect.FSUPP | scope

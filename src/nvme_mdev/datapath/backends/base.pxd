@@ -14,6 +14,8 @@ cdef class Backend:
     cdef readonly unsigned int block_size
     cdef readonly bint read_only
     cdef readonly bint volatile_cache
+    cdef readonly bint can_compare
+    cdef readonly bint any_memory
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate
     cdef readonly bint deallocate_zeroes
@@ -25,4 +27,6 @@ cdef class Backend:
     cdef int detach(self, IOThread iothread) except -1
     #: Serve so many bytes from now on, in whole blocks; every IOThread that serves it is paused.
     cdef int set_size(self, uint64_t size) except -1
+    #: Writes are refused from now on, or no longer.
+    cdef int set_read_only(self, bint read_only) except -1
 

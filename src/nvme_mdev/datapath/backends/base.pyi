@@ -1,5 +1,7 @@
 """What every backend can be asked."""
 
+from nvme_mdev.datapath.memory import GuestMemory
+
 class Backend:
     """A place where a namespace's blocks live. Sizes and capabilities come from it."""
 
@@ -14,6 +16,11 @@ class Backend:
     read_only: bool
     #: Writes are volatile until flushed (VWC).
     volatile_cache: bool
+    #: Compare can be done.
+    can_compare: bool
+    #: It reads and writes any memory of this process, in pieces of any length: SGLs can be offered,
+    #: and what it cannot do by itself is made of reads and writes (Compare, Verify, Copy).
+    any_memory: bool
     #: Write Zeroes, Dataset Management/deallocate and FUA can be done.
     can_write_zeroes: bool
     can_deallocate: bool
@@ -24,11 +31,26 @@ class Backend:
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
 
+    #: Bytes that one command can move at most; 0: as many as you like.
+    transfer_limit: int
+
+    def use_memory(self, memory: GuestMemory) -> None:
+        """It will be asked to move data to and from this memory: make that possible.
+
+        OSError: it is not.
+        """
+
+    def leave_memory(self, memory: GuestMemory) -> None:
+        """No command will touch this memory any more."""
+
     def medium_size(self) -> int:
         """Bytes that the medium has now, in whole blocks: others may have changed it.
 
         0 where less than a block is left. OSError: it cannot be asked, it is gone.
         """
+
+    def medium_read_only(self) -> bool:
+        """Whether the medium cannot be written to now (OSError: it cannot be asked, it is gone)."""
 
     def change_medium(self, size: int) -> None:
         """Make the medium itself larger or smaller, in bytes.
@@ -43,5 +65,8 @@ class Backend:
         From any thread, while IOThreads go on; releases the GIL. For shutdown and for turning the
         volatile write cache off; the guest's Flush does not come here.
         """
+
+    def temperature(self) -> int | None:
+        """Kelvin, of the medium; None: it has no sensor. From any thread; may take its time."""
 
     def close(self) -> None: ...

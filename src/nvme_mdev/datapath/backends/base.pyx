@@ -8,6 +8,9 @@ from nvme_mdev.datapath.iothread cimport IOThread
 cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
+    def __cinit__(self, *args, **kwargs):
+        self.can_compare = self.any_memory = True
+
     cdef int attach(self, IOThread iothread) except -1:
         return 0
 
@@ -19,14 +22,36 @@ cdef class Backend:
         self.backend.size = self.size
         return 0
 
+    cdef int set_read_only(self, bint read_only) except -1:
+        self.read_only = read_only
+        return 0
+
+    def use_memory(self, memory):
+        """It sees what this process sees."""
+
+    def leave_memory(self, memory):
+        """As `use_memory`."""
+
+    @property
+    def transfer_limit(self):
+        """Nothing here has one."""
+        return 0
+
     def medium_size(self):
         return self.size
+
+    def medium_read_only(self):
+        return self.read_only
 
     def change_medium(self, size):
         """Nothing to do: it is as large as `set_size` says."""
 
     def flush(self):
         """Make everything that was written durable: nothing to do without a volatile cache."""
+
+    def temperature(self):
+        """Nothing here has one."""
+        return None
 
     def close(self):
         """Give up what it holds; it serves no more."""

@@ -3,7 +3,8 @@
 Data moves without a copy, between guest memory and the kernel. I/O that suits O_DIRECT goes through
 a descriptor opened so; the rest (addresses or sizes below the medium's alignment, media that have no
 direct I/O) through a second, buffered one: the kernel keeps the two coherent, and both are made
-durable by the same fdatasync.
+durable by the same fdatasync. A medium that answers at once is not asked through io_uring
+(`inline_io.pxd`).
 """
 
 from libc.errno cimport (
@@ -12,11 +13,15 @@ from libc.errno cimport (
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.uio cimport iovec
+from posix.types cimport off_t
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.inline_io cimport (
+    INLINE_MOST, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, inline_io, inline_t,
+)
+from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
-from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.iothread cimport IOThread, complete_done
 from nvme_mdev.datapath.runtime cimport (
     NO_BUFFER, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
     REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
@@ -37,6 +42,7 @@ from nvme_mdev.datapath.uring cimport (
 import os
 
 from nvme_mdev.datapath.backends.medium import open_medium
+from nvme_mdev.datapath.backends.temperature import temperature
 from nvme_mdev.datapath.backends.base import check_block_size
 
 cdef extern from "<errno.h>":
@@ -84,9 +90,12 @@ cdef struct medium_t:
     #: Alignments of direct I/O, as masks: of memory; of offsets and lengths.
     uint64_t memory_mask
     uint64_t offset_mask
+    #: Byte of the file or device that is the namespace's first.
+    uint64_t start
     #: Discard goes by io_uring command (a block device on a kernel that has it).
     uint32_t discard_command
     uint32_t read_only
+    inline_t at_once
 
 cdef enum:
     NO_SLOT = 0xffffffff
@@ -112,7 +121,7 @@ cdef uint32_t allocate_slot() except? 0xfffffffe:
 
 cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nogil:
     """Offset, length and every segment are aligned as direct I/O wants them."""
-    cdef uint64_t offsets = request.offset | request.length
+    cdef uint64_t offsets = (medium.start + request.offset) | request.length
     cdef uint64_t addresses = 0
     cdef uint32_t i
     if medium.direct == NO_SLOT:
@@ -122,6 +131,11 @@ cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nog
         if request.iov_count > 1:
             offsets |= request.iov[i].iov_len
     return not (addresses & medium.memory_mask or offsets & medium.offset_mask)
+
+
+cdef inline uint64_t position(request_t *request) noexcept nogil:
+    """Where in the file or device the request's next byte is."""
+    return (<medium_t *> request.ns.backend.context).start + request.offset + request.done
 
 
 cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
@@ -143,7 +157,7 @@ cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
 
 cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
-    cdef uint64_t offset = request.offset + request.done
+    cdef uint64_t offset = position(request)
     if sqe == NULL:
         return
     if request.iov_count > 1:
@@ -159,7 +173,7 @@ cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) no
 
 cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
-    cdef uint64_t offset = request.offset + request.done
+    cdef uint64_t offset = position(request)
     cdef uint32_t flags = RWF_DSYNC if request.flags & REQUEST_FUA else 0
     if sqe == NULL:
         return
@@ -189,7 +203,8 @@ cdef void prepare_fallocate(
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
     if sqe == NULL:
         return
-    io_uring_prep_fallocate(sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+    io_uring_prep_fallocate(
+        sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, medium.start + offset, length)
     send(sqe, request)
 
 
@@ -204,7 +219,7 @@ cdef void prepare_discard(
     sqe.opcode = <uint8_t> IORING_OP_URING_CMD
     sqe.fd = <int32_t> medium.buffered
     sqe.cmd_op = DISCARD_COMMAND
-    sqe.addr = offset
+    sqe.addr = medium.start + offset
     sqe.addr3 = length
     send(sqe, request)
 
@@ -241,7 +256,7 @@ cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium)
             return
         length = request.length - request.done
         io_uring_prep_write(sqe, medium.buffered, zeroes, <uint32_t> min(length, <uint64_t> ZEROES),
-                            request.offset + request.done)
+                            position(request))
         send(sqe, request)
 
 
@@ -278,8 +293,25 @@ cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept
         request_done(thread, request)
 
 
+cdef inline bint done_inline(iothread_t *thread, request_t *request, inline_t *at_once) noexcept nogil:
+    """Do a short Read or Write at once, where the medium is one for that. False: it was not done."""
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    cdef int fd
+    if request.operation > OP_WRITE or request.length > INLINE_MOST:
+        return False
+    fd = at_once.direct if suits_direct(medium, request) else at_once.buffered
+    return fd >= 0 and inline_io(
+        thread, request, at_once, fd, <off_t> (medium.start + request.offset))
+
+
 cdef void uring_backend_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef inline_t *at_once = &(<medium_t *> request.ns.backend.context).at_once
     request.status = SC_SUCCESS
+    if at_once.enabled and done_inline(thread, request, at_once):
+        request_done(thread, request)
+        if thread.done_count >= INLINE_POST:
+            complete_done(thread)
+        return
     start(thread, request)
     finish_if_idle(thread, request)
 
@@ -395,23 +427,29 @@ cdef class UringBackend(Backend):
 
     cdef medium_t *medium
     cdef object opened
+    #: IOThread to how many controllers it serves this for.
+    cdef dict attachments
+    cdef readonly bint inline_io
 
     def __cinit__(self, *args, **kwargs):
+        self.attachments = {}
         self.medium = <medium_t *> calloc(1, sizeof(medium_t))
         if self.medium == NULL:
             raise MemoryError
         self.medium.direct = self.medium.buffered = NO_SLOT
 
-    def __init__(self, path, *, block_size=None, read_only=False):
+    def __init__(self, path, *, block_size=None, read_only=False, offset=0, length=None,
+                 inline_io=None):
         global zeroes
         if zeroes == NULL:
             zeroes = <uint8_t *> aligned_alloc(PAGE_ALIGNMENT, ZEROES)
             if zeroes == NULL:
                 raise MemoryError
             memset(zeroes, 0, ZEROES)
-        self.opened = open_medium(path, read_only=read_only)
+        self.opened = open_medium(path, read_only=read_only, offset=offset, length=length)
         try:
             self._adopt(self.opened, block_size)
+            self._use_inline(self.opened, inline_io)
         except BaseException:
             self.close()
             raise
@@ -423,6 +461,9 @@ cdef class UringBackend(Backend):
             raise ValueError(
                 f"{opened.path} has blocks of {opened.logical_block_size} bytes: "
                 f"it cannot be served with --block-size {self.block_size}")
+        if opened.offset % self.block_size:
+            raise ValueError(f"{opened.path}: offset {opened.offset} is not a multiple of the block "
+                             f"size, {self.block_size} bytes")
         self.size = check_block_size(opened.size, self.block_size)
         self.name = opened.path
         self.identity = opened.identity
@@ -441,12 +482,31 @@ cdef class UringBackend(Backend):
         self.medium.offset_mask = opened.offset_alignment - 1
         self.medium.discard_command = opened.discard_command
         self.medium.read_only = opened.read_only
+        self.medium.start = opened.offset
         self.backend.ops = &uring_ops
         self.backend.context = self.medium
         self.backend.size = self.size
 
+    def _use_inline(self, opened, wanted):
+        """I/O within the system call: as the user says, or where the medium answers at once."""
+        cdef inline_t *at_once = &self.medium.at_once
+        cdef uint64_t per_ns
+        self.inline_io = opened.answers_at_once if wanted is None else wanted
+        if not self.inline_io:
+            return
+        per_ns = (ticks_hz() << 32) // 1000000000
+        at_once.enabled = 1
+        at_once.direct = -1 if opened.direct_fd is None else opened.direct_fd
+        at_once.buffered = opened.buffered_fd if opened.in_memory or wanted else -1
+        at_once.slow = <uint64_t> -1 if wanted else multiply_fixed(INLINE_SLOW_NS, per_ns)
+        at_once.pause = at_once.pause_first = multiply_fixed(INLINE_PAUSE_NS, per_ns)
+        at_once.pause_most = multiply_fixed(INLINE_PAUSE_MOST_NS, per_ns)
+
     cdef int attach(self, IOThread iothread) except -1:
         cdef int status
+        if iothread in self.attachments:
+            self.attachments[iothread] += 1
+            return 0
         if iothread.thread.uring == NULL:
             status = iothread.call(uring_create, NULL)
             if status:
@@ -457,9 +517,14 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
+        self.attachments[iothread] = 1
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
+        self.attachments[iothread] -= 1
+        if self.attachments[iothread]:
+            return 0
+        del self.attachments[iothread]
         self._register(iothread, self.medium.buffered, -1)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, -1)
@@ -475,9 +540,16 @@ cdef class UringBackend(Backend):
             raise OSError(-status, f"io_uring: {os.strerror(-status)}", self.name)
         return 0
 
+    @property
+    def inline_pauses(self):
+        return self.medium.at_once.pauses
+
     def medium_size(self):
         size = self.opened.current_size()
         return size - size % self.block_size
+
+    def medium_read_only(self):
+        return self.opened.is_read_only()
 
     def change_medium(self, size):
         self.opened.resize(size)
@@ -485,6 +557,9 @@ cdef class UringBackend(Backend):
     def flush(self):
         if not self.read_only:
             os.fdatasync(self.opened.buffered_fd)
+
+    def temperature(self):
+        return temperature(self.name)
 
     def close(self):
         cdef uint32_t slot

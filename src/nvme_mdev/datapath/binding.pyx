@@ -1,0 +1,148 @@
+"""Where queues and doorbells are in guest memory: the lookup, and who still uses a range.
+
+A queue is an IOVA in the shared state and a page pointer for each of its pages here. The pointers are
+made anew whenever the client's DMA map changes. All of it runs on the control plane's thread while
+the IOThreads stand still.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.compound cimport guest_segments
+from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
+from nvme_mdev.datapath.memory cimport memory_translate
+from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE
+from nvme_mdev.datapath.runtime cimport (
+    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
+    request_t, sq_t,
+)
+
+
+cdef uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
+    return <uint32_t> ((entries * entry_size + PAGE_SIZE - 1) >> PAGE_SHIFT)
+
+
+# -- looking up ---------------------------------------------------------------------------------
+
+
+cdef bint bind_pages(
+    controller_t *controller, uint8_t **pages, uint32_t count, uint64_t iova, bint write
+) noexcept:
+    """Look up each page of a queue; False: one is not mapped."""
+    cdef uint32_t hint = 0
+    cdef uint32_t i
+    cdef uint64_t length
+    cdef bint complete = True
+    for i in range(count):
+        length = PAGE_SIZE
+        pages[i] = memory_translate(
+            controller.memory, iova + (<uint64_t> i << PAGE_SHIFT), &length, write, &hint)
+        if pages[i] == NULL:
+            complete = False
+    return complete
+
+
+cdef uint32_t *find_doorbell(
+    controller_t *controller, uint32_t qid, bint completion, uint64_t shadow_iova
+) noexcept:
+    """The doorbell's place in the register page, or (I/O queues) in a shadow page; NULL: gone."""
+    cdef uint32_t offset = (2 * qid + completion) * (4 << controller.dstrd)
+    cdef uint64_t length = 4
+    cdef uint32_t hint = 0
+    if shadow_iova == 0 or qid == 0:
+        return &controller.doorbell_page[offset >> 2]
+    return <uint32_t *> memory_translate(
+        controller.memory, shadow_iova + offset, &length, True, &hint)
+
+
+cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
+    cdef sq_t *sq = &controller.sqs[qid]
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef uint64_t shadow = controller.state.shadow_doorbell_iova
+    cdef uint64_t events = controller.state.event_idx_iova
+    if sq.size:
+        sq.tail_doorbell = find_doorbell(controller, qid, False, shadow)
+        sq.event_idx = find_doorbell(controller, qid, False, events) if events and qid else NULL
+    if cq.size:
+        cq.head_doorbell = find_doorbell(controller, qid, True, shadow)
+        cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
+
+
+cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
+    cdef sq_t *sq = &controller.sqs[qid]
+    cdef bint complete = bind_pages(
+        controller, sq.pages, page_count(sq.size, SQE_SIZE), sq.state.iova, False)
+    sq.region_hint = 0
+    bind_doorbells(controller, qid)
+    if sq.tail_doorbell == NULL:
+        # Something to look at while the shadow page is away; the queue is held.
+        sq.tail_doorbell = &controller.doorbell_page[0]
+        complete = False
+    sq.held = sq.held & ~HELD_MEMORY if complete else sq.held | HELD_MEMORY
+
+
+cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept:
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef bint complete = bind_pages(
+        controller, cq.pages, page_count(cq.size, CQE_SIZE), cq.state.iova, True)
+    bind_doorbells(controller, qid)
+    if cq.head_doorbell == NULL:
+        cq.head_doorbell = &controller.doorbell_page[0]
+        complete = False
+    cq.held = cq.held & ~HELD_MEMORY if complete else cq.held | HELD_MEMORY
+
+
+cdef void bind_all(controller_t *controller) noexcept:
+    cdef uint32_t qid
+    for qid in range(QUEUES):
+        if controller.sqs[qid].size:
+            bind_sq(controller, qid)
+        if controller.cqs[qid].size:
+            bind_cq(controller, qid)
+
+
+# -- who still uses it --------------------------------------------------------------------------
+
+
+cdef inline bint lies_in(region_t *region, void *address) noexcept:
+    return <uint64_t> address - <uint64_t> region.address < region.size
+
+
+cdef bint moves_through(request_t *request, region_t *region) noexcept:
+    """Whether a request in flight reads or writes the region."""
+    cdef uint32_t i, count
+    cdef iovec *segments = guest_segments(request, &count)
+    for i in range(count):
+        # Segments of neighbouring mappings merge: one may begin before the region and end after it.
+        if (<uint64_t> segments[i].iov_base < <uint64_t> region.address + region.size
+                and <uint64_t> region.address
+                < <uint64_t> segments[i].iov_base + segments[i].iov_len):
+            return True
+    return False
+
+
+cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
+    cdef sq_t *sq
+    cdef uint32_t qid, i
+    for qid in range(1, QUEUES):
+        sq = &controller.sqs[qid]
+        if sq.size == 0 or sq.inflight == 0:
+            continue
+        for i in range(page_count(sq.cq.size, CQE_SIZE)):
+            if lies_in(region, sq.cq.pages[i]):
+                return True
+        for i in range(sq.slot_count):
+            if sq.slots[i].state == SLOT_BUSY and moves_through(&sq.requests[i], region):
+                return True
+    return False
+
+
+cdef bint memory_in_use(controller_t *controller, uint64_t iova, uint64_t size) noexcept:
+    cdef region_t *region
+    cdef uint32_t i
+    for i in range(controller.memory.count):
+        region = &controller.memory.regions[i]
+        if region.address != NULL and (size == 0 or region.iova - iova < size):
+            if region_in_use(controller, region):
+                return True
+    return False

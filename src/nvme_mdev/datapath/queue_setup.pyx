@@ -1,0 +1,210 @@
+"""Making and unmaking queues: their part of the shared state, and what this process keeps of them.
+
+A queue exists in the shared state when its size is not 0, which is stored last when it is created
+and first when it is deleted: so a process that is killed in between leaves none or all of it.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.atomics cimport load_acquire32, store_relaxed32, store_release32
+from nvme_mdev.datapath.binding cimport bind_cq, bind_doorbells, bind_sq, page_count
+from nvme_mdev.datapath.layout cimport QUEUES, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, sq_state_t
+from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, pin_in_use, quiet_index
+from nvme_mdev.datapath.runtime cimport (
+    HELD_PAUSED, PAGE_SHIFT, controller_t, cq_t, iothread_t, request_t, sq_t,
+)
+
+cdef enum:
+    #: 256 ranges of a Dataset Management command, and what a cut first and last page may add.
+    SEGMENTS_LEAST = 1024
+
+
+cdef void *lazy_memory(uint64_t size) noexcept:
+    """Zeroed memory that costs nothing until it is touched; NULL: there is none."""
+    cdef void *address = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if address == MAP_FAILED else address
+
+
+cdef void reset_doorbell(
+    controller_t *controller, uint32_t *doorbell, uint32_t *event_idx, uint32_t qid, bint completion,
+    uint32_t size
+) noexcept:
+    """A new queue's doorbells are 0, wherever they are, and no ring is asked for."""
+    controller.doorbell_page[((2 * qid + completion) * (4 << controller.dstrd)) >> 2] = 0
+    store_relaxed32(doorbell, 0)
+    if event_idx != NULL:
+        store_relaxed32(event_idx, quiet_index(0, size))
+
+
+# -- completion queues --------------------------------------------------------------------------
+
+
+cdef int open_cq(
+    controller_t *controller, uint32_t qid, uint64_t iova, uint32_t size, uint32_t vector, bint interrupts
+) except -1:
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef cq_state_t *state = &controller.state.cq[qid]
+    state.iova = iova
+    state.vector = <uint16_t> vector
+    state.interrupts = interrupts
+    state.tail = 0
+    state.phase = 1
+    take_cq(controller, qid, size)
+    reset_doorbell(controller, <uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, size)
+    follow_head(cq)
+    # Last: with a size the queue exists for the next process.
+    store_release32(&state.size, size)
+    return 0
+
+
+cdef int take_cq(controller_t *controller, uint32_t qid, uint32_t size) except -1:
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef cq_state_t *state = &controller.state.cq[qid]
+    memset(cq, 0, sizeof(cq_t))
+    cq.pages = <uint8_t **> calloc(page_count(size, CQE_SIZE), sizeof(uint8_t *))
+    if cq.pages == NULL:
+        raise MemoryError
+    cq.size = size
+    cq.tail = state.tail
+    cq.phase = state.phase
+    cq.interrupts = state.interrupts
+    cq.vector = state.vector
+    cq.qid = qid
+    cq.controller = controller
+    cq.state = state
+    bind_cq(controller, qid)
+    return 0
+
+
+cdef void forget_cq(cq_state_t *state) noexcept:
+    """The queue does not exist any more, and then nothing of it does."""
+    store_release32(&state.size, 0)
+    memset(state, 0, sizeof(cq_state_t))
+
+
+cdef void close_cq(controller_t *controller, uint32_t qid) noexcept:
+    cdef cq_t *cq = &controller.cqs[qid]
+    forget_cq(cq.state)
+    free(cq.pages)
+    memset(cq, 0, sizeof(cq_t))
+
+
+# -- submission queues --------------------------------------------------------------------------
+
+
+cdef int open_sq(
+    controller_t *controller, iothread_t *thread, uint32_t qid, uint32_t cqid, uint64_t iova, uint32_t size,
+    uint32_t priority
+) except -1:
+    cdef sq_t *sq = &controller.sqs[qid]
+    cdef sq_state_t *state = &controller.state.sq[qid]
+    cdef uint32_t i
+    state.iova = iova
+    state.cqid = <uint16_t> cqid
+    state.priority = <uint16_t> priority
+    state.head = state.fetched = 0
+    for i in range(min(size, <uint32_t> SLOTS)):
+        controller.state.slots[qid][i].state = SLOT_FREE
+        controller.state.slots[qid][i].stage = STAGE_NONE
+    take_sq(controller, thread, qid, size)
+    reset_doorbell(controller, <uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
+    # Last: with a size the queue exists for the next process.
+    store_release32(&state.size, size)
+    return 0
+
+
+cdef int take_sq(controller_t *controller, iothread_t *thread, uint32_t qid, uint32_t size) except -1:
+    cdef sq_t *sq = &controller.sqs[qid]
+    memset(sq, 0, sizeof(sq_t))
+    sq.slot_count = min(size, <uint32_t> SLOTS)
+    sq.iov_stride = max(
+        <uint32_t> SEGMENTS_LEAST, <uint32_t> (controller.max_transfer >> PAGE_SHIFT) + 2)
+    sq.pages = <uint8_t **> calloc(page_count(size, SQE_SIZE), sizeof(uint8_t *))
+    sq.free_slots = <uint16_t *> malloc(sq.slot_count * sizeof(uint16_t))
+    sq.requests = <request_t *> lazy_memory(sq.slot_count * sizeof(request_t))
+    sq.iov = <iovec *> lazy_memory(sq.slot_count * <uint64_t> sq.iov_stride * sizeof(iovec))
+    if sq.pages == NULL or sq.free_slots == NULL or sq.requests == NULL or sq.iov == NULL:
+        free_sq(sq)
+        raise MemoryError
+    sq.size = size
+    sq.qid = qid
+    sq.state = &controller.state.sq[qid]
+    sq.cq = &controller.cqs[sq.state.cqid]
+    sq.controller = controller
+    sq.thread = thread
+    sq.head = sq.state.head
+    sq.fetched = sq.state.fetched
+    sq.held = HELD_PAUSED if qid and controller.paused else 0
+    fill_slots(sq)
+    bind_sq(controller, qid)
+    return 0
+
+
+cdef void fill_slots(sq_t *sq) noexcept:
+    """Each request knows its slot and queue; the first free slot is on top of the stack."""
+    cdef uint32_t i
+    sq.slots = sq.controller.state.slots[sq.qid]
+    for i in range(sq.slot_count - 1, -1, -1):
+        sq.requests[i].slot = &sq.slots[i]
+        sq.requests[i].sq = sq
+        if sq.slots[i].state == SLOT_FREE:
+            sq.free_slots[sq.free_count] = <uint16_t> i
+            sq.free_count += 1
+
+
+cdef void free_sq(sq_t *sq) noexcept:
+    free(sq.pages)
+    free(sq.free_slots)
+    if sq.requests != NULL:
+        munmap(sq.requests, sq.slot_count * sizeof(request_t))
+    if sq.iov != NULL:
+        munmap(sq.iov, sq.slot_count * <uint64_t> sq.iov_stride * sizeof(iovec))
+    memset(sq, 0, sizeof(sq_t))
+
+
+cdef void forget_sq(sq_state_t *state) noexcept:
+    store_release32(&state.size, 0)
+    memset(state, 0, sizeof(sq_state_t))
+
+
+cdef void close_sq(controller_t *controller, uint32_t qid) noexcept:
+    forget_sq(controller.sqs[qid].state)
+    free_sq(&controller.sqs[qid])
+
+
+cdef void forget_queues(controller_t *controller) noexcept:
+    cdef uint32_t qid
+    for qid in range(QUEUES):
+        forget_sq(&controller.state.sq[qid])
+        forget_cq(&controller.state.cq[qid])
+
+
+# -- doorbells ----------------------------------------------------------------------------------
+
+
+cdef void move_doorbells(controller_t *controller, uint32_t qid) noexcept:
+    cdef sq_t *sq = &controller.sqs[qid]
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef uint32_t tail = load_acquire32(sq.tail_doorbell) if sq.size else 0
+    cdef uint32_t head = load_acquire32(cq.head_doorbell) if cq.size else 0
+    bind_doorbells(controller, qid)
+    if sq.size:
+        store_relaxed32(<uint32_t *> sq.tail_doorbell, tail)
+        store_relaxed32(sq.event_idx, quiet_index(sq.head, sq.size))
+        sq.event_idx_head = sq.head
+    if cq.size:
+        store_relaxed32(<uint32_t *> cq.head_doorbell, head)
+        store_relaxed32(cq.event_idx, quiet_index(head, cq.size))
+        follow_head(cq)
+
+
+cdef void follow_head(cq_t *cq) noexcept:
+    if cq.event_idx != NULL and pin_in_use(cq.controller.irq):
+        store_relaxed32(cq.event_idx, load_acquire32(cq.head_doorbell))
