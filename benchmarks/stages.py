@@ -41,7 +41,7 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "address translation": frozenset(
         (
-            *("map_data", "map_segments", "walk", "find_buffer", "memory_translate", "memory_find"),
+            *("map_data", "find_buffer", "memory_translate", "memory_find"),
             *("prp_walk", "prp_list", "add_segment", "load_entry", "load_relaxed64"),
         )
     ),

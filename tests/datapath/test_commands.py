@@ -90,7 +90,7 @@ def error_entry(guest: Guest) -> tuple[int, ...]:
     return struct.unpack("<HHHHQI", bytes(guest.state.error_log[at + 8 : at + 28]))
 
 
-# -- Flush ---------------------------------------------------------------------------------------
+# -- Flush ------------------------------------------------------------------------------------
 
 
 def test_flush_of_all_namespaces(make: Callable[..., Backend]) -> None:
@@ -112,7 +112,7 @@ def test_only_flush_takes_the_broadcast_nsid(queue: QueuePair, opcode: int) -> N
     assert queue.run(queue.command(opcode, nsid=NSID_ALL)).status == 0x00B | DNR
 
 
-# -- Force Unit Access of what is read -------------------------------------------------------------
+# -- Force Unit Access of what is read --------------------------------------------------------
 
 
 @pytest.mark.parametrize("opcode", [READ, COMPARE, VERIFY])
@@ -124,7 +124,7 @@ def test_force_unit_access_of_what_is_read(queue: QueuePair, opcode: int) -> Non
     assert queue.guest.peek(buffer, PAGE) == pattern(PAGE)
 
 
-# -- Compare --------------------------------------------------------------------------------------
+# -- Compare ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [512, 1 << 17, (1 << 17) + 512, 1 << 20])
@@ -156,7 +156,7 @@ def test_more_compares_than_bounce_buffers_all_complete(make: Callable[..., Back
         assert [queue.wait().status for _ in range(200)] == [0] * 200
 
 
-# -- Verify ----------------------------------------------------------------------------------------
+# -- Verify -----------------------------------------------------------------------------------
 
 
 def test_verify_reads_any_length_and_moves_nothing(queue: QueuePair) -> None:
@@ -176,7 +176,7 @@ def test_verify_finds_what_cannot_be_read(tmp_path: Path) -> None:
         assert error_entry(guest)[4] == 2048
 
 
-# -- Write Uncorrectable -----------------------------------------------------------------------------
+# -- Write Uncorrectable ----------------------------------------------------------------------
 
 
 def spoil(queue: QueuePair, slba: int, blocks: int) -> None:
@@ -292,7 +292,7 @@ def test_a_read_only_namespace_cannot_be_spoilt(tmp_path: Path) -> None:
         assert queue.run(copy).status == 0x020 | DNR
 
 
-# -- Copy ---------------------------------------------------------------------------------------------
+# -- Copy -------------------------------------------------------------------------------------
 
 
 def sources(*ranges: tuple[int, int]) -> bytes:
@@ -400,7 +400,7 @@ def test_a_null_namespace_has_all_commands() -> None:
         assert queue.io(READ, buffer, PAGE, slba=0).status == 0
 
 
-# -- Write Zeroes -----------------------------------------------------------------------------------
+# -- Write Zeroes -----------------------------------------------------------------------------
 
 
 def test_write_zeroes_that_may_deallocate_gives_space_back(tmp_path: Path) -> None:

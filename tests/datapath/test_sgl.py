@@ -73,7 +73,7 @@ def lay_out(ram: Ram, pieces: list[Piece], splits: list[int]) -> bytes:
 
 
 def model(pieces: list[Piece], length: int, *, writable: bool) -> list[tuple[int | None, int]]:
-    """The bytes that a list names, one by one, as (IOVA or None, bytes) without neighbours merged."""
+    """What a list names, as (IOVA or None, bytes), without neighbours merged."""
     expected: list[tuple[int | None, int]] = []
     for piece in pieces:
         if piece.kind == BUCKET and not writable:
@@ -251,7 +251,7 @@ def test_a_bucket_larger_than_the_command_is_cut(ram: Ram) -> None:
     assert sum(size for _, size in segments) == 1 << 20
 
 
-# -- in commands -------------------------------------------------------------------------------------
+# -- in commands ------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -201,6 +201,15 @@ cdef uint32_t parse_others(request_t *request) noexcept nogil:
     return parse_write_uncorrectable(request)
 
 
+cdef uint32_t refuse_namespace(request_t *request) noexcept nogil:
+    """Inactive, a valid NSID without a namespace (Base 2.x, section 3.2.1.4); or it is not to be
+    used at the moment, and it is worth trying again."""
+    if request.ns.backend != NULL and request.ns.retired > 1:
+        request.error_location = LOCATION_NONE
+        return request.ns.retired
+    return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+
+
 cdef uint32_t no_namespace(request_t *request) noexcept nogil:
     """An NSID that no namespace can have: Flush of all of them (Base 2.x, section 7.1), or an error."""
     request.ns = NULL
@@ -219,8 +228,7 @@ cdef inline uint32_t parse_by_opcode(request_t *request) noexcept nogil:
         return no_namespace(request)
     request.ns = &request.sq.controller.namespaces[nsid]
     if request.ns.backend == NULL or request.ns.retired:
-        # Inactive: a valid NSID without a namespace (Base 2.x, section 3.2.1.4).
-        return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+        return refuse_namespace(request)
     if sqe.opcode == NVME_READ:
         return parse_read(request)
     if sqe.opcode == NVME_WRITE:

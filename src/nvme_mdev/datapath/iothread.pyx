@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
+from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
@@ -149,10 +150,14 @@ cdef inline void release_one(request_t *request) noexcept nogil:
     sq_release(sq, request)
 
 
-cdef void complete_compound(iothread_t *thread, request_t *request) noexcept nogil:
+cdef bint complete_compound(iothread_t *thread, request_t *request) noexcept nogil:
+    """False: the command goes on; it may have put itself, and its partner, at the end of `done`."""
+    if not compound_over(thread, request):
+        return False
     post_one(request)
     compound_posted(thread, request)
     release_one(request)
+    return True
 
 
 cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
@@ -189,10 +194,7 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
         if request.compound == NULL:
             post_one(request)
             release_one(request)
-        elif compound_over(thread, request):
-            complete_compound(thread, request)
-        else:
-            # It may have put itself, and its partner, at the end.
+        elif not complete_compound(thread, request):
             count = thread.done_count
             continue
         counters = &cq.controller.state.path_counters
@@ -204,14 +206,19 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
             interrupt_for(touched[i])
 
 
-cdef void complete_done(iothread_t *thread) noexcept nogil:
-    while True:
-        post_done(thread)
-        if not thread.retry:
-            return
+cdef void complete_retried(iothread_t *thread) noexcept nogil:
+    """Commands that had to wait, and, as long as these make others go on, those."""
+    while thread.retry:
         compound_retry(thread)
         if not thread.done_count:
             return
+        post_done(thread)
+
+
+cdef void complete_done(iothread_t *thread) noexcept nogil:
+    post_done(thread)
+    if thread.retry:
+        complete_retried(thread)
 
 
 # -- fetching -----------------------------------------------------------------------------------
@@ -310,6 +317,8 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     if tail >= sq.size:
         doorbell_error(sq, &sq.controller.sq_error[sq.qid])
         return 0
+    if sq.aborted:
+        tail = skip_aborted(sq, tail)
     count = batch_size(sq, tail)
     if count == 0:
         return 0
