@@ -30,23 +30,25 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "batch decided": frozenset(("batch_size", "cq_room", "cq_used", "cq_read_head")),
     "SQE fetched, slot taken": frozenset(("sq_fetch", "sq_entry", "copy64", "publish_head")),
-    "batch led through": frozenset(("serve", "sq_suppress_event", "store_relaxed32")),
+    "batch led through": frozenset(
+        ("serve", "fetch", "submit", "sq_suppress_event", "store_relaxed32")
+    ),
     "validation": frozenset(
         (
-            *("command_parse", "parse_by_opcode", "parse_read_write", "check_lbas"),
-            *("wants_durability", "refuse"),
+            *("command_parse", "parse_by_opcode", "parse_read", "parse_write", "check_lbas"),
+            *("check_range", "wants_durability", "refuse"),
         )
     ),
     "address translation": frozenset(
         (
-            *("map_data", "find_buffer", "memory_translate", "memory_find", "prp_walk"),
-            *("prp_list", "add_segment", "load_entry", "load_relaxed64"),
+            *("map_data", "find_buffer", "memory_translate", "memory_find"),
+            *("prp_walk", "prp_list", "add_segment", "load_entry", "load_relaxed64"),
         )
     ),
     "backend": frozenset(("null_submit", "memory_submit", "request_done")),
-    "completion": frozenset(("complete_done", "complete_one", "count_io", "log_error")),
+    "completion": frozenset(("complete_done", "post_done", "post_one", "count_io", "log_error")),
     "CQE written": frozenset(("cq_post", "store_release64", "store_release32")),
-    "slot released": frozenset(("sq_release",)),
+    "slot released": frozenset(("release_one", "sq_release")),
     "interrupt": frozenset(("interrupt_for", "raise_interrupt", "pin_wanted", "signal_fd")),
     "time-stamp counter": frozenset(("read_tsc",)),
 }

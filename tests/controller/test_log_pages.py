@@ -123,7 +123,8 @@ def test_effects_are_those_of_the_commands_that_there_are(host: NvmeHost) -> Non
     assert data.acs[AdminOpcode.IDENTIFY] == CommandEffect.CSUPP
     assert data.iocs[NvmOpcode.WRITE] == CommandEffect.CSUPP | CommandEffect.LBCC
     assert data.iocs[NvmOpcode.READ] == CommandEffect.CSUPP
-    assert data.iocs[NvmOpcode.COPY] == 0
+    assert data.iocs[NvmOpcode.COPY] == CommandEffect.CSUPP | CommandEffect.LBCC
+    assert data.iocs[NvmOpcode.RESERVATION_REPORT] == 0
 
 
 def test_every_feature_of_the_effects_log_can_be_read(host: NvmeHost) -> None:

@@ -32,10 +32,14 @@ def queue(guest: Guest) -> QueuePair:
 
 CASES = {
     "unknown opcode": ({"opcode": 0x7F}, 0x001),
-    "write uncorrectable is not offered": ({"opcode": 0x04}, 0x001),
+    "an opcode between others": ({"opcode": 0x0A}, 0x001),
+    "reservations": ({"opcode": 0x0D}, 0x001),
     "vendor opcode": ({"opcode": 0xC0}, 0x001),
-    "fused": ({"opcode": READ, "flags": 1}, 0x002),
-    "SGL": ({"opcode": READ, "flags": 0x40}, 0x002),
+    "reserved FUSE": ({"opcode": READ, "flags": 3}, 0x002),
+    "reserved flags": ({"opcode": READ, "flags": 4}, 0x002),
+    "SGL for metadata": ({"opcode": READ, "flags": 0x80}, 0x002),
+    "reserved PSDT": ({"opcode": READ, "flags": 0xC0}, 0x002),
+    "directive": ({"opcode": WRITE, "cdw12": 1 << 20}, 0x002),
     "NSID 0": ({"opcode": READ, "nsid": 0}, 0x00B),
     "NSID beyond NN": ({"opcode": READ, "nsid": 257}, 0x00B),
     "broadcast NSID": ({"opcode": READ, "nsid": 0xFFFFFFFF}, 0x00B),

@@ -119,7 +119,10 @@ class Killed:
         iothread.start()
         table = QueueTable(state, memory, iothread)
         table.map(IOVA, old.size, old.fd, 0, readable=True, writable=True)
-        table.set_namespace(1, self.backend)
+        # The dead one stays open: its table of queues, which nobody closes, refers to it.
+        backend = MemoryBackend(SIZE, fd=os.dup(self.backend.fd))
+        old.backends = (*old.backends, backend)
+        table.set_namespace(1, backend)
         if eventfd is not None:
             table.set_msix(QID, os.dup(eventfd))
         old.state.close()

@@ -89,6 +89,7 @@ class NamespaceChanges:
             if lost is None:
                 self._controller.events.namespace_changed(nsid)
             await self.unused(nsid)
+            self.queues.clear_uncorrectable(nsid)
             self.queues.set_namespace(nsid, None)
             self._controller.write_protection.forget(nsid)
             self._controller.erasing.detached(nsid)

@@ -6,12 +6,14 @@ the IOThreads stand still.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.uio cimport iovec
 
+from nvme_mdev.datapath.compound cimport guest_segments
 from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
 from nvme_mdev.datapath.memory cimport memory_translate
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE
 from nvme_mdev.datapath.runtime cimport (
-    HELD_MEMORY, OP_COMPARE, OP_READ, OP_WRITE, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
+    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
     request_t, sq_t,
 )
 
@@ -122,14 +124,13 @@ cdef inline bint lies_in(region_t *region, void *address) noexcept:
 
 cdef bint moves_through(request_t *request, region_t *region) noexcept:
     """Whether a request in flight reads or writes the region."""
-    cdef uint32_t i
-    if request.operation not in (OP_READ, OP_WRITE, OP_COMPARE):
-        return False
-    for i in range(request.iov_count):
+    cdef uint32_t i, count
+    cdef iovec *segments = guest_segments(request, &count)
+    for i in range(count):
         # Segments of neighbouring mappings merge: one may begin before the region and end after it.
-        if (<uint64_t> request.iov[i].iov_base < <uint64_t> region.address + region.size
+        if (<uint64_t> segments[i].iov_base < <uint64_t> region.address + region.size
                 and <uint64_t> region.address
-                < <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len):
+                < <uint64_t> segments[i].iov_base + segments[i].iov_len):
             return True
     return False
 

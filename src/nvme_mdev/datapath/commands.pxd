@@ -1,7 +1,12 @@
 """NVM commands: from a copied SQE to a request for a backend."""
 
+from libc.stdint cimport uint64_t
+
 from nvme_mdev.datapath.runtime cimport request_t
 
 #: Validate the command in `request.slot`, fill in the request. The NVMe status: 0 when it is ready
-#: for its backend, else what to complete it with (`request.error_location` says where).
+#: for its backend; COMPOUND when it is ready for `compound_start`; else what to complete it with
+#: (`request.error_location` says where).
 cdef unsigned int command_parse(request_t *request) noexcept nogil
+#: The first block at fault, for the error log; 0 for a command without blocks.
+cdef uint64_t command_lba(request_t *request) noexcept nogil

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, sq_t
+from nvme_mdev.datapath.runtime cimport controller_t, iothread_t, request_t, sq_t
 
 
 cdef class IOThread:
@@ -31,3 +31,5 @@ cdef class IOThread:
 cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil
+#: Hand parsed commands of one SQ, in the order of fetching, to their backends.
+cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil

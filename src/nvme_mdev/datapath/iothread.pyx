@@ -20,18 +20,22 @@ from nvme_mdev.datapath.atomics cimport (
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
-from nvme_mdev.datapath.commands cimport command_parse
+from nvme_mdev.datapath.commands cimport command_lba, command_parse
+from nvme_mdev.datapath.compound cimport (
+    COMPOUND_FIRST, compound_drop, compound_over, compound_posted, compound_retry, compound_start,
+    compounds_create, compounds_destroy,
+)
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
-    signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_waiting,
+    signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_unfetch,
+    sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_READ, OP_WRITE, RUNNING, STANDING,
-    controller_t, cq_t, iothread_t, poller_t,
-    request_t, sq_t,
+    BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING,
+    STANDING, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
-from nvme_mdev.datapath.status cimport SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
+from nvme_mdev.datapath.status cimport COMPOUND, SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
 import os
@@ -101,6 +105,17 @@ cdef inline void count_io(controller_t *controller, request_t *request) noexcept
         counters.write_units += request.length >> 9
         request.ns.write_commands += 1
         request.ns.write_units += request.length >> 9
+    # What counts as what: NVM Command Set 1.x, section 1.4.2.
+    elif request.operation == OP_VERIFY:
+        counters.read_units += request.length >> 9
+        request.ns.read_units += request.length >> 9
+    elif request.operation == OP_COPY:
+        counters.read_commands += 1
+        counters.write_commands += 1
+        counters.write_units += request.length >> 9
+        request.ns.read_commands += 1
+        request.ns.write_commands += 1
+        request.ns.write_units += request.length >> 9
 
 
 cdef inline void count_media_error(controller_t *controller, request_t *request) noexcept nogil:
@@ -110,8 +125,8 @@ cdef inline void count_media_error(controller_t *controller, request_t *request)
         controller.state.io_counters.media_errors += 1
 
 
-cdef inline void complete_one(request_t *request) noexcept nogil:
-    """Post the request's CQE and give its slot back. Where the CQE goes is recorded before."""
+cdef inline void post_one(request_t *request) noexcept nogil:
+    """Post the request's CQE. Where it goes is recorded before."""
     cdef sq_t *sq = request.sq
     cdef cq_t *cq = sq.cq
     cdef controller_t *controller = sq.controller
@@ -119,20 +134,30 @@ cdef inline void complete_one(request_t *request) noexcept nogil:
         if request.status:
             count_media_error(controller, request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
-                      request.error_location,
-                      <uint64_t> request.slot.sqe.cdw11 << 32 | request.slot.sqe.cdw10,
-                      request.slot.sqe.nsid)
+                      request.error_location, command_lba(request), request.slot.sqe.nsid)
         else:
             count_io(controller, request)
         slot_record(request.slot, cq)
         cq_post(cq, request.result, sq.head, sq.qid, request.slot.sqe.cid, request.status)
         cq.dirty = 1
-    if request.bounce != NULL:
-        free(request.bounce)
-        request.bounce = NULL
-    cq.reserved_entries -= 1
+
+
+cdef inline void release_one(request_t *request) noexcept nogil:
+    """Give the slot of a command that is complete back."""
+    cdef sq_t *sq = request.sq
+    sq.cq.reserved_entries -= 1
     sq.inflight -= 1
     sq_release(sq, request)
+
+
+cdef bint complete_compound(iothread_t *thread, request_t *request) noexcept nogil:
+    """False: the command goes on; it may have put itself, and its partner, at the end of `done`."""
+    if not compound_over(thread, request):
+        return False
+    post_one(request)
+    compound_posted(thread, request)
+    release_one(request)
+    return True
 
 
 cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
@@ -149,21 +174,29 @@ cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
         counters.interrupt_cycles += read_tsc() - before
 
 
-cdef void complete_done(iothread_t *thread) noexcept nogil:
+cdef inline void post_done(iothread_t *thread) noexcept nogil:
     # There is at least one. The cycles go to the controller of the last: batches seldom mix.
     cdef uint64_t before = read_tsc()
     cdef uint32_t count = thread.done_count
-    cdef uint32_t i
+    cdef uint32_t i = 0
     cdef path_counters_t *counters = &thread.done[0].sq.controller.state.path_counters
     cdef cq_t *touched[DONE_CAPACITY]
     cdef cq_t *cq
+    cdef request_t *request
     cdef uint32_t touched_count = 0
-    for i in range(count):
-        cq = thread.done[i].sq.cq
+    while i < count:
+        request = thread.done[i]
+        i += 1
+        cq = request.sq.cq
         if not cq.dirty:
             touched[touched_count] = cq
             touched_count += 1
-        complete_one(thread.done[i])
+        if request.compound == NULL:
+            post_one(request)
+            release_one(request)
+        elif not complete_compound(thread, request):
+            count = thread.done_count
+            continue
         counters = &cq.controller.state.path_counters
         counters.completed += 1
     thread.done_count = 0
@@ -171,6 +204,21 @@ cdef void complete_done(iothread_t *thread) noexcept nogil:
     for i in range(touched_count):
         if touched[i].dirty:
             interrupt_for(touched[i])
+
+
+cdef void complete_retried(iothread_t *thread) noexcept nogil:
+    """Commands that had to wait, and, as long as these make others go on, those."""
+    while thread.retry:
+        compound_retry(thread)
+        if not thread.done_count:
+            return
+        post_done(thread)
+
+
+cdef void complete_done(iothread_t *thread) noexcept nogil:
+    post_done(thread)
+    if thread.retry:
+        complete_retried(thread)
 
 
 # -- fetching -----------------------------------------------------------------------------------
@@ -204,9 +252,64 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
     return count
 
 
+cdef inline request_t *fetch(sq_t *sq, uint64_t now) noexcept nogil:
+    """Fetch and parse the next command."""
+    cdef request_t *request = sq_fetch(sq)
+    request.started = now
+    request.status = <uint16_t> command_parse(request)
+    return request
+
+
+cdef uint32_t complete_pair(sq_t *sq, request_t **batch, uint32_t count, uint32_t tail) noexcept nogil:
+    """The last of a batch is compound: the first of a fused pair goes with the second, or not at all.
+
+    Both are in the SQ when its doorbell is rung (Base 2.x, section 3.4.2). Without a slot, or room in
+    the CQ, for the second, the first is put back. In a CQ for one entry a pair has no place.
+    """
+    cdef request_t *last = batch[count - 1]
+    if last.compound.kind != COMPOUND_FIRST or tail == sq.head:
+        return count
+    if sq.free_count and (cq_room(sq.cq) > count or (cq_read_head(sq.cq) and cq_room(sq.cq) > count)):
+        batch[count] = fetch(sq, last.started)
+        return count + 1
+    if sq.cq.size <= 2:
+        return count
+    compound_drop(last)
+    sq_unfetch(sq, last)
+    return count - 1
+
+
+cdef uint32_t begin(
+    iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
+) noexcept nogil:
+    """Begin a command that is not simply handed to its backend; how many of the batch that was."""
+    if batch[index].status == COMPOUND:
+        return compound_start(thread, batch, index, count)
+    request_done(thread, batch[index])
+    return 1
+
+
+cdef inline void submit(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil:
+    """Hand parsed commands to their backends."""
+    cdef request_t *request
+    cdef uint32_t i = 0
+    while i < count:
+        request = batch[i]
+        if request.status:
+            i += begin(thread, batch, i, count)
+        else:
+            request.ns.backend.ops.submit(thread, request)
+            i += 1
+
+
+cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil:
+    # For `recovery.pyx`.
+    submit(thread, batch, count)
+
+
 cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     """Fetch, parse and submit a batch of a queue's commands; how many."""
-    cdef request_t *batch[BATCH]
+    cdef request_t *batch[BATCH + 1]
     cdef request_t *request
     cdef uint64_t before
     cdef uint32_t i, count
@@ -221,22 +324,17 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
         return 0
     before = read_tsc()
     for i in range(count):
-        request = sq_fetch(sq)
-        request.started = before
-        request.status = <uint16_t> command_parse(request)
+        request = fetch(sq, before)
         batch[i] = request
+    if request.status == COMPOUND:
+        count = complete_pair(sq, batch, count, tail)
     publish_head(sq)
     sq.inflight += count
     sq.cq.reserved_entries += count
     counters = &sq.controller.state.path_counters
     counters.translated += count
     counters.translated_cycles += read_tsc() - before
-    for i in range(count):
-        request = batch[i]
-        if request.status:
-            request_done(thread, request)
-        else:
-            request.ns.backend.ops.submit(thread, request)
+    submit(thread, batch, count)
     sq_suppress_event(sq)
     if thread.done_count:
         complete_done(thread)
@@ -456,7 +554,8 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = -1
         self.thread.done = <request_t **> calloc(DONE_CAPACITY, sizeof(request_t *))
-        if self.thread.done == NULL:
+        self.thread.compounds = compounds_create()
+        if self.thread.done == NULL or self.thread.compounds == NULL:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
@@ -474,6 +573,7 @@ cdef class IOThread:
         if self.thread.wake_fd >= 0:
             close(self.thread.wake_fd)
         free(self.thread.done)
+        compounds_destroy(self.thread.compounds)
         free(self.thread.queues)
         free(self.thread.controllers)
         free(self.thread.pollers)

@@ -20,6 +20,8 @@ cdef enum:
     ERROR_ENTRIES = 64
     #: Commands of one SQ that can be aborted while they wait in it, until they are fetched.
     ABORTS = 3
+    #: Ranges of blocks that Write Uncorrectable has made unreadable, of all namespaces together.
+    BAD_RANGES = 1024
 
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
@@ -27,6 +29,14 @@ cdef enum:
 
     #: `cq_phase` of a command whose completion has no place yet.
     CQ_UNDECIDED = 2
+
+    #: `stage` of a command of a fused pair: it has to be executed from the beginning.
+    STAGE_NONE = 0
+    #: (First command.) The comparison has succeeded, so the write may have begun.
+    STAGE_COMPARED = 1
+    #: And, above it, the status that the command completes with.
+    STAGE_OVER = 2
+    STAGE_STATUS_SHIFT = 16
 
 cdef extern from *:
     """
@@ -125,7 +135,9 @@ cdef struct slot_t:
     #: The how manieth command of its SQ it is (modulo 2^32): against `sq_state_t.fetched` it tells
     #: whether the head has moved past it, which `sq_index` cannot when the SQ has wrapped.
     uint32_t sequence
-    uint32_t reserved[11]
+    #: How far a fused pair has come, which must not be executed twice; STAGE_NONE in a free slot.
+    uint32_t stage
+    uint32_t reserved[10]
 
 #: Counts for the SMART log (IOThread; data in units of 512 bytes).
 cdef struct io_counters_t:
@@ -147,6 +159,14 @@ cdef struct path_counters_t:
     uint64_t interrupt_cycles
     uint64_t reserved[2]
 
+#: Unreadable blocks of a namespace (IOThread).
+cdef struct bad_range_t:
+    uint64_t slba
+    uint64_t blocks
+    #: 0: the entry is free. Stored last.
+    uint64_t nsid
+    uint64_t reserved
+
 cdef struct controller_state_t:
     uint64_t magic
     uint32_t version
@@ -167,6 +187,7 @@ cdef struct controller_state_t:
     #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).
     uint64_t lifetime[2048]
     error_entry_t error_log[ERROR_ENTRIES]
+    bad_range_t bad_ranges[BAD_RANGES]
     #: A line (or two) each, so that the counters of one do not slow another.
     io_counters_t io_counters
     path_counters_t path_counters

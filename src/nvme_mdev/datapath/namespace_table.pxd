@@ -7,6 +7,6 @@ from nvme_mdev.datapath.runtime cimport controller_t, namespace_t
 
 
 #: Fill in or (backend None) clear a namespace.
-cdef int fill_namespace(namespace_t *ns, uint32_t nsid, Backend backend) except -1
+cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1
 #: Whether a command of the namespace is in flight that touches byte `start` or later (0: any).
 cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept

@@ -4,34 +4,29 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.compound cimport request_touches
 from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
-from nvme_mdev.datapath.runtime cimport (
-    OP_DEALLOCATE, OP_FLUSH, controller_t, namespace_t, request_t, sq_t,
-)
+from nvme_mdev.datapath.runtime cimport bad_table_t, controller_t, namespace_t, sq_t
+from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_detach
 
 
-cdef int fill_namespace(namespace_t *ns, uint32_t nsid, Backend backend) except -1:
+cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1:
+    cdef namespace_t *ns = &controller.namespaces[nsid]
+    cdef bad_table_t *bad = &controller.bad_tables[nsid]
+    if ns.backend != NULL:
+        bad_detach(ns.backend, bad)
     memset(ns, 0, sizeof(namespace_t))
     if backend is not None:
         ns.backend = &backend.backend
+        ns.backend.any_memory = backend.any_memory
         ns.blocks = backend.size // backend.block_size
         ns.block_shift = backend.block_size.bit_length() - 1
         ns.nsid = nsid
         ns.read_only = backend.read_only
+        bad.ranges = controller.state.bad_ranges
+        bad.nsid = nsid
+        bad_attach(ns.backend, bad)
     return 0
-
-
-cdef bint reaches(request_t *request, uint64_t start) noexcept:
-    """Whether a request in flight touches its backend from byte `start` on."""
-    cdef uint32_t i
-    if request.operation == OP_FLUSH:
-        return False
-    if request.operation != OP_DEALLOCATE:
-        return request.offset + request.length > start
-    for i in range(request.iov_count):
-        if <uint64_t> request.iov[i].iov_base + request.iov[i].iov_len > start:
-            return True
-    return False
 
 
 cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept:
@@ -43,6 +38,6 @@ cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_
             continue
         for i in range(sq.slot_count):
             if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
-                    and (start == 0 or reaches(&sq.requests[i], start))):
+                    and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):
                 return True
     return False

@@ -14,7 +14,7 @@ from posix.uio cimport iovec
 
 from nvme_mdev.datapath.atomics cimport load_acquire32, store_relaxed32, store_release32
 from nvme_mdev.datapath.binding cimport bind_cq, bind_doorbells, bind_sq, page_count
-from nvme_mdev.datapath.layout cimport QUEUES, SLOT_FREE, SLOTS, cq_state_t, sq_state_t
+from nvme_mdev.datapath.layout cimport QUEUES, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, sq_state_t
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, pin_in_use, quiet_index
 from nvme_mdev.datapath.runtime cimport (
     HELD_PAUSED, PAGE_SHIFT, controller_t, cq_t, iothread_t, request_t, sq_t,
@@ -22,7 +22,7 @@ from nvme_mdev.datapath.runtime cimport (
 
 cdef enum:
     #: 256 ranges of a Dataset Management command, and what a cut first and last page may add.
-    SEGMENTS_LEAST = 258
+    SEGMENTS_LEAST = 1024
 
 
 cdef void *lazy_memory(uint64_t size) noexcept:
@@ -112,6 +112,7 @@ cdef int open_sq(
     state.head = state.fetched = 0
     for i in range(min(size, <uint32_t> SLOTS)):
         controller.state.slots[qid][i].state = SLOT_FREE
+        controller.state.slots[qid][i].stage = STAGE_NONE
     take_sq(controller, thread, qid, size)
     reset_doorbell(controller, <uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
     # Last: with a size the queue exists for the next process.

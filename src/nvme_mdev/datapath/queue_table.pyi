@@ -195,7 +195,13 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These eight raise KeyError where no namespace is attached.
+    # These nine raise KeyError where no namespace is attached.
+    def clear_uncorrectable(self, nsid: int) -> None:
+        """Make every block readable that Write Uncorrectable has made unreadable.
+
+        Whoever erases the medium, or takes it away, has to.
+        """
+
     def retire_namespace(self, nsid: int, retired: bool = True) -> None:
         """New commands find the namespace inactive; those in flight complete normally.
 

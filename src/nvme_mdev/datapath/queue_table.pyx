@@ -30,12 +30,13 @@ from nvme_mdev.datapath.queue_setup cimport (
     close_cq, close_sq, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
 )
 from nvme_mdev.datapath.queues cimport SQE_SIZE, log_error, raise_interrupt, signal_fd
-from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again
+from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED, controller_t,
-    cq_t, interrupts_t, namespace_t, request_t, sq_t,
+    BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED, bad_table_t,
+    controller_t, cq_t, interrupts_t, namespace_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
+from nvme_mdev.datapath.uncorrectable cimport bad_clear
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
 import os
@@ -69,10 +70,12 @@ cdef class QueueTable:
         if self.controller == NULL:
             raise MemoryError
         self.controller.namespaces = <namespace_t *> calloc(NAMESPACES + 1, sizeof(namespace_t))
+        self.controller.bad_tables = <bad_table_t *> calloc(NAMESPACES + 1, sizeof(bad_table_t))
         self.controller.irq = <interrupts_t *> calloc(1, sizeof(interrupts_t))
         self.controller.sqs = <sq_t *> calloc(QUEUES, sizeof(sq_t))
         self.controller.cqs = <cq_t *> calloc(QUEUES, sizeof(cq_t))
-        if (self.controller.namespaces == NULL or self.controller.irq == NULL
+        if (self.controller.namespaces == NULL or self.controller.bad_tables == NULL
+                or self.controller.irq == NULL
                 or self.controller.sqs == NULL or self.controller.cqs == NULL):
             raise MemoryError
         interrupts_init(self.controller.irq)
@@ -118,6 +121,7 @@ cdef class QueueTable:
         if self.controller == NULL:
             return
         free(self.controller.namespaces)
+        free(self.controller.bad_tables)
         free(self.controller.irq)
         free(self.controller.sqs)
         free(self.controller.cqs)
@@ -295,6 +299,9 @@ cdef class QueueTable:
         cdef uint32_t qid
         self._pause()
         try:
+            for qid in range(1, QUEUES):
+                if self.controller.sqs[qid].size:
+                    self.iothread.call(reserve_compared, &self.controller.sqs[qid])
             for qid in range(1, QUEUES):
                 if self.controller.sqs[qid].size:
                     self.iothread.call(execute_again, &self.controller.sqs[qid])
@@ -564,10 +571,8 @@ cdef class QueueTable:
     # -- namespaces -----------------------------------------------------------------------------------
 
     def set_namespace(self, nsid, Backend backend):
-        cdef namespace_t *ns
         if not 1 <= nsid <= NAMESPACES:
             raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
-        ns = &self.controller.namespaces[<uint32_t> nsid]
         if backend is not None:
             backend.use_memory(self.memory)
             try:
@@ -576,7 +581,7 @@ cdef class QueueTable:
                 backend.leave_memory(self.memory)
                 raise
         self._pause()
-        fill_namespace(ns, nsid, backend)
+        fill_namespace(self.controller, nsid, backend)
         self._resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
@@ -589,6 +594,12 @@ cdef class QueueTable:
         if nsid not in self.backends:
             raise KeyError(nsid)
         return &self.controller.namespaces[<uint32_t> nsid]
+
+    def clear_uncorrectable(self, nsid):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        bad_clear(ns.backend, 0, <uint64_t> -1)
+        self._resume()
 
     def retire_namespace(self, nsid, retired=True):
         cdef namespace_t *ns = self._namespace(nsid)

@@ -78,6 +78,14 @@ cdef inline void publish_head(sq_t *sq) noexcept nogil:
     store_release64(<uint64_t *> &sq.state.head, sq.head | <uint64_t> sq.fetched << 32)
 
 
+cdef inline void sq_unfetch(sq_t *sq, request_t *request) noexcept nogil:
+    """Put the command that was fetched last back. The head goes first, or it could be lost."""
+    sq.fetched -= 1
+    sq.head = sq.size - 1 if sq.head == 0 else sq.head - 1
+    publish_head(sq)
+    sq_release(sq, request)
+
+
 cdef inline uint32_t quiet_index(uint32_t index, uint32_t size) noexcept nogil:
     """An EventIdx that asks for no ring: a quarter of the queue behind `index`.
 

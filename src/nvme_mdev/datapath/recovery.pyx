@@ -9,13 +9,17 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t
 from nvme_mdev.datapath.aborts cimport adopt_aborts
 from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32
 from nvme_mdev.datapath.commands cimport command_parse
-from nvme_mdev.datapath.iothread cimport complete_done
-from nvme_mdev.datapath.layout cimport CQ_UNDECIDED, SLOT_BUSY, nvme_cqe_t, slot_t
+from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_reserve
+from nvme_mdev.datapath.iothread cimport complete_done, submit_batch
+from nvme_mdev.datapath.layout cimport (
+    CQ_UNDECIDED, SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, nvme_cqe_t, slot_t,
+)
 from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, publish_head, quiet_index, request_done, sq_release,
+    cq_advance, publish_head, quiet_index, sq_release, sq_unfetch,
 )
 from nvme_mdev.datapath.runtime cimport controller_t, cq_t, iothread_t, request_t, sq_t
+from nvme_mdev.datapath.status cimport COMPOUND
 
 
 # -- adopting -----------------------------------------------------------------------------------
@@ -65,6 +69,7 @@ cdef void settle(sq_t *sq, uint32_t index) noexcept:
         return
     if slot.cq_index == cq.tail and slot.cq_phase == cq.phase:
         cq_advance(cq)
+    slot.stage = STAGE_NONE
     sq_release(sq, &sq.requests[index])
 
 
@@ -92,6 +97,38 @@ cdef request_t *oldest_after(sq_t *sq, uint32_t sequence) noexcept nogil:
     return oldest
 
 
+cdef uint32_t fetch_again(sq_t *sq, request_t *request, request_t **batch) noexcept nogil:
+    """Parse a command that was fetched by a process before us, and the other one of its pair."""
+    cdef request_t *next_
+    request.started = read_tsc()
+    request.status = <uint16_t> command_parse(request)
+    batch[0] = request
+    if request.status != COMPOUND or request.compound.kind != COMPOUND_FIRST:
+        return 1
+    next_ = oldest_after(sq, request.slot.sequence + 1)
+    if next_ != NULL and next_.slot.sequence == request.slot.sequence + 1:
+        next_.started = request.started
+        next_.status = <uint16_t> command_parse(next_)
+        batch[1] = next_
+        return 2
+    if request.slot.sequence + 1 != sq.fetched or load_acquire32(sq.tail_doorbell) == sq.head:
+        return 1
+    # The second was not fetched yet: both are, later.
+    compound_drop(request)
+    sq_unfetch(sq, request)
+    return 0
+
+
+cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil:
+    """Pairs whose comparison had succeeded get their ranges before anything is executed again."""
+    cdef sq_t *sq = <sq_t *> queue
+    cdef uint32_t i
+    for i in range(sq.slot_count):
+        if sq.slots[i].state == SLOT_BUSY and sq.slots[i].stage == STAGE_COMPARED:
+            compound_reserve(thread, &sq.requests[i])
+    return 0
+
+
 cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil:
     """Execute what a process before us has fetched and not completed, in the order of fetching.
 
@@ -99,17 +136,16 @@ cdef int execute_again(iothread_t *thread, void *queue) noexcept nogil:
     """
     cdef sq_t *sq = <sq_t *> queue
     cdef uint32_t sequence = sq.fetched - 0x7fffffff
+    cdef request_t *batch[2]
     cdef request_t *request = oldest_after(sq, sequence)
+    cdef uint32_t i, count
     while request != NULL:
-        sequence = request.slot.sequence + 1
-        sq.inflight += 1
-        sq.cq.reserved_entries += 1
-        request.started = read_tsc()
-        request.status = <uint16_t> command_parse(request)
-        if request.status:
-            request_done(thread, request)
-        else:
-            request.ns.backend.ops.submit(thread, request)
+        count = fetch_again(sq, request, batch)
+        sq.inflight += count
+        sq.cq.reserved_entries += count
+        for i in range(count):
+            sequence = batch[i].slot.sequence + 1
+        submit_batch(thread, batch, count)
         if thread.done_count:
             complete_done(thread)
         request = oldest_after(sq, sequence)

@@ -10,7 +10,9 @@ first line; what the control plane writes is on lines of its own.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.layout cimport QUEUES, controller_state_t, cq_state_t, slot_t, sq_state_t
+from nvme_mdev.datapath.layout cimport (
+    QUEUES, bad_range_t, controller_state_t, cq_state_t, slot_t, sq_state_t,
+)
 
 cdef enum:
     #: Namespace identifiers that a controller offers (NN); also the size of its table.
@@ -28,6 +30,9 @@ cdef enum:
     BATCH = 64
     #: Completions that can gather before they are posted: a batch fetched and a batch reaped.
     DONE_CAPACITY = 4 * BATCH
+
+    #: Fused pairs that a thread executes at a time.
+    RANGE_LOCKS = 16
 
     #: Reasons not to fetch from a queue (`held`).
     HELD_ASKED = 1
@@ -50,6 +55,10 @@ cdef enum operation_t:
     OP_WRITE_ZEROES
     OP_DEALLOCATE
     OP_COMPARE
+    OP_VERIFY
+    OP_WRITE_UNCORRECTABLE
+    #: Segments are source ranges, as those of OP_DEALLOCATE; offset and length are the destination.
+    OP_COPY
 
 cdef enum:
     #: Force Unit Access: durable before it completes.
@@ -62,6 +71,13 @@ cdef enum:
     REQUEST_FIXED = 8
     #: Expired and reported once.
     REQUEST_EXPIRED = 16
+    #: `error_lba` says where it failed; otherwise that follows from the command.
+    REQUEST_LBA = 32
+
+    #: Why commands for a backend have to look closer (`backend_t.attention`): it has unreadable
+    #: blocks; a fused pair has a range for itself.
+    ATTENTION_BAD = 1
+    ATTENTION_LOCKED = 2
 
 #: One mapping of the client: IOVA [iova, iova + size) is at `address`.
 cdef struct region_t:
@@ -113,6 +129,23 @@ cdef struct backend_t:
     void *context
     #: Bytes.
     uint64_t size
+    #: Bit set of ATTENTION_*; on the line that every command reads.
+    uint32_t attention
+    #: Bit n: operation n is done by `submit`, not made of reads and writes (`compound.pyx`).
+    uint32_t natives
+    #: It reads and writes any memory of this process, in pieces of any length.
+    uint32_t any_memory
+    #: Its unreadable blocks: a table for each namespace that it is (`uncorrectable.pyx`).
+    bad_table_t *bad
+    uint32_t bad_lock
+    #: Ranges that fused pairs have for themselves.
+    uint32_t locked
+
+#: The part of a controller's table of unreadable blocks that is about one namespace.
+cdef struct bad_table_t:
+    bad_range_t *ranges
+    uint64_t nsid
+    bad_table_t *next
 
 #: A command on its way. One for each slot, at the same index.
 cdef struct request_t:
@@ -137,14 +170,55 @@ cdef struct request_t:
     uint64_t done
     #: Time-stamp counter when it was fetched.
     uint64_t started
-    #: Memory of its own (Compare), freed at completion.
-    void *bounce
+    #: What it is besides one operation of its backend, NULL: nothing.
+    compound_t *compound
     #: Dword 0 of the CQE.
     uint32_t result
     uint32_t error_location
     #: Registered buffer that holds the single segment, or NO_BUFFER.
     uint32_t buffer
     uint32_t reserved
+    #: The first block at fault, with REQUEST_LBA.
+    uint64_t error_lba
+
+#: A command that is more than one operation of a backend, or that has to wait (`compound.pyx`).
+cdef struct compound_t:
+    request_t *request
+    #: The next of those that wait.
+    compound_t *next
+    #: The other command of a fused pair.
+    request_t *partner
+    #: COMPOUND_* of compound.pxd.
+    uint32_t kind
+    #: The status that parsing gave (commands of a fused pair).
+    uint32_t parsed
+    #: It has begun: it does not wait any more.
+    uint32_t started
+    #: Its status is final: nothing is left but to post the completion.
+    uint32_t over
+    #: A fused pair waits for it.
+    uint32_t awaited
+    #: A flush comes first (Force Unit Access of a command that reads), and is done.
+    uint32_t flush_first
+    #: Reads and compares by itself, for a backend that cannot compare.
+    uint32_t bounced
+    #: The last operation was: a flush that comes first; a read into the bounce buffer; ...
+    uint32_t operated
+    #: The command as a whole, as `request_t` has it for a plain one.
+    uint32_t operation
+    #: Copy: the source range; Flush of all: the NSID; and the chunk in the bounce buffer (bytes).
+    uint32_t index
+    uint32_t chunk
+    uint32_t data_count
+    #: Compare: the guest's segments. Copy: source ranges (offset in the backend, length).
+    iovec *data
+    uint64_t offset
+    uint64_t length
+    #: Bytes done, and of these in the segment or source range that is next.
+    uint64_t done
+    uint64_t index_done
+    uint8_t *bounce
+    iovec step
 
 cdef struct sq_t:
     # -- read and written each turn by the IOThread
@@ -220,6 +294,7 @@ cdef struct controller_t:
     memory_map_t *memory
     #: By NSID, entry 0 unused.
     namespace_t *namespaces
+    bad_table_t *bad_tables
     interrupts_t *irq
     sq_t *sqs
     cq_t *cqs
@@ -245,6 +320,24 @@ cdef struct controller_t:
     #: The host holds all I/O queues, those to come included.
     uint32_t paused
     const uint32_t *admin_doorbell
+
+#: A range of a backend that a fused pair has for itself, in bytes.
+cdef struct range_lock_t:
+    backend_t *backend
+    uint64_t offset
+    uint64_t length
+    #: The pair's first command; NULL: no lock.
+    request_t *owner
+
+cdef struct compounds_t:
+    #: Those that wait, in the order in which they began to.
+    compound_t *first
+    compound_t *last
+    uint32_t waiting
+    #: Bit n: bounce buffer n is free.
+    uint32_t free_bounces
+    uint8_t *bounces
+    range_lock_t locks[RANGE_LOCKS]
 
 #: Something else that completes requests of a thread: asked once a turn while any are in flight.
 cdef struct poller_t:
@@ -280,6 +373,10 @@ cdef struct iothread_t:
     controller_t **controllers
     #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
     void *uring
+    #: Its commands that wait, bounce buffers and locked ranges.
+    compounds_t *compounds
+    #: Something was given back that commands may wait for.
+    uint32_t retry
     poller_t *pollers
     uint32_t poller_count
     # -- its own

@@ -43,6 +43,7 @@ def layout():
         "lifetime": (<size_t> &s.lifetime, sizeof(s.lifetime)),
         "error_log": (<size_t> &s.error_log, sizeof(s.error_log)),
         "error_log_entry": (0, sizeof(error_entry_t)),
+        "bad_ranges": (<size_t> &s.bad_ranges, sizeof(s.bad_ranges)),
         "io_counters": (<size_t> &s.io_counters, sizeof(io_counters_t)),
         "path_counters": (<size_t> &s.path_counters, sizeof(path_counters_t)),
         "sq": (<size_t> &s.sq, sizeof(s.sq)),

@@ -133,6 +133,27 @@ def compare(nsid: int, slba: int, blocks: int) -> SQE:
     return _block_range(NvmOpcode.COMPARE, nsid, slba, blocks, 0)
 
 
+def verify(nsid: int, slba: int, blocks: int, *, fua: bool = False) -> SQE:
+    """Verify that logical blocks can be read."""
+    return _block_range(NvmOpcode.VERIFY, nsid, slba, blocks, RwControl.FUA if fua else 0)
+
+
+def write_uncorrectable(nsid: int, slba: int, blocks: int) -> SQE:
+    """Make logical blocks unreadable until they are written."""
+    return _block_range(NvmOpcode.WRITE_UNCORRECTABLE, nsid, slba, blocks, 0)
+
+
+def copy(nsid: int, slba: int, ranges: int, *, fua: bool = False) -> SQE:
+    """Copy ``ranges`` source ranges of 32 bytes in the data to block ``slba`` and on."""
+    return SQE(
+        opc=NvmOpcode.COPY,
+        nsid=nsid,
+        cdw10=slba & _U32,
+        cdw11=slba >> 32,
+        cdw12=((ranges - 1) & 0xFF) | (RwControl.FUA if fua else 0),
+    )
+
+
 def write_zeroes(
     nsid: int, slba: int, blocks: int, *, deallocate: bool = False, fua: bool = False
 ) -> SQE:
@@ -160,5 +181,13 @@ def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
     """Dataset Management's data from (first block, blocks) pairs."""
     return b"".join(
         bytes(4) + blocks.to_bytes(4, "little") + slba.to_bytes(8, "little")
+        for slba, blocks in ranges
+    )
+
+
+def pack_copy_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """Copy's data from (first block, blocks) pairs, descriptor format 0h."""
+    return b"".join(
+        bytes(8) + slba.to_bytes(8, "little") + (blocks - 1).to_bytes(2, "little") + bytes(14)
         for slba, blocks in ranges
     )

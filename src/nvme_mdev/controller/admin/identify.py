@@ -16,6 +16,7 @@ from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULA
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
+from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY_RANGES
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
 from nvme_mdev.spec.nvme_commands import Csi
 from nvme_mdev.spec.nvme_identify import (
@@ -28,6 +29,7 @@ from nvme_mdev.spec.nvme_identify import (
     Ctratt,
     Dlfeat,
     Frmw,
+    Fuses,
     IdentifyController,
     IdentifyControllerNvm,
     IdentifyNamespace,
@@ -45,6 +47,7 @@ from nvme_mdev.spec.nvme_identify import (
     Oacs,
     Oaes,
     Oncs,
+    Sgls,
     Vwc,
     ascii_field,
     u128,
@@ -78,6 +81,9 @@ _IO_CQES = ADMIN_CQES << 4 | ADMIN_CQES
 _MIN_PAGE_SIZE = 4096
 _KAS_UNIT_MS = 100
 _FIRMWARE_SLOTS = 1
+_LARGEST_BLOCK = 4096
+_COPY_FORMATS = 1 << 0
+"""CDFS: Copy descriptor format 0h; the others are for protection information, or namespaces."""
 _WORD_MAX = 0xFFFF
 
 
@@ -126,7 +132,11 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         nn=MAX_NSID,
         mnan=MAX_NSID,
         oncs=optional_commands(controller.namespaces) | Oncs.TSS,
-        vwc=Vwc.FB_NOT_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
+        fuses=_fused(controller.namespaces),
+        acwu=_compare_and_write_unit(controller),
+        cdfs=_COPY_FORMATS,
+        sgls=_sgls(controller.namespaces),
+        vwc=Vwc.FB_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
         nwpc=Nwpc.NWPS | Nwpc.WPUPC,
         subnqn=settings.nqn.encode("ascii"),
     )
@@ -148,7 +158,9 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
     is advice, which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.SSFS
+    oncs = Oncs.SSFS | Oncs.NVMWUSV
+    if all(backend.any_memory for backend in backends):
+        oncs |= Oncs.NVMVFYS | Oncs.NVMCPYS
     if all(backend.can_compare for backend in backends):
         oncs |= Oncs.NVMCMPS
     if all(backend.can_write_zeroes for backend in backends):
@@ -156,6 +168,24 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
     if not backends or any(backend.can_deallocate for backend in backends):
         oncs |= Oncs.NVMDSMSV
     return oncs
+
+
+def _fused(namespaces: Namespaces) -> Fuses:
+    """FUSES: Compare and Write, where there is Compare."""
+    return Fuses.FCWS if optional_commands(namespaces) & Oncs.NVMCMPS else Fuses(0)
+
+
+def _compare_and_write_unit(controller: Controller) -> int:
+    """ACWU, blocks of any size, 0's based: a fused pair of any length is atomic."""
+    largest = min(controller.settings.max_transfer // _LARGEST_BLOCK, _WORD_MAX + 1)
+    return largest - 1 if _fused(controller.namespaces) else 0
+
+
+def _sgls(namespaces: Namespaces) -> Sgls:
+    """SGLS: anywhere, of any length; bit buckets; more than the command needs."""
+    if all(namespace.backend.any_memory for namespace in namespaces):
+        return Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET | Sgls.LONGER
+    return Sgls(0)
 
 
 def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
@@ -192,10 +222,13 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
         nsze=namespace.blocks,
         ncap=namespace.blocks,
         nuse=namespace.blocks,
-        dlfeat=Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0,
+        dlfeat=_deallocation(backend),
         noiob=min(backend.optimal_io_boundary, _WORD_MAX),
         nsattr=_attributes(controller, namespace),
     )
+    data.mssrl = min(MAX_COPY_RANGE // backend.block_size, _WORD_MAX)
+    data.mcl = MAX_COPY // backend.block_size
+    data.msrc = MAX_COPY_RANGES - 1
     data.nvmcap[:] = list(u128(backend.size))
     data.nguid[:] = list(namespace.nguid)
     sizes = controller.erasing.block_sizes(namespace)
@@ -207,6 +240,13 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
         data.fpi = FPI_SUPPORTED | controller.erasing.remains(namespace.nsid)
     _add_preferences(data, backend)
     return data
+
+
+def _deallocation(backend: Backend) -> int:
+    """DLFEAT: what a deallocated block reads as, and whether Write Zeroes may deallocate."""
+    return (Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0) | (
+        Dlfeat.DEALLOCATE_WRITE_ZEROES if backend.can_deallocate else 0
+    )
 
 
 def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:

@@ -186,6 +186,12 @@ def io_effects(oncs: Oncs) -> dict[NvmOpcode, CommandEffect]:
         effects[NvmOpcode.COMPARE] = CommandEffect.CSUPP
     if oncs & Oncs.NVMWZSV:
         effects[NvmOpcode.WRITE_ZEROES] = changes
+    if oncs & Oncs.NVMWUSV:
+        effects[NvmOpcode.WRITE_UNCORRECTABLE] = changes
+    if oncs & Oncs.NVMVFYS:
+        effects[NvmOpcode.VERIFY] = CommandEffect.CSUPP
+    if oncs & Oncs.NVMCPYS:
+        effects[NvmOpcode.COPY] = changes
     if oncs & Oncs.NVMDSMSV:
         effects[NvmOpcode.DATASET_MANAGEMENT] = changes
     return effects

@@ -9,7 +9,7 @@ cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
     def __cinit__(self, *args, **kwargs):
-        self.can_compare = True
+        self.can_compare = self.any_memory = True
 
     cdef int attach(self, IOThread iothread) except -1:
         return 0

@@ -2,18 +2,19 @@
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.checks cimport equal_bytes, fault_at
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_COMPARE, OP_DEALLOCATE, OP_READ, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE, backend_ops_t,
-    iothread_t, request_t,
+    OP_COMPARE, OP_DEALLOCATE, OP_READ, OP_VERIFY, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE,
+    backend_ops_t, iothread_t, request_t,
 )
-from nvme_mdev.datapath.status cimport SC_COMPARE_FAILURE, SC_SUCCESS
+from nvme_mdev.datapath.status cimport SC_COMPARE_FAILURE, SC_DNR, SC_SUCCESS
 
 import os
 
@@ -45,11 +46,15 @@ cdef void zero(uint8_t *address, uint64_t length) noexcept nogil:
 
 cdef uint32_t compare(uint8_t *address, request_t *request) noexcept nogil:
     """Compare the guest's data with ours; the NVMe status."""
+    cdef uint64_t done = 0
+    cdef uint64_t equal
     cdef uint32_t i
     for i in range(request.iov_count):
-        if memcmp(address, request.iov[i].iov_base, request.iov[i].iov_len) != 0:
-            return SC_COMPARE_FAILURE
-        address += request.iov[i].iov_len
+        equal = equal_bytes(address + done, <uint8_t *> request.iov[i].iov_base, request.iov[i].iov_len)
+        done += equal
+        if equal < request.iov[i].iov_len:
+            fault_at(request, (request.offset + done) >> request.ns.block_shift)
+            return SC_COMPARE_FAILURE | SC_DNR
     return SC_SUCCESS
 
 
@@ -124,6 +129,8 @@ cdef class MemoryBackend(Backend):
         self.backend.ops = &memory_ops
         self.backend.context = address
         self.backend.size = self.size
+        # Verify has nothing to find out.
+        self.backend.natives = 1 << OP_COMPARE | 1 << OP_VERIFY
 
     cdef int set_size(self, uint64_t size) except -1:
         # The thread copies within one turn, so nothing uses the mapping while it stands.

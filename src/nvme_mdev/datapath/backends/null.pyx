@@ -12,7 +12,7 @@ from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
-from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
+from nvme_mdev.datapath.runtime cimport OP_WRITE_UNCORRECTABLE, backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_ABORT_REQUESTED, SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
@@ -101,6 +101,8 @@ cdef class NullBackend(Backend):
         self.can_write_zeroes = self.can_deallocate = True
         self.backend.ops = &delayed_ops if latency_ns else &null_ops
         self.backend.size = self.size
+        # It does everything by itself: nothing.
+        self.backend.natives = 0xffffffff & ~(1 << OP_WRITE_UNCORRECTABLE)
         self.backend.context = self.delays
         for i in range(PLACES):
             self.delays[i].latency = latency_ns * ticks_hz() // 1000000000

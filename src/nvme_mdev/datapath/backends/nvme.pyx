@@ -24,7 +24,7 @@ from nvme_mdev.datapath.host_rings cimport (
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
+    OP_COMPARE, OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_SUCCESS,
@@ -423,6 +423,9 @@ cdef class NvmeBackend(Backend):
         self.read_only = drive.read_only
         self.volatile_cache = drive.volatile_cache
         self.can_compare = drive.can_compare
+        # Only what is mapped for the controller below, and in pages.
+        self.any_memory = False
+        self.backend.natives = 1 << OP_COMPARE
         self.can_write_zeroes = drive.can_write_zeroes
         self.can_deallocate = drive.can_deallocate
         self.deallocate_zeroes = drive.deallocate_zeroes

@@ -12,7 +12,7 @@ from libc.errno cimport (
 )
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 from posix.types cimport off_t
 
 from nvme_mdev.datapath.backends.base cimport Backend
@@ -23,12 +23,12 @@ from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.iothread cimport IOThread, complete_done
 from nvme_mdev.datapath.runtime cimport (
-    NO_BUFFER, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
+    NO_BUFFER, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
     REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
-    SC_ABORT_REQUESTED, SC_CAPACITY_EXCEEDED, SC_COMPARE_FAILURE, SC_DATA_TRANSFER_ERROR, SC_DNR,
-    SC_INTERNAL_ERROR, SC_INVALID_OPCODE, SC_NAMESPACE_NOT_READY, SC_NAMESPACE_WRITE_PROTECTED,
+    SC_ABORT_REQUESTED, SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER_ERROR, SC_DNR,
+    SC_INVALID_OPCODE, SC_NAMESPACE_NOT_READY, SC_NAMESPACE_WRITE_PROTECTED,
     SC_SUCCESS, SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
 from nvme_mdev.datapath.uring cimport (
@@ -79,7 +79,9 @@ cdef enum:
 
     #: Zeroes are written from one page-aligned block of this size, again and again.
     ZEROES = 1 << 20
-    BOUNCE_ALIGNMENT = 4096
+    PAGE_ALIGNMENT = 4096
+    #: Segments that the kernel takes at once (UIO_MAXIOV); the rest is a short read or write's.
+    IOV_MOST = 1024
 
 #: A file or device, open.
 cdef struct medium_t:
@@ -159,11 +161,9 @@ cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) no
     cdef uint64_t offset = position(request)
     if sqe == NULL:
         return
-    if request.operation == OP_COMPARE:
-        io_uring_prep_read(sqe, slot, <uint8_t *> request.bounce + request.done,
-                           <uint32_t> (request.length - request.done), offset)
-    elif request.iov_count > 1:
-        io_uring_prep_readv2(sqe, slot, request.iov, request.iov_count, offset, 0)
+    if request.iov_count > 1:
+        io_uring_prep_readv2(sqe, slot, request.iov, min(request.iov_count, <uint32_t> IOV_MOST),
+                             offset, 0)
     elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
         io_uring_prep_read_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                  offset, <int> request.buffer)
@@ -179,7 +179,8 @@ cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) n
     if sqe == NULL:
         return
     if request.iov_count > 1:
-        io_uring_prep_writev2(sqe, slot, request.iov, request.iov_count, offset, 0)
+        io_uring_prep_writev2(sqe, slot, request.iov, min(request.iov_count, <uint32_t> IOV_MOST),
+                              offset, 0)
     elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
         io_uring_prep_write_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                   offset, <int> request.buffer)
@@ -228,7 +229,7 @@ cdef void prepare_discard(
 
 
 cdef void start_io(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
-    """Read, Write, or the read of Compare."""
+    """Read or Write."""
     cdef uint32_t slot
     if suits_direct(medium, request):
         slot = medium.direct
@@ -237,13 +238,8 @@ cdef void start_io(iothread_t *thread, request_t *request, medium_t *medium) noe
         request.flags |= REQUEST_BUFFERED
     if request.operation == OP_WRITE:
         prepare_write(thread, request, slot)
-        return
-    if request.operation == OP_COMPARE and request.bounce == NULL:
-        request.bounce = aligned_alloc(BOUNCE_ALIGNMENT, (request.length + 4095) & ~<uint64_t> 4095)
-        if request.bounce == NULL:
-            request.status = SC_INTERNAL_ERROR
-            return
-    prepare_read(thread, request, slot)
+    else:
+        prepare_read(thread, request, slot)
 
 
 cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
@@ -344,7 +340,7 @@ cdef uint32_t nvme_status(request_t *request, int error) noexcept nogil:
         return SC_NAMESPACE_WRITE_PROTECTED | SC_DNR
     if error == ECANCELED:
         return SC_ABORT_REQUESTED
-    if request.operation == OP_READ or request.operation == OP_COMPARE:
+    if request.operation == OP_READ:
         return SC_UNRECOVERED_READ
     return SC_WRITE_FAULT
 
@@ -353,7 +349,7 @@ cdef void skip_done(request_t *request, uint64_t count) noexcept nogil:
     """Move the segments past bytes that are done (a short read or write)."""
     request.done += count
     request.buffer = NO_BUFFER
-    if request.operation == OP_COMPARE or request.operation == OP_WRITE_ZEROES:
+    if request.operation == OP_WRITE_ZEROES:
         return
     while count and count >= request.iov.iov_len:
         count -= request.iov.iov_len
@@ -374,19 +370,9 @@ cdef bint retry(request_t *request, int error) noexcept nogil:
     return False
 
 
-cdef void compare_bounce(request_t *request) noexcept nogil:
-    cdef uint8_t *data = <uint8_t *> request.bounce
-    cdef uint32_t i
-    for i in range(request.iov_count):
-        if memcmp(data, request.iov[i].iov_base, request.iov[i].iov_len) != 0:
-            request.status = SC_COMPARE_FAILURE | SC_DNR
-            return
-        data += request.iov[i].iov_len
-
-
 cdef bint succeeded(request_t *request, uint64_t count) noexcept nogil:
     """Account for an operation that went well; True: it takes another one."""
-    cdef bint moves_data = request.operation in (OP_READ, OP_WRITE, OP_COMPARE) or (
+    cdef bint moves_data = request.operation in (OP_READ, OP_WRITE) or (
         request.result == STAGE_WRITE)
     if moves_data and count < request.length - request.done:
         if count == 0:
@@ -395,9 +381,7 @@ cdef bint succeeded(request_t *request, uint64_t count) noexcept nogil:
             return False
         skip_done(request, count)
         return True
-    if request.operation == OP_COMPARE:
-        compare_bounce(request)
-    elif (request.operation == OP_WRITE_ZEROES and request.flags & REQUEST_FUA
+    if (request.operation == OP_WRITE_ZEROES and request.flags & REQUEST_FUA
             and request.result != STAGE_FLUSH):
         request.result = STAGE_FLUSH
         return True
@@ -421,7 +405,7 @@ cdef void uring_backend_complete(iothread_t *thread, request_t *request, int32_t
         if succeeded(request, <uint64_t> result):
             start(thread, request)
     elif (result == -EINVAL and not request.flags & REQUEST_BUFFERED
-            and request.operation in (OP_READ, OP_WRITE, OP_COMPARE)):
+            and request.operation in (OP_READ, OP_WRITE)):
         start_buffered(thread, request)
     elif request.operation != OP_DEALLOCATE and retry(request, -result):
         start(thread, request)
@@ -459,7 +443,7 @@ cdef class UringBackend(Backend):
                  inline_io=None):
         global zeroes
         if zeroes == NULL:
-            zeroes = <uint8_t *> aligned_alloc(BOUNCE_ALIGNMENT, ZEROES)
+            zeroes = <uint8_t *> aligned_alloc(PAGE_ALIGNMENT, ZEROES)
             if zeroes == NULL:
                 raise MemoryError
             memset(zeroes, 0, ZEROES)

@@ -1,0 +1,676 @@
+"""Commands that are more than one operation of a backend, or that have to wait.
+
+Compare, Verify and Copy are made of reads and writes through a bounce buffer where a backend cannot do
+them itself; Flush of all namespaces is a flush of each. A fused Compare and Write (NVMe Base 2.x,
+section 3.4.2) has its range of the backend for itself from the comparison to the end of the write: it
+locks the range, waits for the commands in flight that touch it, and those that come later wait for it.
+
+The frame is the same for all: `next_operation` prepares an operation, `operation_over` looks at its
+result, until there is no other. A command that cannot begin is put on the thread's list of those that
+wait; whatever gives something back (a range, a buffer, a command that was waited for) has the list
+looked through again, so nothing here is polled.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+from posix.uio cimport iovec
+
+from nvme_mdev.datapath.atomics cimport store_release32
+from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at
+from nvme_mdev.datapath.layout cimport (
+    SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
+)
+from nvme_mdev.datapath.queues cimport request_done
+from nvme_mdev.datapath.runtime cimport (
+    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COMPARE, OP_COPY,
+    OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS, REQUEST_DEALLOCATE,
+    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, backend_t, compound_t, compounds_t, controller_t,
+    iothread_t, namespace_t, range_lock_t, request_t, sq_t,
+)
+from nvme_mdev.datapath.status cimport (
+    COMPOUND, LOCATION_CDW10, LOCATION_FLAGS, LOCATION_NONE, SC_ABORT_FAILED_FUSED,
+    SC_ABORT_MISSING_FUSED, SC_ABORT_REQUESTED, SC_COMPARE_FAILURE, SC_DNR, SC_INTERNAL_ERROR,
+    SC_INVALID_FIELD, SC_NAMESPACE_NOT_READY, SC_SUCCESS,
+)
+from nvme_mdev.datapath.uncorrectable cimport bad_add, bad_clear, lock_attention, unlock_attention
+
+cdef enum:
+    #: A thread's bounce buffers: 2 MiB of address space, memory only once they are used.
+    BOUNCES = 16
+    BOUNCE_SIZE = 128 << 10
+    #: Commands of a thread that may wait; the list is looked through often. More are told to retry.
+    WAITING_MOST = 1024
+    #: Entries of `thread.done` that are kept free of commands that waited.
+    DONE_SPARE = 16
+
+    NVME_WRITE = 0x01
+    NVME_COMPARE = 0x05
+
+    #: `operated`: what the last operation was.
+    NOTHING = 0
+    FLUSHED = 1
+    CHUNK_READ = 2
+    CHUNK_WRITTEN = 3
+    OPERATED = 4
+
+
+# -- making and forgetting --------------------------------------------------------------------------
+
+
+cdef compounds_t *compounds_create() noexcept:
+    cdef compounds_t *compounds = <compounds_t *> calloc(1, sizeof(compounds_t))
+    if compounds != NULL:
+        compounds.free_bounces = (1 << BOUNCES) - 1
+    return compounds
+
+
+cdef void compounds_destroy(compounds_t *compounds) noexcept:
+    if compounds != NULL and compounds.bounces != NULL:
+        munmap(compounds.bounces, BOUNCES * BOUNCE_SIZE)
+    free(compounds)
+
+
+cdef compound_t *compound_of(request_t *request) noexcept nogil:
+    cdef compound_t *compound = request.compound
+    if compound == NULL:
+        compound = <compound_t *> calloc(1, sizeof(compound_t))
+        if compound == NULL:
+            return NULL
+        compound.request = request
+        request.compound = compound
+        compound.operation = request.operation
+        compound.offset = request.offset
+        compound.length = request.length
+    return compound
+
+
+cdef void compound_drop(request_t *request) noexcept nogil:
+    free(request.compound)
+    request.compound = NULL
+
+
+# -- what a command touches -------------------------------------------------------------------------
+
+
+cdef bint ranges_touch(iovec *ranges, uint32_t count, uint64_t begin, uint64_t end) noexcept nogil:
+    cdef uint32_t i
+    cdef uint64_t first
+    for i in range(count):
+        first = <uint64_t> ranges[i].iov_base
+        if first < end and begin < first + ranges[i].iov_len:
+            return True
+    return False
+
+
+cdef bint request_touches(request_t *request, uint64_t begin, uint64_t end) noexcept nogil:
+    cdef compound_t *compound = request.compound
+    if compound == NULL:
+        if request.operation == OP_FLUSH:
+            return False
+        if request.operation == OP_DEALLOCATE:
+            return ranges_touch(request.iov, request.iov_count, begin, end)
+        return request.offset < end and begin < request.offset + request.length
+    if compound.operation == OP_FLUSH:
+        return False
+    if compound.operation == OP_DEALLOCATE:
+        return ranges_touch(request.iov, request.iov_count, begin, end)
+    if compound.operation == OP_COPY and ranges_touch(
+            compound.data, compound.data_count, begin, end):
+        return True
+    return compound.offset < end and begin < compound.offset + compound.length
+
+
+# -- bounce buffers -----------------------------------------------------------------------------------
+
+
+cdef inline bint needs_bounce(compound_t *compound) noexcept nogil:
+    return compound.bounce == NULL and (
+        compound.bounced or compound.kind == COMPOUND_VERIFY or compound.kind == COMPOUND_COPY)
+
+
+cdef bint take_bounce(compounds_t *compounds, compound_t *compound) noexcept nogil:
+    """False: there is none at the moment."""
+    cdef void *address
+    cdef uint32_t i
+    if compounds.bounces == NULL:
+        address = mmap(NULL, BOUNCES * BOUNCE_SIZE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if address == MAP_FAILED:
+            return False
+        compounds.bounces = <uint8_t *> address
+    for i in range(BOUNCES):
+        if compounds.free_bounces >> i & 1:
+            compounds.free_bounces &= ~(<uint32_t> 1 << i)
+            compound.bounce = compounds.bounces + i * BOUNCE_SIZE
+            return True
+    return False
+
+
+cdef void give_bounce(iothread_t *thread, compound_t *compound) noexcept nogil:
+    cdef compounds_t *compounds = thread.compounds
+    if compound.bounce != NULL:
+        compounds.free_bounces |= <uint32_t> 1 << (
+            <uint32_t> (compound.bounce - compounds.bounces) // BOUNCE_SIZE)
+        compound.bounce = NULL
+        thread.retry = 1
+
+
+# -- ranges for fused pairs ---------------------------------------------------------------------------
+
+
+cdef range_lock_t *lock_of(compounds_t *compounds, request_t *owner) noexcept nogil:
+    """The lock that a pair's first command has; of NULL: a free one. NULL: there is none."""
+    cdef uint32_t i
+    for i in range(RANGE_LOCKS):
+        if compounds.locks[i].owner == owner:
+            return &compounds.locks[i]
+    return NULL
+
+
+cdef bint conflicts(compounds_t *compounds, request_t *request) noexcept nogil:
+    """Whether a pair has a range that the command touches."""
+    cdef range_lock_t *lock
+    cdef uint32_t i
+    for i in range(RANGE_LOCKS):
+        lock = &compounds.locks[i]
+        if lock.owner != NULL and lock.owner != request and lock.backend == request.ns.backend and (
+                request_touches(request, lock.offset, lock.offset + lock.length)):
+            return True
+    return False
+
+
+cdef void take_lock(range_lock_t *lock, request_t *owner, uint64_t offset, uint64_t length) noexcept nogil:
+    lock.backend = owner.ns.backend
+    lock.offset = offset
+    lock.length = length
+    lock.owner = owner
+    lock_attention(lock.backend)
+
+
+cdef void give_lock(iothread_t *thread, request_t *owner) noexcept nogil:
+    cdef range_lock_t *lock = lock_of(thread.compounds, owner)
+    if lock != NULL:
+        unlock_attention(lock.backend)
+        lock.owner = NULL
+        thread.retry = 1
+
+
+cdef bint is_waiting(request_t *request) noexcept nogil:
+    return request.compound != NULL and not request.compound.started
+
+
+cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept nogil:
+    """Have the pair told when the commands of an SQ that touch its range are over. True: there are."""
+    cdef request_t *other
+    cdef compound_t *awaited
+    cdef bint found = False
+    cdef uint32_t i
+    for i in range(sq.slot_count):
+        other = &sq.requests[i]
+        if (sq.slots[i].state != SLOT_BUSY or other.ns == NULL or other.ns.backend != lock.backend
+                or other == lock.owner or other == lock.owner.compound.partner or is_waiting(other)
+                or not request_touches(other, lock.offset, lock.offset + lock.length)):
+            continue
+        found = True
+        awaited = compound_of(other)
+        if awaited == NULL:
+            # Then it is looked at again whenever anything is over.
+            thread.retry = 1
+            continue
+        awaited.started = awaited.awaited = 1
+        awaited.operated = OPERATED if awaited.kind == COMPOUND_PLAIN else awaited.operated
+    return found
+
+
+cdef bint have_range(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """The pair's range is its own, and nobody else is at it. False: it has to wait."""
+    cdef request_t *request = compound.request
+    cdef range_lock_t *lock = lock_of(thread.compounds, request)
+    cdef bint others = False
+    cdef uint32_t i
+    if lock == NULL:
+        lock = lock_of(thread.compounds, NULL)
+        if lock == NULL:
+            return False
+        take_lock(lock, request, compound.offset, compound.length)
+    for i in range(thread.queue_count):
+        if thread.queues[i].inflight and await_queue(thread, thread.queues[i], lock):
+            others = True
+    return not others
+
+
+cdef void compound_reserve(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef nvme_sqe_t *sqe = &request.slot.sqe
+    cdef range_lock_t *lock = lock_of(thread.compounds, NULL)
+    cdef namespace_t *ns
+    # Checked again when it is parsed: this memory is ours, but it is not worth a crash.
+    if lock == NULL or sqe.nsid == 0 or sqe.nsid > NAMESPACES:
+        return
+    ns = &request.sq.controller.namespaces[sqe.nsid]
+    if ns.backend != NULL:
+        request.ns = ns
+        take_lock(lock, request, (<uint64_t> sqe.cdw11 << 32 | sqe.cdw10) << ns.block_shift,
+                  <uint64_t> ((sqe.cdw12 & CDW12_NLB) + 1) << ns.block_shift)
+
+
+# -- one operation after the other --------------------------------------------------------------------
+
+
+cdef inline void prepare(
+    compound_t *compound, uint32_t operated, uint32_t operation, uint64_t offset, uint64_t length
+) noexcept nogil:
+    cdef request_t *request = compound.request
+    compound.operated = operated
+    request.operation = <uint16_t> operation
+    request.offset = offset
+    request.length = length
+
+
+cdef inline void prepare_chunk(
+    compound_t *compound, uint32_t operated, uint32_t operation, uint64_t offset
+) noexcept nogil:
+    """A read into the bounce buffer, or a write from it, of `chunk` bytes."""
+    compound.step.iov_base = compound.bounce
+    compound.step.iov_len = compound.chunk
+    compound.request.iov = &compound.step
+    compound.request.iov_count = 1
+    compound.request.buffer = NO_BUFFER
+    prepare(compound, operated, operation, offset, compound.chunk)
+
+
+cdef bint next_copy(compound_t *compound) noexcept nogil:
+    """Read the next piece of the source ranges, or write what was read."""
+    cdef iovec *source
+    if compound.operated == CHUNK_READ:
+        prepare_chunk(compound, CHUNK_WRITTEN, OP_WRITE, compound.offset + compound.done)
+        return True
+    if compound.index == compound.data_count:
+        return False
+    source = &compound.data[compound.index]
+    compound.chunk = <uint32_t> min(<uint64_t> BOUNCE_SIZE, source.iov_len - compound.index_done)
+    prepare_chunk(compound, CHUNK_READ, OP_READ, <uint64_t> source.iov_base + compound.index_done)
+    return True
+
+
+cdef bint next_flush(compound_t *compound) noexcept nogil:
+    """The next namespace that there is."""
+    cdef request_t *request = compound.request
+    cdef namespace_t *ns
+    while compound.index <= NAMESPACES:
+        ns = &request.sq.controller.namespaces[compound.index]
+        if ns.backend != NULL and not ns.retired:
+            request.ns = ns
+            prepare(compound, OPERATED, OP_FLUSH, 0, 0)
+            return True
+        compound.index += 1
+    return False
+
+
+cdef bint next_plain(compound_t *compound) noexcept nogil:
+    """The operation that it is."""
+    if compound.operated == OPERATED:
+        return False
+    prepare(compound, OPERATED, compound.operation, compound.offset, compound.length)
+    return True
+
+
+cdef bint next_compared(compound_t *compound) noexcept nogil:
+    """Compare, or read to compare or to verify."""
+    if not compound.bounced and compound.kind != COMPOUND_VERIFY:
+        return next_plain(compound)
+    if compound.done == compound.length:
+        return False
+    compound.chunk = <uint32_t> min(<uint64_t> BOUNCE_SIZE, compound.length - compound.done)
+    prepare_chunk(compound, CHUNK_READ, OP_READ, compound.offset + compound.done)
+    return True
+
+
+cdef bint next_of_kind(compound_t *compound) noexcept nogil:
+    if compound.kind == COMPOUND_PLAIN:
+        return next_plain(compound)
+    if compound.kind == COMPOUND_COPY:
+        return next_copy(compound)
+    if compound.kind == COMPOUND_FLUSH_ALL:
+        return next_flush(compound)
+    if compound.kind == COMPOUND_UNCORRECTABLE:
+        return False
+    return next_compared(compound)
+
+
+cdef request_t *next_operation(compound_t *compound) noexcept nogil:
+    """Prepare another operation; the request to submit, NULL: there is none left."""
+    cdef request_t *request = compound.request
+    cdef request_t *second
+    if request.status:
+        return NULL
+    if request.flags & REQUEST_EXPIRED:
+        request.status = SC_ABORT_REQUESTED
+        return NULL
+    if compound.flush_first:
+        prepare(compound, FLUSHED, OP_FLUSH, 0, 0)
+        return request
+    if request.slot.stage == STAGE_NONE and next_of_kind(compound):
+        return request
+    if compound.kind != COMPOUND_FIRST:
+        return NULL
+    # From here on it must not be compared again: what is written now makes it fail.
+    store_release32(&request.slot.stage, STAGE_COMPARED)
+    second = compound.partner
+    second.compound.started = 1
+    if second.compound.operated == OPERATED:
+        return NULL
+    prepare(second.compound, OPERATED, OP_WRITE, second.compound.offset, second.compound.length)
+    return second
+
+
+cdef bint compare_chunk(compound_t *compound) noexcept nogil:
+    """Compare the bounce buffer with the guest's data at the same place. False: they differ."""
+    cdef iovec *segment
+    cdef uint64_t part, equal
+    cdef uint64_t compared = 0
+    while compared < compound.chunk:
+        segment = &compound.data[compound.index]
+        part = min(segment.iov_len - compound.index_done, compound.chunk - compared)
+        equal = equal_bytes(compound.bounce + compared,
+                            <uint8_t *> segment.iov_base + compound.index_done, part)
+        compared += equal
+        if equal < part:
+            fault_at(compound.request, (compound.offset + compound.done + compared)
+                     >> compound.request.ns.block_shift)
+            return False
+        compound.index_done += part
+        if compound.index_done == segment.iov_len:
+            compound.index += 1
+            compound.index_done = 0
+    return True
+
+
+cdef void repair(request_t *request) noexcept nogil:
+    """Blocks that were written are readable."""
+    cdef backend_t *backend = request.ns.backend
+    cdef uint32_t shift = request.ns.block_shift
+    cdef uint32_t i
+    if request.operation == OP_WRITE or request.operation == OP_WRITE_ZEROES or (
+            request.operation == OP_COPY):
+        bad_clear(backend, request.offset >> shift, request.length >> shift)
+    elif request.operation == OP_DEALLOCATE:
+        for i in range(request.iov_count):
+            bad_clear(backend, <uint64_t> request.iov[i].iov_base >> shift,
+                      request.iov[i].iov_len >> shift)
+
+
+cdef void chunk_over(compound_t *compound) noexcept nogil:
+    """A chunk was read or written."""
+    cdef request_t *request = compound.request
+    if compound.kind != COMPOUND_COPY:
+        if compound.bounced and not compare_chunk(compound):
+            request.status = SC_COMPARE_FAILURE | SC_DNR
+        compound.done += compound.chunk
+    elif compound.operated == CHUNK_WRITTEN:
+        compound.done += compound.chunk
+        compound.index_done += compound.chunk
+        if compound.index_done == compound.data[compound.index].iov_len:
+            compound.index += 1
+            compound.index_done = 0
+
+
+cdef void operation_over(compound_t *compound, request_t *request) noexcept nogil:
+    """Take the result of an operation: of the command's own request, or of a pair's second."""
+    if request.status:
+        if request == compound.request and not request.flags & REQUEST_LBA and (
+                request.operation != OP_FLUSH):
+            fault_at(request, (request.offset + request.done) >> request.ns.block_shift)
+        return
+    if request.ns.backend.attention & ATTENTION_BAD:
+        repair(request)
+    if request != compound.request:
+        return
+    if compound.operated == FLUSHED:
+        compound.flush_first = 0
+    elif compound.operated == CHUNK_READ or compound.operated == CHUNK_WRITTEN:
+        chunk_over(compound)
+    elif compound.kind == COMPOUND_FLUSH_ALL:
+        compound.index += 1
+
+
+cdef bint done_at_once(iothread_t *thread, request_t *request) noexcept nogil:
+    """Submit an operation. False: it takes time, and comes to `compound_over`."""
+    cdef request_t *alone[2]
+    cdef request_t **others = thread.done
+    cdef uint32_t count = thread.done_count
+    cdef bint done
+    request.flags &= REQUEST_FUA | REQUEST_DEALLOCATE | REQUEST_EXPIRED | REQUEST_LBA
+    request.done = 0
+    request.result = 0
+    # Those that are done already may be on their way through `complete_done`.
+    thread.done = alone
+    thread.done_count = 0
+    request.ns.backend.ops.submit(thread, request)
+    done = thread.done_count != 0
+    thread.done = others
+    thread.done_count = count
+    return done
+
+
+cdef bint advance(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """Operations until one takes time (False) or none is left (True)."""
+    cdef request_t *request = next_operation(compound)
+    while request != NULL:
+        if not done_at_once(thread, request):
+            return False
+        operation_over(compound, request)
+        if request.status:
+            break
+        request = next_operation(compound)
+    return True
+
+
+# -- beginning ----------------------------------------------------------------------------------------
+
+
+cdef void finish_uncorrectable(compound_t *compound) noexcept nogil:
+    cdef request_t *request = compound.request
+    cdef uint32_t shift = request.ns.block_shift
+    if not bad_add(request.sq.controller, request.ns, compound.offset >> shift,
+                   compound.length >> shift):
+        request.status = SC_INTERNAL_ERROR | SC_DNR
+
+
+cdef void settle(request_t *request, uint32_t status) noexcept nogil:
+    """A command of a pair has its status, also for a process after this one."""
+    request.status = <uint16_t> status
+    request.compound.over = 1
+    store_release32(&request.slot.stage, STAGE_OVER | status << STAGE_STATUS_SHIFT)
+
+
+cdef void finish_pair(iothread_t *thread, compound_t *compound, uint32_t first, uint32_t second) noexcept nogil:
+    """Both are over: neither is executed again when this process dies between their completions."""
+    cdef request_t *partner = compound.partner
+    settle(partner, second)
+    settle(compound.request, first)
+    give_lock(thread, compound.request)
+    give_bounce(thread, compound)
+    request_done(thread, compound.request)
+    request_done(thread, partner)
+
+
+cdef void finish(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """No operation is left: the completion can be posted (`request_done` has it)."""
+    cdef request_t *request = compound.request
+    if compound.kind == COMPOUND_FIRST:
+        if request.status:
+            finish_pair(thread, compound, request.status, SC_ABORT_FAILED_FUSED)
+        elif compound.partner.status:
+            finish_pair(thread, compound, SC_ABORT_FAILED_FUSED, compound.partner.status)
+        else:
+            finish_pair(thread, compound, SC_SUCCESS, SC_SUCCESS)
+        return
+    if compound.kind == COMPOUND_UNCORRECTABLE and not request.status:
+        finish_uncorrectable(compound)
+    if compound.kind == COMPOUND_COPY:
+        # The lowest source range that was not copied (NVM Command Set 1.x, section 3.2.2.2).
+        request.result = compound.index if request.status else 0
+    # What it counts as.
+    request.operation = <uint16_t> compound.operation
+    request.offset = compound.offset
+    request.length = compound.length
+    compound.over = 1
+    give_bounce(thread, compound)
+    request_done(thread, request)
+
+
+cdef bint try_start(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """Begin the command. False: it has to wait."""
+    cdef request_t *request = compound.request
+    if compound.kind != COMPOUND_FLUSH_ALL and request.ns.backend.attention & ATTENTION_LOCKED and (
+            conflicts(thread.compounds, request)):
+        return False
+    if needs_bounce(compound) and not take_bounce(thread.compounds, compound):
+        return False
+    if compound.kind == COMPOUND_FIRST and not have_range(thread, compound):
+        return False
+    compound.started = 1
+    request.status = SC_SUCCESS
+    if advance(thread, compound):
+        finish(thread, compound)
+    return True
+
+
+cdef void wait(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """On the list, or, when that is too long, back to the guest, which may try again."""
+    cdef compounds_t *compounds = thread.compounds
+    if compounds.waiting >= WAITING_MOST:
+        if compound.kind == COMPOUND_FIRST:
+            finish_pair(thread, compound, SC_NAMESPACE_NOT_READY, SC_ABORT_FAILED_FUSED)
+        else:
+            compound.request.status = SC_NAMESPACE_NOT_READY
+            finish(thread, compound)
+        return
+    compound.next = NULL
+    if compounds.first == NULL:
+        compounds.first = compound
+    else:
+        compounds.last.next = compound
+    compounds.last = compound
+    compounds.waiting += 1
+
+
+cdef void compound_retry(iothread_t *thread) noexcept nogil:
+    cdef compounds_t *compounds = thread.compounds
+    cdef compound_t *compound = compounds.first
+    cdef compound_t *after
+    thread.retry = 0
+    compounds.first = compounds.last = NULL
+    compounds.waiting = 0
+    while compound != NULL:
+        after = compound.next
+        if thread.done_count > DONE_CAPACITY - DONE_SPARE:
+            thread.retry = 1
+            wait(thread, compound)
+        elif not try_start(thread, compound):
+            wait(thread, compound)
+        compound = after
+
+
+# -- fused pairs ----------------------------------------------------------------------------------------
+
+
+cdef bint same_range(nvme_sqe_t *first, nvme_sqe_t *second) noexcept nogil:
+    return (first.nsid == second.nsid and first.cdw10 == second.cdw10 and first.cdw11 == second.cdw11
+            and (first.cdw12 ^ second.cdw12) & CDW12_NLB == 0)
+
+
+cdef void refuse_pair(iothread_t *thread, compound_t *compound, uint32_t location) noexcept nogil:
+    compound.request.error_location = compound.partner.error_location = location
+    finish_pair(thread, compound, SC_INVALID_FIELD | SC_DNR, SC_INVALID_FIELD | SC_DNR)
+
+
+cdef void hold_back(request_t **batch, uint32_t begin, uint32_t count, compound_t *pair) noexcept nogil:
+    """Commands of the same batch that come later were parsed before the range was locked."""
+    cdef uint32_t i
+    cdef request_t *later
+    for i in range(begin, count):
+        later = batch[i]
+        if later.status == SC_SUCCESS and later.ns.backend == pair.request.ns.backend and (
+                request_touches(later, pair.offset, pair.offset + pair.length)):
+            later.status = COMPOUND if compound_of(later) != NULL else SC_INTERNAL_ERROR
+
+
+cdef uint32_t start_pair(
+    iothread_t *thread, compound_t *compound, request_t **batch, uint32_t index, uint32_t count
+) noexcept nogil:
+    """The first command of a pair; the second has to be the next of its SQ. How many it was."""
+    cdef request_t *request = compound.request
+    cdef request_t *second = batch[index + 1] if index + 1 < count else NULL
+    if second == NULL or second.compound == NULL or second.compound.kind != COMPOUND_SECOND:
+        request.error_location = LOCATION_FLAGS
+        settle(request, SC_ABORT_MISSING_FUSED | SC_DNR)
+        give_lock(thread, request)
+        request_done(thread, request)
+        return 1
+    compound.partner = second
+    second.compound.partner = request
+    if request.slot.sqe.opcode != NVME_COMPARE or second.slot.sqe.opcode != NVME_WRITE:
+        refuse_pair(thread, compound, LOCATION_FLAGS)
+    elif not same_range(&request.slot.sqe, &second.slot.sqe):
+        refuse_pair(thread, compound, LOCATION_CDW10)
+    elif compound.parsed:
+        finish_pair(thread, compound, compound.parsed, SC_ABORT_FAILED_FUSED)
+    elif second.compound.parsed:
+        finish_pair(thread, compound, SC_ABORT_FAILED_FUSED, second.compound.parsed)
+    else:
+        second.status = SC_SUCCESS
+        hold_back(batch, index + 2, count, compound)
+        if not try_start(thread, compound):
+            wait(thread, compound)
+    return 2
+
+
+cdef void start_second(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """The second command of a pair without a first."""
+    compound.request.error_location = LOCATION_FLAGS
+    settle(compound.request, SC_ABORT_MISSING_FUSED | SC_DNR)
+    request_done(thread, compound.request)
+
+
+cdef uint32_t compound_start(
+    iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
+) noexcept nogil:
+    cdef request_t *request = batch[index]
+    cdef compound_t *compound = request.compound
+    if request.slot.stage & STAGE_OVER:
+        # A process before us has executed it, and its partner's completion may be posted.
+        settle(request, request.slot.stage >> STAGE_STATUS_SHIFT)
+        request_done(thread, request)
+    elif compound.kind == COMPOUND_FIRST:
+        return start_pair(thread, compound, batch, index, count)
+    elif compound.kind == COMPOUND_SECOND:
+        start_second(thread, compound)
+    elif not try_start(thread, compound):
+        wait(thread, compound)
+    return 1
+
+
+# -- ending -----------------------------------------------------------------------------------------------
+
+
+cdef bint compound_over(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef compound_t *compound = request.compound
+    if compound.over:
+        return True
+    if compound.kind == COMPOUND_SECOND:
+        compound = compound.partner.compound
+    operation_over(compound, request)
+    if request.status or advance(thread, compound):
+        finish(thread, compound)
+    return False
+
+
+cdef void compound_posted(iothread_t *thread, request_t *request) noexcept nogil:
+    if request.compound.awaited:
+        thread.retry = 1
+    store_release32(&request.slot.stage, STAGE_NONE)
+    compound_drop(request)
