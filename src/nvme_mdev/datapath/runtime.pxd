@@ -160,6 +160,8 @@ cdef struct sq_t:
     uint32_t inflight
     uint32_t free_count
     uint32_t qid
+    #: Some of the commands to come were aborted while they waited.
+    uint32_t aborted
     cq_t *cq
     controller_t *controller
     sq_state_t *state
