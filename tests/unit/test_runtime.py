@@ -52,7 +52,7 @@ def test_a_published_controller_is_found_and_removed(directory: Path, listen: Li
     assert entry is not None
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert [one.name for one in runtime.entries()] == ["vm1"]
-    assert runtime.find("vm1").resolve() == control
+    assert runtime.find("vm1") == (directory / "vm1", "vm1")
     entry.remove()
     assert runtime.entries() == []
     with pytest.raises(UserError, match="no controller is named vm1: none is served"):
@@ -103,9 +103,10 @@ def test_a_path_is_that_of_the_control_socket_or_of_the_socket_beside_it(
 ) -> None:
     listen("vm.sock.ctl")
     listen("cntrl.ctl")
-    for text in ("vm.sock", "vm.sock.ctl"):
-        assert runtime.find(f"{tmp_path}/{text}") == tmp_path / "vm.sock.ctl"
-    assert runtime.find(f"{tmp_path}/") == tmp_path / "cntrl.ctl"
+    control = tmp_path / "vm.sock.ctl"
+    assert runtime.find(f"{tmp_path}/vm.sock") == (control, f"{tmp_path}/vm.sock")
+    assert runtime.find(f"{tmp_path}/vm.sock.ctl") == (control, None)
+    assert runtime.find(f"{tmp_path}/") == (tmp_path / "cntrl.ctl", f"{tmp_path}/cntrl")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ They hold no state: each finds the daemon, calls one method, and shows the resul
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ name_argument = click.argument("name")
 
 def call(name: str, method: api.Method[P, R], params: P) -> R:
     """Call a method of the daemon that serves a controller, named or by a socket's path."""
-    with ControlClient(find(name)) as client:
+    found = find(name)
+    if any(field.name == "controller" for field in dataclasses.fields(method.params)):  # type: ignore[arg-type]
+        params = dataclasses.replace(params, controller=found.controller)  # type: ignore[type-var]
+    with ControlClient(found.control) as client:
         return client.call(method, params)
 
 
@@ -41,15 +45,16 @@ def call(name: str, method: api.Method[P, R], params: P) -> R:
 def list_controllers(show: Show) -> None:
     """List the controllers that are served."""
     controllers: list[api.ControllerSummary] = []
-    for entry in entries():
+    daemons = {entry.control: entry.name for entry in entries()}
+    for name in daemons.values():
         try:
-            found = call(entry.name, api.CONTROLLER_LIST, api.NoParams())
+            found = call(name, api.CONTROLLER_LIST, api.NoParams())
         except UserError as error:
             # One that ends just now, or does not answer, must not hide the others.
-            click.echo(f"nvme-mdev: {entry.name}: {error}", err=True)
+            click.echo(f"nvme-mdev: {name}: {error}", err=True)
         else:
             controllers += found.controllers
-    show(api.ControllerList(controllers))
+    show(api.ControllerList(sorted(controllers, key=lambda one: one.name)))
 
 
 @click.command()

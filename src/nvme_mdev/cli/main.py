@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": "nvme_mdev.cli.serve",
     "list": "nvme_mdev.cli.control:list_controllers",
     "show": "nvme_mdev.cli.control",
+    "controller": "nvme_mdev.cli.controller",
     "namespace": "nvme_mdev.cli.namespace",
     "set": "nvme_mdev.cli.control:set_settings",
     "stats": "nvme_mdev.cli.control",

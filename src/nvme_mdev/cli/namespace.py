@@ -37,6 +37,7 @@ def list_namespaces(name: str, show: Show) -> None:
     help="Logical block size in bytes.  [default: what fits the medium]",
 )
 @click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
+@click.option("--shared", is_flag=True, help="Attach it to every controller of the NVM subsystem.")
 @output_option
 def add(
     *,
@@ -46,6 +47,7 @@ def add(
     size: int | None,
     block_size: str | None,
     read_only: bool,
+    shared: bool,
     show: Show,
 ) -> None:
     """Attach TARGET to the controller NAME.
@@ -60,6 +62,7 @@ def add(
         size,
         int(block_size) if block_size else None,
         read_only,
+        shared,
     )
     show(call(name, api.NAMESPACE_ADD, params))
 
@@ -68,9 +71,19 @@ def add(
 @name_argument
 @nsid_argument
 @output_option
-def remove(name: str, nsid: int, show: Show) -> None:
+def attach(name: str, nsid: int, show: Show) -> None:
+    """Share the namespace NSID of another controller of its subsystem with the controller NAME."""
+    show(call(name, api.NAMESPACE_ATTACH, api.NamespaceAttach(nsid)))
+
+
+@namespace.command()
+@name_argument
+@nsid_argument
+@click.option("--all", "everywhere", is_flag=True, help="From every controller that shares it.")
+@output_option
+def remove(name: str, nsid: int, everywhere: bool, show: Show) -> None:
     """Detach the namespace NSID from the controller NAME, when its I/O is done."""
-    show(call(name, api.NAMESPACE_REMOVE, api.NamespaceRemove(nsid)))
+    show(call(name, api.NAMESPACE_REMOVE, api.NamespaceRemove(nsid, everywhere)))
 
 
 @namespace.command()

@@ -127,6 +127,8 @@ def _controller(result: api.ControllerInfo) -> None:
         ("socket", summary.socket),
         ("serial", summary.serial),
         ("NQN", result.nqn),
+        ("CNTLID", result.cntlid),
+        ("shares with", ", ".join(result.sharing) or "-"),
         ("I/O queues", result.io_queues),
     ):
         click.echo(f"{name + ':':<12} {_printable(str(value))}")
@@ -219,8 +221,13 @@ def _daemon(result: api.DaemonInfo) -> None:
     click.echo(f"process {result.pid} (nvme-mdev {result.version}) serves {_printable(names)}")
 
 
+def _summary(result: api.ControllerSummary) -> None:
+    _controllers(api.ControllerList([result]))
+
+
 _TABLES: dict[type, Callable[[Any], None]] = {
     api.ControllerList: _controllers,
+    api.ControllerSummary: _summary,
     api.ControllerInfo: _controller,
     api.SettingList: _settings,
     api.NamespaceList: _namespaces,

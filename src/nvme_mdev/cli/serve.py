@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -28,12 +30,19 @@ from nvme_mdev.service.targets import Access, Target
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option(
     "--socket",
+    "sockets",
     required=True,
+    multiple=True,
     metavar="PATH",
-    help="Unix socket to serve on; a directory (or DIR/) means DIR/cntrl.",
+    help="Unix socket to serve on; a directory (or DIR/) means DIR/cntrl. Several: as many"
+    " controllers, which share the namespaces.",
 )
 @click.option(
-    "--name", help="What list, show, ... call the controller.  [default: the socket's stem]"
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="What list, show, ... call the controller, for each socket.  [default: the socket's stem]",
 )
 @click.option("--control", metavar="PATH", help="Control socket.  [default: SOCKET.ctl]")
 @click.option("--no-control", is_flag=True, help="No control socket.")
@@ -102,8 +111,8 @@ from nvme_mdev.service.targets import Access, Target
 def serve(
     *,
     targets: tuple[str, ...],
-    socket: str,
-    name: str | None,
+    sockets: tuple[str, ...],
+    names: tuple[str, ...],
     control: str | None,
     no_control: bool,
     size: int | None,
@@ -113,7 +122,7 @@ def serve(
     verbose: bool,
     **settings: Any,
 ) -> None:
-    """Serve TARGETs as one virtual NVMe controller.
+    """Serve TARGETs as a virtual NVMe controller, or, on several sockets, as several.
 
     They are its namespaces 1, 2, ... A TARGET is an image file, a block device, a namespace or
     partition of an NVMe controller (/dev/nvme0/n1p3), null:SIZE (no medium, for measuring) or
@@ -122,15 +131,21 @@ def serve(
     """
     if no_control and control is not None:
         raise UserError("--control and --no-control exclude each other: give one of them")
-    path = socket_path(socket)
+    paths = [socket_path(socket) for socket in sockets]
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise UserError("a --socket is given twice: each controller needs one of its own")
     definition = Definition(
         targets=tuple(Target.parse(text) for text in targets),
-        socket=path,
-        name=None if name is None else check_name(name),
-        control=None if no_control else control_path(control, path),
+        socket=paths[0],
+        control=None if no_control else control_path(control, paths[0]),
         access=Access(size, int(block_size) if block_size else None, read_only),
         **settings,
     )
+    definitions = [
+        replace(definition, socket=path, name=name)
+        for path, name in zip(paths, _names(names, len(paths)), strict=True)
+    ]
+    _raise_descriptor_limit()
     if keeper and "NOTIFY_SOCKET" not in os.environ:
         # systemd, or a keeper, is not there: be one.
         from nvme_mdev.service.keeper import Keeper
@@ -141,7 +156,27 @@ def serve(
     # Not at the top: a wrong argument is answered without loading the data path.
     from nvme_mdev.service.daemon import serve_until_stopped
 
-    serve_until_stopped(definition)
+    serve_until_stopped(definitions)
+
+
+def _raise_descriptor_limit() -> None:
+    """As many file descriptors as the system allows: each controller has a dozen and its client's.
+
+    The soft limit is for programs that use select(), which this one does not.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _names(given: tuple[str, ...], sockets: int) -> list[str | None]:
+    """A name for each socket, None where it has that of the socket."""
+    if not given:
+        return [None] * sockets
+    if len(given) != sockets:
+        raise UserError(f"{len(given)} --name for {sockets} --socket: give as many")
+    if len(set(given)) < len(given):
+        raise UserError("a --name is given twice: each controller needs one of its own")
+    return [check_name(name) for name in given]
 
 
 def _configure_logging(verbose: bool) -> None:

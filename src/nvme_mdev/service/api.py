@@ -60,6 +60,16 @@ class NamespaceAdd:
     block_size: int | None = None
     """512 or 4096; None: what fits the medium."""
     read_only: bool = False
+    shared: bool = False
+    """Attach it to every controller of the NVM subsystem."""
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceAttach:
+    """A namespace to share."""
+
+    nsid: int
     controller: str | None = None
 
 
@@ -68,6 +78,8 @@ class NamespaceRemove:
     """A namespace to go."""
 
     nsid: int
+    everywhere: bool = False
+    """From every controller that shares it."""
     controller: str | None = None
 
 
@@ -77,6 +89,34 @@ class NamespaceResize:
 
     nsid: int
     size: int
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerAdd:
+    """A controller to be."""
+
+    socket: str
+    """Absolute path of its vfio-user socket."""
+    targets: list[str] = field(default_factory=list)
+    """Absolute paths and the like: its namespaces 1, 2, ..."""
+    share: str | None = None
+    """The controller whose namespaces it shares, instead of targets of its own."""
+    name: str | None = None
+    """None: derived from the socket's."""
+    create_size: int | None = None
+    block_size: int | None = None
+    read_only: bool = False
+    options: dict[str, int | bool | str | None] = field(default_factory=dict)
+    """Settings, and what is decided once: ``serial``, ``queues``, ..., as `serve` has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerRemove:
+    """A controller to go."""
+
+    force: bool = False
+    """Disconnect its client."""
     controller: str | None = None
 
 
@@ -178,6 +218,10 @@ class ControllerInfo:
 
     summary: ControllerSummary
     nqn: str
+    cntlid: int
+    """Its identifier in the NVM subsystem."""
+    sharing: list[str]
+    """The other controllers of the subsystem."""
     io_queues: int
     """I/O queue pairs offered."""
     settings: list[SettingInfo]
@@ -315,6 +359,15 @@ CONTROLLER_LIST = Method("controller.list", NoParams, ControllerList, "what the 
 CONTROLLER_SHOW = Method(
     "controller.show", OfController, ControllerInfo, "a controller, its settings and namespaces"
 )
+CONTROLLER_ADD = Method(
+    "controller.add",
+    ControllerAdd,
+    ControllerInfo,
+    "make a controller, with targets of its own or sharing another's namespaces",
+)
+CONTROLLER_REMOVE = Method(
+    "controller.remove", ControllerRemove, ControllerSummary, "take a controller down"
+)
 CONTROLLER_SET = Method(
     "controller.set", ControllerSet, SettingList, "change settings, all of them or none"
 )
@@ -338,6 +391,12 @@ NAMESPACE_LIST = Method("namespace.list", OfController, NamespaceList, "the name
 NAMESPACE_ADD = Method(
     "namespace.add", NamespaceAdd, NamespaceInfo, "open a target and attach it while the guest runs"
 )
+NAMESPACE_ATTACH = Method(
+    "namespace.attach",
+    NamespaceAttach,
+    NamespaceInfo,
+    "share a namespace of another controller of the subsystem",
+)
 NAMESPACE_REMOVE = Method(
     "namespace.remove",
     NamespaceRemove,
@@ -357,6 +416,8 @@ METHODS: tuple[Method[Any, Any], ...] = (
     DAEMON_RESTART,
     CONTROLLER_LIST,
     CONTROLLER_SHOW,
+    CONTROLLER_ADD,
+    CONTROLLER_REMOVE,
     CONTROLLER_SET,
     CONTROLLER_STATS,
     CONTROLLER_PAUSE,
@@ -364,6 +425,7 @@ METHODS: tuple[Method[Any, Any], ...] = (
     CONTROLLER_UNPLUG,
     NAMESPACE_LIST,
     NAMESPACE_ADD,
+    NAMESPACE_ATTACH,
     NAMESPACE_REMOVE,
     NAMESPACE_RESIZE,
 )

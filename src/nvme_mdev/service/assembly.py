@@ -115,6 +115,7 @@ class Assembly:
             self._registry.backings,
             self._registry.save,
             cleanup,
+            self._registry.peers,
         )
 
     def _release(self, backings: dict[int, Backing]) -> None:

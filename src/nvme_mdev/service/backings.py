@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _UNLOCKED_WITHIN_S = 2.0
 """How long an image or device may stay locked by a process that is gone."""
 _UNLOCK_RETRY_S = 0.005
+_MADE_UP = frozenset({"null", "memory"})
+"""Kinds of targets of which there can be any number."""
 
 
 @dataclass(eq=False)
@@ -63,16 +65,33 @@ class Backings:
 
     def open(self, targets: Sequence[Target], access: Access, rollback: ExitStack) -> list[Backing]:
         """Open targets, all or none of them; UserError as of `open_targets`."""
-        backends = open_targets(targets, access, rollback)
+        return self._take_all(targets, access, open_targets(targets, access, rollback))
+
+    async def open_all(
+        self, targets: Sequence[Target], access: Access, rollback: ExitStack
+    ) -> list[Backing]:
+        """Open targets while guests are served: in a thread, opening a device can wait for it."""
+        self._check_not_served(targets)
+        backends = await asyncio.to_thread(open_targets, targets, access, rollback)
+        return self._take_all(targets, access, backends)
+
+    def _check_not_served(self, targets: Sequence[Target]) -> None:
+        """UserError: the daemon has one of them open."""
+        served = {one.target.identity for one in self if one.target.kind not in _MADE_UP}
+        for target in targets:
+            if target.absolute.identity in served:
+                raise UserError(
+                    f"{target.text} is a namespace of this daemon already: share that one"
+                    " (nvme-mdev namespace attach, nvme-mdev controller add --share)"
+                )
+
+    def _take_all(
+        self, targets: Sequence[Target], access: Access, backends: Sequence[Backend]
+    ) -> list[Backing]:
         return [
             self._take(target.absolute, access, backend)
             for target, backend in zip(targets, backends, strict=True)
         ]
-
-    async def open_one(self, target: Target, access: Access, rollback: ExitStack) -> Backing:
-        """Open a target while guests are served: in a thread, opening a device can wait for it."""
-        (backend,) = await asyncio.to_thread(open_targets, [target], access, rollback)
-        return self._take(target.absolute, access, backend)
 
     async def reopen(self, record: BackingRecord) -> Backing | None:
         """Open what the process before us has served; None: it cannot be opened any more."""
@@ -95,10 +114,15 @@ class Backings:
         backing.users += 1
 
     def release(self, backing: Backing) -> None:
-        """One namespace less; with the last one it is closed. Unused ones are closed, too."""
+        """One namespace less, which the record does not have any more; with the last it is closed.
+
+        One that was never used is closed, too.
+        """
         backing.users -= 1
         if backing.users <= 0 and self._open.pop(backing.number, None) is not None:
             backing.backend.close()
+            if self._kept is not None:
+                self._kept.forget_memory(backing.number)
 
     def close(self) -> None:
         """Close all of them."""

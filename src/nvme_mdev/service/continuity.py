@@ -108,7 +108,8 @@ class Kept:
         """Give up the contents of a backing, if it has any of its own."""
         if number in self._memories:
             self._memories.remove(number)
-            self._fd_store.remove(f"{MEMORY}{number}")
+            if not self._ending:
+                self._fd_store.remove(f"{MEMORY}{number}")
 
     def control(self) -> int | None:
         """The listening control socket of the process before us; the caller's."""

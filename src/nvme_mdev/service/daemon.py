@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +27,18 @@ from nvme_mdev.service.assembly import Assembly, Plan
 from nvme_mdev.service.backings import Backings
 from nvme_mdev.service.continuity import Kept
 from nvme_mdev.service.control import ControlServer
+from nvme_mdev.service.controllers import close_all
 from nvme_mdev.service.definition import from_options
 from nvme_mdev.service.endpoint import why_not_listening
 from nvme_mdev.service.keeper import EXIT_RESTART
 from nvme_mdev.service.methods import handle
 from nvme_mdev.service.registry import Registry
-from nvme_mdev.service.runtime import default_name, publish
+from nvme_mdev.service.runtime import default_name
 from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.service.definition import Definition
     from nvme_mdev.service.fdstore import FdStore
@@ -47,12 +51,15 @@ log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def serve_until_stopped(definition: Definition) -> None:
-    """Serve in the foreground; returns after a stop signal, UserError if it cannot be done."""
-    asyncio.run(_serve(definition))
+def serve_until_stopped(definitions: Sequence[Definition]) -> None:
+    """Serve in the foreground; returns after a stop signal, UserError if it cannot be done.
+
+    The controllers share the targets of the first, whose control socket is the daemon's.
+    """
+    asyncio.run(_serve(definitions))
 
 
-async def _serve(definition: Definition) -> None:
+async def _serve(definitions: Sequence[Definition]) -> None:
     stop = _stop_event()
     fd_store = fdstore.connect()
     async with AsyncExitStack() as cleanup:
@@ -61,10 +68,10 @@ async def _serve(definition: Definition) -> None:
         if fd_store.keeps:
             kept = _kept(fd_store)
             cleanup.callback(kept.close)
-        registry = await _start(definition, cleanup, kept)
-        status = f"carrying on at {definition.socket}"
+        registry = await _start(definitions, cleanup, kept)
+        status = f"carrying on at {', '.join(str(one.definition.socket) for one in registry)}"
         if kept is None or not kept.resuming:
-            status = ready_line(next(iter(registry)))
+            status = ready_line(list(registry))
         fd_store.ready(status)
         log.info("%s", status)
         if await _until(stop, registry.restart_asked):
@@ -114,7 +121,9 @@ def _kept(fd_store: FdStore) -> Kept:
         raise UserError(f"cannot carry on after the process before this one: {error}") from error
 
 
-async def _start(definition: Definition, cleanup: AsyncExitStack, kept: Kept | None) -> Registry:
+async def _start(
+    definitions: Sequence[Definition], cleanup: AsyncExitStack, kept: Kept | None
+) -> Registry:
     """Bring everything up; ``cleanup`` learns how to take it down again."""
     lifeline = -1
     if kept is not None:
@@ -124,17 +133,17 @@ async def _start(definition: Definition, cleanup: AsyncExitStack, kept: Kept | N
     backings = Backings(kept)
     cleanup.callback(backings.close)
     registry = Registry(backings, kept)
-    assembly = Assembly(registry, kept, lifeline)
+    registry.make = Assembly(registry, kept, lifeline).make
+    cleanup.push_async_callback(close_all, registry)
     with ExitStack() as rollback:
         if kept is not None and kept.record is not None:
             plans = await _plans_of_record(kept.record, registry)
         else:
-            plans = [_plan(definition, registry, rollback)]
+            plans = _plans(definitions, registry, rollback)
         for plan in plans:
-            served = await assembly.make(plan)
-            cleanup.push_async_callback(served.close)
-        if definition.control is not None:
-            await _start_control(registry, definition, cleanup, kept)
+            await registry.make(plan)
+        if definitions[0].control is not None:
+            await _start_control(registry, definitions, cleanup, kept)
         registry.save()
         if kept is not None:
             kept.complete()
@@ -143,12 +152,22 @@ async def _start(definition: Definition, cleanup: AsyncExitStack, kept: Kept | N
     return registry
 
 
-def _plan(definition: Definition, registry: Registry, rollback: ExitStack) -> Plan:
+def _plans(
+    definitions: Sequence[Definition], registry: Registry, rollback: ExitStack
+) -> list[Plan]:
     """What the command line asks for."""
-    opened = registry.backings.open(definition.targets, definition.access, rollback)
-    name = definition.name or default_name(definition.socket)
-    subsystem = registry.subsystem(definition.serial_number)
-    return Plan(1, name, definition, subsystem, dict(enumerate(opened, 1)))
+    first = definitions[0]
+    opened = registry.backings.open(first.targets, first.access, rollback)
+    return [
+        Plan(
+            number,
+            definition.name or default_name(definition.socket),
+            replace(definition, serial=first.serial_number, cntlid=number),
+            registry.subsystem(first.serial_number),
+            dict(enumerate(opened, 1)),
+        )
+        for number, definition in enumerate(definitions, 1)
+    ]
 
 
 async def _plans_of_record(record: Record, registry: Registry) -> list[Plan]:
@@ -180,10 +199,13 @@ async def _plans_of_record(record: Record, registry: Registry) -> list[Plan]:
 
 
 async def _start_control(
-    registry: Registry, definition: Definition, cleanup: AsyncExitStack, kept: Kept | None
+    registry: Registry,
+    definitions: Sequence[Definition],
+    cleanup: AsyncExitStack,
+    kept: Kept | None,
 ) -> None:
     """The control socket, and the names under which the controllers are found."""
-    path = definition.control
+    path = definitions[0].control
     assert path is not None
     server = ControlServer(path, partial(handle, registry))
     cleanup.push_async_callback(server.close)
@@ -194,40 +216,22 @@ async def _start_control(
         raise UserError(why_not_listening(error, path, "--control")) from error
     if kept is not None and inherited is None:
         kept.keep_control(server.fileno())
+    registry.control = path
     resuming = kept is not None and kept.resuming
+    chosen = set() if resuming else {one.name for one in definitions}
     for served in list(registry):
-        _publish(served, registry, path, cleanup, exact=not resuming and bool(definition.name))
+        registry.publish(served, exact=served.name in chosen)
 
 
-def _publish(
-    served: ServedController,
-    registry: Registry,
-    control: Path,
-    cleanup: AsyncExitStack,
-    *,
-    exact: bool,
-) -> None:
-    """Make a controller known by its name, or, unless ``exact``, by one like it."""
-    try:
-        entry = publish(served.name, control, exact=exact)
-    except OSError as error:
-        log.debug("not to be found by name: %s", error)
-        return
-    if entry is not None:
-        cleanup.callback(entry.remove)
-        registry.rename(served, entry.name)
-
-
-def ready_line(served: ServedController) -> str:
+def ready_line(controllers: Sequence[ServedController]) -> str:
     """What `serve` says once it serves; the demo and the tests wait for it."""
+    served = controllers[0]
     namespaces = ", ".join(
         f"namespace {nsid} {backing.target.text} ({_describe(backing.backend)})"
         for nsid, backing in served.backings.items()
     )
-    return (
-        f"ready on {served.definition.socket}: {namespaces},"
-        f" serial {served.definition.serial_number}"
-    )
+    sockets = ", ".join(str(one.definition.socket) for one in controllers)
+    return f"ready on {sockets}: {namespaces}, serial {served.definition.serial_number}"
 
 
 def _describe(backend: Backend) -> str:

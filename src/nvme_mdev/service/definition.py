@@ -94,7 +94,7 @@ def options(definition: Definition) -> dict[str, Option]:
     return {**plain, "serial": definition.serial_number}
 
 
-def from_options(socket: Path, name: str, chosen: Mapping[str, Option]) -> Definition:
+def from_options(socket: Path, name: str | None, chosen: Mapping[str, Option]) -> Definition:
     """The controller of a record; options that this version does not know are left out."""
     known = {one.name for one in fields(Definition)} - _NOT_OPTIONS
     given: dict[str, Any] = {key: value for key, value in chosen.items() if key in known}

@@ -8,13 +8,20 @@ To add one: its dataclasses and its `Method` in `api`, and here a function under
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
+from nvme_mdev.service.controllers import add_controller, remove_controller
+from nvme_mdev.service.definition import MAX_QUEUES, from_options
+from nvme_mdev.service.endpoint import socket_path
 from nvme_mdev.service.restart import prepare
 from nvme_mdev.service.rpc import ErrorCode, RpcError
+from nvme_mdev.service.runtime import check_name
 from nvme_mdev.service.schema import SchemaError, describe, from_json, to_json
+from nvme_mdev.service.settings import SETTINGS, Setting, When
 from nvme_mdev.service.targets import Access, Target
 
 if TYPE_CHECKING:
@@ -22,12 +29,16 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.namespaces import Namespace
     from nvme_mdev.datapath.statistics import IoCounters, PathCounter
+    from nvme_mdev.service.record import Option
     from nvme_mdev.service.registry import Registry
     from nvme_mdev.service.served import ServedController
 
 P = TypeVar("P")
 R = TypeVar("R")
 
+_OPTIONS = ("serial", "queues")
+"""What is decided once about a controller, besides its settings."""
+_QUEUES = Setting(When.AT_ONCE, "I/O queue pairs offered", 1, MAX_QUEUES)
 _UNIT = 512
 """Bytes in a unit of the controller's own counters."""
 _MAX_TIMEOUT_S = 3600.0
@@ -115,14 +126,61 @@ async def controller_list(registry: Registry, _params: api.NoParams) -> api.Cont
 @implements(api.CONTROLLER_SHOW)
 async def controller_show(registry: Registry, params: api.OfController) -> api.ControllerInfo:
     """One of them, at length."""
-    served = registry.get(params.controller)
+    return _info(registry, registry.get(params.controller))
+
+
+def _info(registry: Registry, served: ServedController) -> api.ControllerInfo:
     return api.ControllerInfo(
         _summary(served),
         served.controller.settings.nqn,
+        served.controller.settings.cntlid,
+        [one.name for one in registry.peers(served) if one is not served],
         served.controller.settings.io_queues,
         _settings(served),
         _namespaces(served),
     )
+
+
+@implements(api.CONTROLLER_ADD)
+async def controller_add(registry: Registry, params: api.ControllerAdd) -> api.ControllerInfo:
+    """Make one."""
+    share = registry.get(params.share) if params.share is not None else None
+    targets = tuple(Target.parse(text).absolute for text in params.targets)
+    access = Access(params.create_size, params.block_size, params.read_only)
+    path = socket_path(params.socket)
+    if not path.is_absolute():
+        raise UserError(f"{path}: give an absolute path, the daemon has a directory of its own")
+    name = None if params.name is None else check_name(params.name)
+    definition = from_options(path, name, _checked(params.options))
+    definition = replace(definition, targets=targets, access=access)
+    return _info(registry, await add_controller(registry, definition, share))
+
+
+def _checked(options: dict[str, Option]) -> dict[str, Option]:
+    """Options of a new controller; UserError: there is none of that name, or not of that value."""
+    known = (*_OPTIONS, *SETTINGS)
+    for name, value in options.items():
+        if name not in known:
+            raise UserError(f"{name!r} is not an option: there are {', '.join(known)}")
+        if name == "serial":
+            if not isinstance(value, str):
+                raise UserError("serial: give a text")
+        elif isinstance(value, str):
+            raise UserError(f"{name}: give a number, on or off")
+        else:
+            (_QUEUES if name == "queues" else SETTINGS[name]).check(name, value)
+    return options
+
+
+@implements(api.CONTROLLER_REMOVE)
+async def controller_remove(
+    registry: Registry, params: api.ControllerRemove
+) -> api.ControllerSummary:
+    """Take one down; what it was."""
+    served = registry.get(params.controller)
+    removed = _summary(served)
+    await remove_controller(registry, served, force=params.force)
+    return removed
 
 
 @implements(api.CONTROLLER_SET)
@@ -205,7 +263,16 @@ async def namespace_add(registry: Registry, params: api.NamespaceAdd) -> api.Nam
     served = registry.get(params.controller)
     target = Target.parse(params.target).absolute
     access = Access(params.create_size, params.block_size, params.read_only)
-    return _namespace(served, await served.add_namespace(target, access, params.nsid))
+    return _namespace(
+        served, await served.add_namespace(target, access, params.nsid, shared=params.shared)
+    )
+
+
+@implements(api.NAMESPACE_ATTACH)
+async def namespace_attach(registry: Registry, params: api.NamespaceAttach) -> api.NamespaceInfo:
+    """Share."""
+    served = registry.get(params.controller)
+    return _namespace(served, served.attach_namespace(params.nsid))
 
 
 @implements(api.NAMESPACE_REMOVE)
@@ -213,7 +280,7 @@ async def namespace_remove(registry: Registry, params: api.NamespaceRemove) -> a
     """Detach and close; what it was."""
     served = registry.get(params.controller)
     removed = _namespace(served, served.namespace(params.nsid))
-    await served.remove_namespace(params.nsid)
+    await served.remove_namespace(params.nsid, everywhere=params.everywhere)
     return removed
 
 

@@ -251,7 +251,7 @@ class NvmeDevice:
     def signal(self, irq: PciIrq) -> bool:
         """Signal ERR or REQ to the client; False when it does not listen."""
         fd = self._signals.get(irq)
-        if fd is None or not select.select([], [fd], [], 0)[1]:
+        if fd is None or not _takes_more(fd):
             return False
         try:
             os.write(fd, (1).to_bytes(_EVENTFD_SIZE, "little"))
@@ -391,6 +391,13 @@ class NvmeDevice:
                 _log.warning("the client has gone; still waiting for its I/O")
                 warn_at += _WARN_S
             await asyncio.sleep(_RETRY_S)
+
+
+def _takes_more(fd: int) -> bool:
+    """Whether a write to the eventfd would not block: the client may have filled it up."""
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _keep(fd: int | None) -> int | None:

@@ -26,7 +26,7 @@ _HEADER = struct.Struct("<QQQI4x")
 _TEXT = 4096
 """Where texts begin: the header has a page of its own, so that no write of it is torn."""
 
-Option = int | bool | str | float | None
+Option = int | bool | str | None
 
 
 @dataclass(frozen=True, slots=True)

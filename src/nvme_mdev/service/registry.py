@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.record import FORMAT, Record
+from nvme_mdev.service.runtime import publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from nvme_mdev.service.assembly import Plan
     from nvme_mdev.service.backings import Backings
     from nvme_mdev.service.continuity import Kept
     from nvme_mdev.service.served import ServedController
+
+_log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -25,28 +30,66 @@ class Registry:
         """``kept``: where the next process finds what is served; None: there is none."""
         self.backings = backings
         self.kept = kept
+        self.changing = asyncio.Lock()
+        """Controllers come and go one at a time."""
+        self.make: Callable[[Plan], Awaitable[ServedController]]
+        """Makes a controller, see `nvme_mdev.service.assembly`."""
+        self.control: Path | None = None
+        """The control socket, once it listens."""
         self.restart_asked = asyncio.Event()
         """The daemon is ready to be restarted (:mod:`.restart`), and is to end for that."""
         self._controllers: dict[str, ServedController] = {}
         self._subsystems: dict[str, Subsystem] = {}
-        self._written: set[int] = set()
+        self._last_number = 0
 
     def __iter__(self) -> Iterator[ServedController]:
         return iter(self._controllers.values())
+
+    def __len__(self) -> int:
+        return len(self._controllers)
+
+    def free_number(self) -> int:
+        """A number that no controller of this daemon has had."""
+        return self._last_number + 1
+
+    def peers(self, served: ServedController) -> list[ServedController]:
+        """The controllers of its NVM subsystem, itself included."""
+        return [one for one in self if one.controller.subsystem is served.controller.subsystem]
 
     def subsystem(self, serial: str) -> Subsystem:
         """The NVM subsystem of a serial number, new or not."""
         return self._subsystems.setdefault(serial, Subsystem())
 
     def add(self, served: ServedController) -> None:
-        """Make a controller known."""
+        """Make a controller known, under another name if its own is taken."""
+        name, number = served.name, 1
+        while served.name in self._controllers:
+            number += 1
+            served.name = f"{name}-{number}"
         self._controllers[served.name] = served
+        self._last_number = max(self._last_number, served.number)
 
-    def rename(self, served: ServedController, name: str) -> None:
-        """Give a controller the name that it got in the runtime directory."""
+    def remove(self, served: ServedController) -> None:
+        """Forget a controller."""
         del self._controllers[served.name]
-        served.name = name
-        self.add(served)
+
+    def publish(self, served: ServedController, *, exact: bool) -> None:
+        """Make a controller known to this user's commands, or, unless ``exact``, by a name like it.
+
+        UserError: another daemon has the name.
+        """
+        if self.control is None:
+            return
+        try:
+            entry = publish(served.name, self.control, exact=exact)
+        except OSError as error:
+            _log.debug("not to be found by name: %s", error)
+            return
+        if entry is not None:
+            served.cleanup.callback(entry.remove)
+            self.remove(served)
+            served.name = entry.name
+            self.add(served)
 
     def get(self, name: str | None) -> ServedController:
         """The controller of this name, or at this socket; UserError: there is none, or None is not
@@ -74,7 +117,3 @@ class Registry:
                 [backing.record for _, backing in sorted(used.items())],
             )
         )
-        # What the record does not need any more is given up after it, what is new was kept before.
-        for number in self._written - used.keys():
-            self.kept.forget_memory(number)
-        self._written = set(used)

@@ -16,7 +16,7 @@ import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.errors import UserError, describe_os_error
 from nvme_mdev.service.endpoint import CONTROL_SUFFIX, SOCKET_NAME
@@ -143,10 +143,15 @@ def entries() -> list[Entry]:
         links = sorted(path for path in directory.iterdir() if path.is_symlink())
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
+    listening: dict[Path, bool] = {}
     for link in links:
         with suppress(FileNotFoundError):
-            if is_listening(link):
-                found.append(Entry(link.name, link, link.readlink()))
+            control = link.readlink()
+            # A daemon has many controllers, and serves a number of control clients at a time.
+            if control not in listening:
+                listening[control] = is_listening(link)
+            if listening[control]:
+                found.append(Entry(link.name, link, control))
             else:
                 _remove_stale(link)
     return found
@@ -159,8 +164,17 @@ def _remove_stale(link: Path) -> None:
             link.unlink()
 
 
-def find(name: str) -> Path:
-    """The control socket of a controller, by its name or by the path of one of its two sockets.
+class Found(NamedTuple):
+    """A controller that was named."""
+
+    control: Path
+    """Where its daemon listens."""
+    controller: str | None
+    """What the daemon calls it; None: it was not told, the daemon has to have one only."""
+
+
+def find(name: str) -> Found:
+    """A controller, by its name or by the path of its vfio-user socket or of the control socket.
 
     UserError: there is none.
     """
@@ -168,7 +182,7 @@ def find(name: str) -> Path:
         directory = runtime_directory()
         link = None if directory is None else directory / name
         if link is not None and is_listening(link):
-            return link
+            return Found(link, name)
         if not Path(name).exists():
             known = ", ".join(entry.name for entry in entries())
             there_are = f"there are {known}" if known else "none is served"
@@ -177,4 +191,19 @@ def find(name: str) -> Path:
     if path.is_dir():
         path /= SOCKET_NAME
     beside = path.with_name(path.name + CONTROL_SUFFIX)
-    return beside if beside.exists() else path
+    if beside.exists():
+        return Found(beside, str(path.absolute()))
+    return _by_socket(path.absolute()) or Found(path, None)
+
+
+def _by_socket(path: Path) -> Found | None:
+    """The controller at this vfio-user socket, if its daemon has another one's control socket."""
+    from nvme_mdev.service import api
+    from nvme_mdev.service.client import ControlClient
+
+    for entry in entries():
+        with suppress(UserError), ControlClient(entry.link) as client:
+            listed = client.call(api.CONTROLLER_LIST, api.NoParams())
+            if any(one.socket == str(path) for one in listed.controllers):
+                return Found(entry.link, str(path))
+    return None

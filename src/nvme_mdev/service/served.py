@@ -18,7 +18,7 @@ from nvme_mdev.spec.vfio_user import PciIrq
 from nvme_mdev.units import MAX_SIZE, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.controller.namespaces import Namespace
@@ -60,6 +60,8 @@ class ServedController:
     """Write down what the daemon serves."""
     cleanup: AsyncExitStack
     """How to take it down."""
+    peers: Callable[[ServedController], list[ServedController]]
+    """The controllers of its NVM subsystem, itself included."""
     untold: set[int] = field(default_factory=set)
 
     @property
@@ -89,36 +91,58 @@ class ServedController:
             raise UserError(f"{self.name} has no namespace {nsid}: there are {there}")
         return found
 
-    async def add_namespace(self, target: Target, access: Access, nsid: int | None) -> Namespace:
-        """Open a target and attach it; without an NSID it gets the lowest that is free."""
+    async def add_namespace(
+        self, target: Target, access: Access, nsid: int | None, *, shared: bool = False
+    ) -> Namespace:
+        """Open a target and attach it; without an NSID it gets the lowest that is free.
+
+        ``shared``: to every controller of the NVM subsystem.
+        """
         if nsid is not None:
             self._check_free(nsid)
         with ExitStack() as rollback:
-            backing = await self.opened.open_one(target, access, rollback)
-            self.opened.claim(backing)
+            (backing,) = await self.opened.open_all([target], access, rollback)
             rollback.callback(self.opened.release, backing)
-            self._check_transfer(backing)
             chosen = self._free_nsid() if nsid is None else nsid
             self._check_free(chosen)
-            self._attach(chosen, backing)
+            self._attach(self.peers(self) if shared else [self], chosen, backing)
             rollback.pop_all()
         return self.namespace(chosen)
 
-    def _attach(self, nsid: int, backing: Backing) -> None:
-        """Attach a namespace, such that the next process has it and its guest knows."""
-        self.backings[nsid] = backing
-        self.untold.add(nsid)
-        self.save()
-        try:
-            self.controller.add_namespace(nsid, backing.backend)
-        except BaseException:
-            del self.backings[nsid]
-            raise
-        finally:
-            self.untold.discard(nsid)
-            self.save()
+    def attach_namespace(self, nsid: int) -> Namespace:
+        """Share a namespace of another controller of the NVM subsystem."""
+        if nsid in self.backings:
+            raise UserError(f"{self.name} has namespace {nsid} already")
+        holders = [one for one in self.peers(self) if nsid in one.backings]
+        if not holders or nsid in holders[0].untold:
+            raise UserError(f"no controller that {self.name} shares with has a namespace {nsid}")
+        self._attach([self], nsid, holders[0].backings[nsid])
+        return self.namespace(nsid)
 
-    def _check_transfer(self, backing: Backing) -> None:
+    def _attach(self, sharers: Sequence[ServedController], nsid: int, backing: Backing) -> None:
+        """Attach a namespace, such that the next process has it and the guests know."""
+        for one in sharers:
+            one.check_transfer(backing)
+        for one in sharers:
+            self.opened.claim(backing)
+            one.backings[nsid] = backing
+            one.untold.add(nsid)
+        self.save()
+        waiting = list(sharers)
+        try:
+            while waiting:
+                waiting[0].controller.add_namespace(nsid, backing.backend)
+                waiting.pop(0)
+        finally:
+            for one in waiting:
+                del one.backings[nsid]
+            for one in sharers:
+                one.untold.discard(nsid)
+            self.save()
+            for _ in waiting:
+                self.opened.release(backing)
+
+    def check_transfer(self, backing: Backing) -> None:
         """The guest was told how much a command may move; that holds for all its namespaces."""
         told, limit = self.controller.settings.max_transfer, backing.backend.transfer_limit
         if limit and limit < told:
@@ -130,33 +154,44 @@ class ServedController:
     def _check_free(self, nsid: int) -> None:
         if not 1 <= nsid <= MAX_NSID:
             raise UserError(f"namespace {nsid}: give an NSID from 1 to {MAX_NSID}")
-        if nsid in self.backings:
-            raise UserError(f"{self.name} has a namespace {nsid} already: give another NSID")
+        for one in self.peers(self):
+            if nsid in one.backings:
+                raise UserError(f"{one.name} has a namespace {nsid} already: give another NSID")
 
     def _free_nsid(self) -> int:
+        taken = {nsid for one in self.peers(self) for nsid in one.backings}
         for nsid in range(1, MAX_NSID + 1):
-            if nsid not in self.backings:
+            if nsid not in taken:
                 return nsid
         raise UserError(f"{self.name} has {MAX_NSID} namespaces, which is the most: remove one")
 
-    async def remove_namespace(self, nsid: int) -> None:
-        """Detach a namespace, wait for its I/O, and close it."""
+    async def remove_namespace(self, nsid: int, *, everywhere: bool = False) -> None:
+        """Detach a namespace, wait for its I/O, and close it, unless others share it.
+
+        ``everywhere``: from them, too.
+        """
         self.namespace(nsid)
-        if nsid in self.untold:
+        sharers = [one for one in self.peers(self) if nsid in one.backings and everywhere]
+        sharers = sharers or [self]
+        if any(nsid in one.untold for one in sharers):
             raise _being_changed(nsid)
         # Until it is gone the next process has it still: then the guest is told so again.
-        self.untold.add(nsid)
+        for one in sharers:
+            one.untold.add(nsid)
         self.save()
+        removed = []
         try:
-            await self.controller.remove_namespace(nsid)
+            for one in sharers:
+                await one.controller.remove_namespace(nsid)
+                removed.append(one.backings.pop(nsid))
         except KeyError:
             raise _being_changed(nsid) from None
-        else:
-            backing = self.backings.pop(nsid)
         finally:
-            self.untold.discard(nsid)
+            for one in sharers:
+                one.untold.discard(nsid)
             self.save()
-        self.opened.release(backing)
+            for backing in removed:
+                self.opened.release(backing)
 
     async def resize_namespace(self, nsid: int, size: int) -> Namespace:
         """Give a namespace, and its image file, another size (bytes)."""
