@@ -83,7 +83,13 @@ def test_verified_io_goes_on_while_either_daemon_is_killed(
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        ("direct:drive", "write direct:vfio-user:SOCKET/n1 or direct:vfio:"),
+        ("direct:", "write direct:/dev/nvme0n1p1, direct:vfio-user:SOCKET/n1 or direct:vfio:"),
+        ("direct:drive", "it is not a block device: serve it without direct:"),
+        ("direct:nowhere", "nowhere: No such file or directory"),
+        ("direct:/dev/loop0", "loop0 is no NVMe namespace: serve it without direct:"),
+        ("direct:/dev/nvme4242/n1p1", "there is no such NVMe controller"),
+        ("direct:vfio:44:00.0", "write a PCI address as lspci -D does"),
+        ("direct:vfio:ffff:ff:1f.7", "there is no such PCI function"),
         ("direct:vfio-user:nowhere", "there is no such socket"),
         ("direct:vfio-user:drive/n7", "there is no namespace 7: the controller has 1"),
         ("direct:vfio-user:drive/n1p1", "there is no partition p1: there are none"),
