@@ -22,7 +22,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError
 from nvme_mdev.spec import pci
 from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Cc, Register, Shn
-from nvme_mdev.spec.vfio_user import DmaMapFlags, PciRegion
+from nvme_mdev.spec.vfio_user import DmaMapFlags
 from nvme_mdev.vfio_user.device import DmaMap
 
 from .conftest import Served
@@ -229,25 +229,16 @@ def test_the_client_is_killed_under_load(served: Served, neighbour: Neighbour) -
 # -- resets -----------------------------------------------------------------------------------
 
 
-def _config(host: NvmeHost, offset: int, size: int) -> int:
-    client = host.transport.client
-    return int.from_bytes(client.region_read(PciRegion.CONFIG, offset, size), "little")
-
-
 def _function_level_reset(host: NvmeHost) -> None:
-    at = _config(host, pci.ConfigOffset.CAPABILITIES, 1)
-    while _config(host, at, 1) != 0x10:
-        at = _config(host, at + 1, 1)
-    control = _config(host, at + 8, 2) | 1 << 15
-    host.transport.client.region_write(PciRegion.CONFIG, at + 8, control.to_bytes(2, "little"))
+    control = host.transport.capabilities()[pci.CapId.EXP] + 8
+    value = host.transport.read_config(control, 2) | 1 << 15
+    host.transport.write_config(control, value, 2)
     _bus_master(host, on=True)
 
 
 def _bus_master(host: NvmeHost, *, on: bool) -> None:
     value = pci.Command.MEMORY | (pci.Command.BUS_MASTER if on else 0)
-    host.transport.client.region_write(
-        PciRegion.CONFIG, pci.ConfigOffset.COMMAND, int(value).to_bytes(2, "little")
-    )
+    host.transport.write_config(pci.ConfigOffset.COMMAND, value, 2)
 
 
 def _fail(host: NvmeHost) -> None:

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 from nvme_mdev.conformance.check import CheckFailed, NotApplicable
 from nvme_mdev.conformance.subject import Subject
 from nvme_mdev.host.errors import AttachError, HostError
+from nvme_mdev.vfio_user.codec import ProtocolError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
     from nvme_mdev.conformance.check import Check
+
+
+_PATIENCE = 20.0
+"""Seconds that a server has after a check has failed until the next one gives up."""
+_RETRY = 0.2
 
 
 class Outcome(enum.Enum):
@@ -65,21 +71,38 @@ def run(
     it. AttachError: there is no controller behind the socket, or none any more.
     """
     subject = Subject(path, nsid=nsid)
+    last: Result | None = None
     for check in checks:
         if check.destructive and not destructive:
             yield Result(check, Outcome.NOT_RUN, "writes to the namespace")
             continue
         start = time.monotonic()
         try:
-            outcome, why = _run_one(check, subject)
+            failed = last is not None and last.outcome is Outcome.FAILED
+            outcome, why = _run_one(check, subject, _PATIENCE if failed else 0.0)
         finally:
             subject.detach()
-        yield Result(check, outcome, why, time.monotonic() - start)
+        last = Result(check, outcome, why, time.monotonic() - start)
+        yield last
 
 
-def _run_one(check: Check, subject: Subject) -> tuple[Outcome, str]:
-    subject.attach()
+def _attach(subject: Subject, patience: float) -> None:
+    """Attach; a server whose controller broke may need up to ``patience`` seconds to make anew."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            subject.attach()
+        except (HostError, OSError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY)
+        else:
+            return
+
+
+def _run_one(check: Check, subject: Subject, patience: float) -> tuple[Outcome, str]:
     try:
+        _attach(subject, patience)
         for need in check.needs:
             reason = need(subject)
             if reason is not None:
@@ -91,6 +114,6 @@ def _run_one(check: Check, subject: Subject) -> tuple[Outcome, str]:
         return Outcome.FAILED, str(failure)
     except AttachError:
         raise
-    except HostError as error:
+    except (HostError, OSError, ProtocolError) as error:
         return Outcome.FAILED, f"{type(error).__name__}: {error}"
     return Outcome.PASSED, ""

@@ -280,6 +280,8 @@ class NvmeHost:
         self._forget_queues()
         with self._lock:
             self.transport.enable_pci()
+            if self._vectors:
+                self.transport.enable_msix()
 
     def shutdown(self, *, abrupt: bool = False, timeout: float = _SHUTDOWN_TIMEOUT) -> None:
         """Shut the controller down and wait until it says that it is done (Base 3.6)."""
@@ -480,6 +482,8 @@ class NvmeHost:
             available = self.transport.msix_vectors()
             if vector >= available:
                 raise HostError(f"MSI-X vector {vector} is not there: the device has {available}")
+            if not self._vectors:
+                self.transport.enable_msix()
             while len(self._vectors) <= vector:
                 eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._vectors.append(eventfd)

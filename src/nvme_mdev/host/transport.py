@@ -5,6 +5,7 @@ Turns what can go wrong on the socket into this package's errors, with what to d
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 SOCKET_NAME = "cntrl"
 """The socket in a directory that stands for it, as SPDK's driver has it (``traddr:DIR``)."""
+
+_MOST_CAPABILITIES = 48
+"""As many as fit behind the header of configuration space."""
 
 _WHY_NO_CONNECTION = {
     errno.ENOENT: "there is no such socket: start the server, or check the path",
@@ -106,10 +110,29 @@ class Transport:
     def enable_pci(self) -> None:
         """Memory space and bus mastering on, INTx off."""
         wanted = pci.Command.MEMORY | pci.Command.BUS_MASTER | pci.Command.INTX_DISABLE
-        with self._errors("writing the PCI command register"):
-            self.client.region_write(
-                PciRegion.CONFIG, pci.ConfigOffset.COMMAND, int(wanted).to_bytes(2, "little")
-            )
+        self.write_config(pci.ConfigOffset.COMMAND, wanted, 2)
+
+    def read_config(self, offset: int, size: int) -> int:
+        """A value of configuration space, little-endian."""
+        with self._errors(f"reading configuration space at {offset:#x}"):
+            data = self.client.region_read(PciRegion.CONFIG, offset, size)
+        return int.from_bytes(data, "little")
+
+    def write_config(self, offset: int, value: int, size: int) -> None:
+        """Write a value of configuration space."""
+        with self._errors(f"writing configuration space at {offset:#x}"):
+            self.client.region_write(PciRegion.CONFIG, offset, value.to_bytes(size, "little"))
+
+    def capabilities(self) -> dict[int, int]:
+        """Capability identifier to its offset in configuration space; TransportError: no end."""
+        found: dict[int, int] = {}
+        at = self.read_config(pci.ConfigOffset.CAPABILITIES, 1)
+        while at:
+            if len(found) == _MOST_CAPABILITIES or at in found.values():
+                raise TransportError(f"{self.path}: the list of PCI capabilities has no end")
+            found[self.read_config(at, 1)] = at
+            at = self.read_config(at + 1, 1)
+        return found
 
     def reset(self) -> None:
         """Function-level reset."""
@@ -177,6 +200,14 @@ class Transport:
         """How many MSI-X vectors there are."""
         with self._errors("asking for MSI-X"):
             return self.client.irq_info(PciIrq.MSIX).count
+
+    def enable_msix(self) -> None:
+        """MSI-X Enable, where there is MSI-X: a device sends no message without it."""
+        at = self.capabilities().get(pci.CapId.MSIX)
+        if at is not None:
+            control = at + ctypes.sizeof(pci.CapHeader)
+            value = self.read_config(control, 2) | pci.MsixControl.ENABLE
+            self.write_config(control, value & ~pci.MsixControl.FUNCTION_MASK, 2)
 
     def set_msix(self, vector: int, eventfd: int) -> None:
         """Have an MSI-X vector signal an eventfd."""

@@ -33,6 +33,12 @@ GROUP = Group("features")
 
 _DATA = 4096
 """Bytes enough for the data structure of any feature."""
+_OF_NAMESPACES = {
+    Fid.ERROR_RECOVERY,
+    Fid.RESERVATION_NOTIFICATION_MASK,
+    Fid.RESERVATION_PERSISTENCE,
+    Fid.NAMESPACE_WRITE_PROTECTION,
+}
 _MANDATORY = (
     Fid.ARBITRATION,
     Fid.POWER_MANAGEMENT,
@@ -48,7 +54,7 @@ _MANDATORY = (
 
 def _nsid_for(subject: Subject, fid: int) -> int:
     """The NSID for a feature that is a namespace's, else 0."""
-    return subject.nsid if fid in {Fid.ERROR_RECOVERY, Fid.NAMESPACE_WRITE_PROTECTION} else 0
+    return subject.nsid if fid in _OF_NAMESPACES else 0
 
 
 def _get(subject: Subject, fid: int, select: Select = Select.CURRENT, value: int = 0) -> int:
@@ -326,7 +332,6 @@ def the_keep_alive_timer_is_kept(subject: Subject) -> None:
     found = _get(subject, Fid.KEEP_ALIVE_TIMER)
     granularity = subject.controller.kas * 100
     require(60_000 <= found <= 60_000 + granularity, f"{found} ms")
-    _set(subject, Fid.KEEP_ALIVE_TIMER, 0)
 
 
 @GROUP.check("Base 5.1.25.1.31")

@@ -55,7 +55,10 @@ def _limits(subject: Subject) -> IdentifyControllerNvm:
 def write_zeroes_writes_zeroes(subject: Subject) -> None:
     """Blocks of a Write Zeroes read as zero, and their neighbours are as they were."""
     data, size = _fill(subject), subject.block_size
-    for control in ({}, {"deallocate": True}, {"fua": True}):
+    ways: list[dict[str, bool]] = [{}, {"fua": True}]
+    if subject.namespace.identify.dlfeat & Dlfeat.DEALLOCATE_WRITE_ZEROES:
+        ways.append({"deallocate": True})
+    for control in ways:
         subject.queue.write(subject.nsid, 0, bytes(data))
         subject.queue.write_zeroes(subject.nsid, 3, 5, **control)
         wanted = data[: 3 * size] + bytes(5 * size) + data[8 * size :]
