@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Serve
+    from tests.cli.conftest import RunCommand, Serve
 
 
 def test_features_are_as_they_were_set_and_saved(serve: Serve, tmp_path: Path) -> None:
@@ -142,3 +142,26 @@ def self_test_log(host: NvmeHost) -> SelfTestLog:
 
 def sanitize_log(host: NvmeHost) -> SanitizeLog:
     return SanitizeLog.from_buffer_copy(host.get_log_page(LogPage.SANITIZE_STATUS, 512))
+
+
+def test_a_command_that_was_aborted_while_it_waited_is_not_executed_by_the_next_process(
+    serve: Serve, nvme_mdev: RunCommand, tmp_path: Path
+) -> None:
+    daemon = serve("memory:4M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair(16)
+        assert nvme_mdev("pause", tmp_path / "s").status == 0
+        buffer = host.memory.allocate(512)
+        buffer.view[:] = b"x" * 512
+        sqe = commands.write(1, 0, 1)
+        sqe.prp1 = buffer.iova
+        aborted, kept = queue.start(sqe), queue.start(commands.flush(1))
+        assert host.abort(1, aborted)
+        assert queue.finish(aborted).status.code == GenericStatus.ABORT_REQUESTED
+        kill(daemon)
+        host.csts()
+        assert nvme_mdev("resume", tmp_path / "s").status == 0
+        assert queue.finish(kept).ok
+        assert queue.read(1, 0, 1, block_size=512) == bytes(512)
+        queue.collect()
+        assert queue.take(aborted) is None

@@ -18,7 +18,7 @@ from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
     cq_advance, publish_head, quiet_index, sq_release, sq_unfetch,
 )
-from nvme_mdev.datapath.runtime cimport controller_t, cq_t, iothread_t, request_t, sq_t
+from nvme_mdev.datapath.runtime cimport HELD_MEMORY, controller_t, cq_t, iothread_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport COMPOUND
 
 
@@ -42,7 +42,8 @@ cdef int adopt_sq(controller_t *controller, iothread_t *thread, uint32_t qid) ex
     cdef uint32_t i
     cdef uint32_t ahead = 0
     take_sq(controller, thread, qid, controller.state.sq[qid].size)
-    if sq.held or sq.cq.size == 0:
+    # The host may have paused it, too.
+    if sq.held & HELD_MEMORY or sq.cq.size == 0:
         raise ValueError(f"SQ {qid} is not in guest memory, or has no CQ")
     for i in range(sq.slot_count):
         if sq.slots[i].state == SLOT_BUSY:
