@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.atomics cimport prefetch_read
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.memory cimport memory_translate
 from nvme_mdev.datapath.prp cimport prp_walk
@@ -126,6 +127,9 @@ cdef uint32_t parse_read_write(request_t *request) noexcept nogil:
         return status
     if sqe.opcode == NVME_READ:
         request.operation = OP_READ
+        if request.ns.backend.data != NULL:
+            # The rest of the batch is parsed while the first line, and the way to its page, arrive.
+            prefetch_read(request.ns.backend.data + request.offset)
         return map_data(request, True)
     request.operation = OP_WRITE if sqe.opcode == NVME_WRITE else OP_COMPARE
     if wants_durability(request):

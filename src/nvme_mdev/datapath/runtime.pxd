@@ -112,6 +112,10 @@ cdef struct backend_t:
     void *context
     #: Bytes.
     uint64_t size
+    #: Memory that holds its blocks: reads are prefetched; NULL: it is elsewhere.
+    const uint8_t *data
+    #: The backend's own.
+    uint32_t flags
 
 #: A command on its way. One for each slot, at the same index.
 cdef struct request_t:
