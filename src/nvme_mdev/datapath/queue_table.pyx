@@ -548,13 +548,19 @@ cdef class QueueTable:
             raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
         ns = &self.controller.namespaces[<uint32_t> nsid]
         if backend is not None:
-            backend.attach(self.iothread)
+            backend.use_memory(self.memory)
+            try:
+                backend.attach(self.iothread)
+            except BaseException:
+                backend.leave_memory(self.memory)
+                raise
         self._pause()
         fill_namespace(ns, nsid, backend)
         self._resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
             (<Backend> old).detach(self.iothread)
+            old.leave_memory(self.memory)
         if backend is not None:
             self.backends[nsid] = backend
 

@@ -184,6 +184,16 @@ class NvmeHost:
         self._windows.remove(window)
         window.close()
 
+    def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Let the controller see memory that is not ours at ``iova``; see `Transport.map_file`."""
+        with self._lock:
+            self.transport.map_file(iova, size, fd, offset, writable=writable)
+
+    def unmap_file(self, iova: int, size: int) -> None:
+        """Take it away again."""
+        with self._lock:
+            self.transport.unmap_file(iova, size)
+
     # -- registers and doorbells ---------------------------------------------------------------
     def read_register(self, register: Register) -> int:
         """A controller register, through the socket."""
@@ -302,6 +312,10 @@ class NvmeHost:
         if self.enabled:
             with suppress(HostError):
                 self.shutdown()
+        self._release()
+
+    def abandon(self) -> None:
+        """Detach from a controller that does not answer, without a word to it."""
         self._release()
 
     def _release(self) -> None:

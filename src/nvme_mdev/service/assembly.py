@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import Controller
-from nvme_mdev.controller.settings import ControllerSettings
+from nvme_mdev.controller.settings import (
+    DEFAULT_MAX_TRANSFER,
+    ControllerSettings,
+    fitting_transfer,
+)
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.queue_table import QueueTable
@@ -124,12 +128,14 @@ def _make_controller(
 ) -> Controller:
     """The controller, from its shared memory up, running in this event loop."""
     definition = plan.definition
+    backends = {nsid: backing.backend for nsid, backing in plan.backings.items()}
     settings = ControllerSettings(
         definition.serial_number,
         cntlid=definition.cntlid,
         io_queues=definition.queues,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
+        max_transfer=fitting_transfer(DEFAULT_MAX_TRANSFER, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:
@@ -137,7 +143,6 @@ def _make_controller(
     queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
     cleanup.callback(queues.close)
     cleanup.callback(_report, queues)
-    backends = {nsid: backing.backend for nsid, backing in plan.backings.items()}
     try:
         controller = Controller(settings, state, queues, backends, plan.subsystem)
     except OSError as error:

@@ -76,7 +76,7 @@ class Definition:
             return self.serial
         first = self.targets[0] if self.targets else None
         identity = first.identity if first is not None else ""
-        if first is None or first.kind != "path":
+        if first is None or first.kind in {"null", "memory"}:
             identity += f"@{self.socket.resolve()}"
         digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8)
         return _SERIAL_PREFIX + digest.hexdigest().upper()

@@ -15,7 +15,7 @@ from nvme_mdev.service.definition import options
 from nvme_mdev.service.record import ControllerRecord
 from nvme_mdev.service.settings import setting
 from nvme_mdev.spec.vfio_user import PciIrq
-from nvme_mdev.units import MAX_SIZE
+from nvme_mdev.units import MAX_SIZE, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,6 +97,7 @@ class ServedController:
             backing = await self.opened.open_one(target, access, rollback)
             self.opened.claim(backing)
             rollback.callback(self.opened.release, backing)
+            self._check_transfer(backing)
             chosen = self._free_nsid() if nsid is None else nsid
             self._check_free(chosen)
             self._attach(chosen, backing)
@@ -116,6 +117,15 @@ class ServedController:
         finally:
             self.untold.discard(nsid)
             self.save()
+
+    def _check_transfer(self, backing: Backing) -> None:
+        """The guest was told how much a command may move; that holds for all its namespaces."""
+        told, limit = self.controller.settings.max_transfer, backing.backend.transfer_limit
+        if limit and limit < told:
+            raise UserError(
+                f"{backing.target.text} moves at most {format_size(limit)} a command, and"
+                f" {self.name} offers {format_size(told)}: serve it from the start"
+            )
 
     def _check_free(self, nsid: int) -> None:
         if not 1 <= nsid <= MAX_NSID:

@@ -136,11 +136,13 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
 def optional_commands(namespaces: Namespaces) -> Oncs:
     """ONCS: what the namespaces' backends can do.
 
-    The field speaks for all namespaces. Write Zeroes has to work on each; Deallocate is advice,
-    which a backend that cannot follow ignores.
+    The field speaks for all namespaces. Write Zeroes and Compare have to work on each; Deallocate
+    is advice, which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.NVMCMPS | Oncs.SSFS
+    oncs = Oncs.SSFS
+    if all(backend.can_compare for backend in backends):
+        oncs |= Oncs.NVMCMPS
     if all(backend.can_write_zeroes for backend in backends):
         oncs |= Oncs.NVMWZSV
     if not backends or any(backend.can_deallocate for backend in backends):
