@@ -53,17 +53,36 @@ cdef uint32_t *find_doorbell(
         controller.memory, shadow_iova + offset, &length, True, &hint)
 
 
-cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
+cdef bint bind_sq_doorbell(controller_t *controller, uint32_t qid) noexcept:
+    """Find the SQ's doorbell and EventIdx. False: the shadow page is away, the queue has to be held
+    and has something else to look at."""
     cdef sq_t *sq = &controller.sqs[qid]
-    cdef cq_t *cq = &controller.cqs[qid]
-    cdef uint64_t shadow = controller.state.shadow_doorbell_iova
     cdef uint64_t events = controller.state.event_idx_iova
-    if sq.size:
-        sq.tail_doorbell = find_doorbell(controller, qid, False, shadow)
-        sq.event_idx = find_doorbell(controller, qid, False, events) if events and qid else NULL
-    if cq.size:
-        cq.head_doorbell = find_doorbell(controller, qid, True, shadow)
-        cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
+    sq.event_idx = find_doorbell(controller, qid, False, events) if events and qid else NULL
+    sq.tail_doorbell = find_doorbell(controller, qid, False, controller.state.shadow_doorbell_iova)
+    if sq.tail_doorbell == NULL:
+        sq.tail_doorbell = &controller.doorbell_page[0]
+        return False
+    return True
+
+
+cdef bint bind_cq_doorbell(controller_t *controller, uint32_t qid) noexcept:
+    """As `bind_sq_doorbell`."""
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef uint64_t events = controller.state.event_idx_iova
+    cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
+    cq.head_doorbell = find_doorbell(controller, qid, True, controller.state.shadow_doorbell_iova)
+    if cq.head_doorbell == NULL:
+        cq.head_doorbell = &controller.doorbell_page[0]
+        return False
+    return True
+
+
+cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
+    if controller.sqs[qid].size:
+        bind_sq_doorbell(controller, qid)
+    if controller.cqs[qid].size:
+        bind_cq_doorbell(controller, qid)
 
 
 cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
@@ -71,10 +90,7 @@ cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
     cdef bint complete = bind_pages(
         controller, sq.pages, page_count(sq.size, SQE_SIZE), sq.state.iova, False)
     sq.region_hint = 0
-    bind_doorbells(controller, qid)
-    if sq.tail_doorbell == NULL:
-        # Something to look at while the shadow page is away; the queue is held.
-        sq.tail_doorbell = &controller.doorbell_page[0]
+    if not bind_sq_doorbell(controller, qid):
         complete = False
     sq.held = sq.held & ~HELD_MEMORY if complete else sq.held | HELD_MEMORY
 
@@ -83,9 +99,7 @@ cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept:
     cdef cq_t *cq = &controller.cqs[qid]
     cdef bint complete = bind_pages(
         controller, cq.pages, page_count(cq.size, CQE_SIZE), cq.state.iova, True)
-    bind_doorbells(controller, qid)
-    if cq.head_doorbell == NULL:
-        cq.head_doorbell = &controller.doorbell_page[0]
+    if not bind_cq_doorbell(controller, qid):
         complete = False
     cq.held = cq.held & ~HELD_MEMORY if complete else cq.held | HELD_MEMORY
 

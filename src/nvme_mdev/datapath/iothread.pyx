@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
+from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
@@ -213,6 +214,8 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     if tail >= sq.size:
         doorbell_error(sq, &sq.controller.sq_error[sq.qid])
         return 0
+    if sq.aborted:
+        tail = skip_aborted(sq, tail)
     count = batch_size(sq, tail)
     if count == 0:
         return 0

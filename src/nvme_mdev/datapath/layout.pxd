@@ -18,6 +18,8 @@ cdef enum:
     #: Commands of one SQ that can be in flight; a deeper queue waits in guest memory.
     SLOTS = 1024
     ERROR_ENTRIES = 64
+    #: Commands of one SQ that can be aborted while they wait in it, until they are fetched.
+    ABORTS = 3
 
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
@@ -90,7 +92,12 @@ cdef struct sq_state_t:
     #: word of 64 bits (IOThread).
     uint32_t head
     uint32_t fetched
-    uint32_t reserved[10]
+    #: Commands that were completed while they waited (`aborts.pyx`): their number, the place of the
+    #: completion with the identifier above it, how far that has come (the control plane).
+    uint32_t aborted_sequence[ABORTS]
+    uint32_t aborted_place[ABORTS]
+    uint32_t aborted_state[ABORTS]
+    uint32_t reserved
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:
@@ -158,7 +165,7 @@ cdef struct controller_state_t:
     uint32_t changed_namespaces[1024]
     uint8_t feature_data[4096]
     #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).
-    uint64_t lifetime[1024]
+    uint64_t lifetime[2048]
     error_entry_t error_log[ERROR_ENTRIES]
     #: A line (or two) each, so that the counters of one do not slow another.
     io_counters_t io_counters

@@ -5,6 +5,7 @@ from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.datapath.statistics import (
+    InFlight,
     IoCounters,
     PathStatistics,
     QueueError,
@@ -151,6 +152,17 @@ class QueueTable:
     def pending_admin(self) -> list[tuple[int, bytes]]:
         """Fetched admin commands without a completion (AERs among them), the oldest first."""
 
+    def abort_command(self, qid: int, cid: int) -> InFlight | bool:
+        """Abort an I/O command; KeyError: there is no such SQ.
+
+        True: it waited in the SQ, and is completed with Command Abort Requested. False: there is
+        none, or it cannot be. Of one that is in flight the backend was asked to cancel it, which
+        may come too late.
+        """
+
+    def is_in_flight(self, command: InFlight) -> bool:
+        """Whether it has no completion yet; KeyError: its SQ is gone."""
+
     def log_queue_error(self, qid: int) -> None:
         """Add an entry to the error log that belongs to a queue and to no particular command."""
 
@@ -183,12 +195,18 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These six raise KeyError where no namespace is attached.
+    # These eight raise KeyError where no namespace is attached.
     def retire_namespace(self, nsid: int, retired: bool = True) -> None:
         """New commands find the namespace inactive; those in flight complete normally.
 
         With `retired` False it is active again.
         """
+
+    def bar_namespace(self, nsid: int, status: int) -> None:
+        """Refuse new commands with this status (SCT << 8 | SC), 0: serve them again."""
+
+    def format_namespace(self, nsid: int, block_size: int) -> None:
+        """Blocks of another size from the next command on; nothing may be in flight."""
 
     def protect_namespace(self, nsid: int, read_only: bool) -> None:
         """Refuse commands that write, from the next one on, or no longer refuse them."""

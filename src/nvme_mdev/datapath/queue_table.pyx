@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read as read_fd
 
+from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_waiting
 from nvme_mdev.datapath.admin_pair cimport admin_complete, admin_fetch, admin_room
 from nvme_mdev.datapath.atomics cimport exchange32, load_acquire32, read_tsc, store_release32
 from nvme_mdev.datapath.backends.base cimport Backend
@@ -41,7 +42,7 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    IoCounters, PathCounter, PathStatistics, QueueError, SubmissionQueue,
+    InFlight, IoCounters, PathCounter, PathStatistics, QueueError, SubmissionQueue,
 )
 
 DOORBELL_OK = 0
@@ -440,6 +441,26 @@ cdef class QueueTable:
             counters.interrupt_cycles += cycles
             self._resume()
 
+    def abort_command(self, qid, cid):
+        cdef sq_t *sq = self._sq(qid)
+        cdef request_t *request
+        self._pause()
+        try:
+            if abort_waiting(sq, cid):
+                return True
+            request = abort_in_flight(sq, cid)
+            if request == NULL:
+                return False
+            return InFlight(qid, request - sq.requests, request.slot.sequence)
+        finally:
+            self._resume()
+
+    def is_in_flight(self, command):
+        cdef sq_t *sq = self._sq(command.qid)
+        cdef uint32_t slot = command.slot
+        return (slot < sq.slot_count and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
+                and sq.slots[slot].sequence == command.sequence)
+
     def log_queue_error(self, qid):
         log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
 
@@ -574,6 +595,23 @@ cdef class QueueTable:
         self._pause()
         ns.retired = bool(retired)
         self._resume()
+
+    def bar_namespace(self, nsid, status):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.retired = status
+        self._resume()
+
+    def format_namespace(self, nsid, block_size):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef Backend backend = self.backends[nsid]
+        self._pause()
+        try:
+            backend.format(block_size)
+            ns.block_shift = backend.block_size.bit_length() - 1
+            ns.blocks = backend.size >> ns.block_shift
+        finally:
+            self._resume()
 
     def protect_namespace(self, nsid, read_only):
         cdef namespace_t *ns = self._namespace(nsid)

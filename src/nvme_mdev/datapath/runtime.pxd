@@ -90,6 +90,7 @@ cdef struct namespace_t:
     uint32_t nsid
     uint32_t read_only
     #: On its way out: new commands find it inactive, those in flight still use it.
+    #: Or the status that new commands are refused with: it is being formatted or sanitized.
     uint32_t retired
     #: What was moved since it was attached (IOThread; data in units of 512 bytes).
     uint64_t read_commands
@@ -163,6 +164,8 @@ cdef struct sq_t:
     uint32_t inflight
     uint32_t free_count
     uint32_t qid
+    #: Some of the commands to come were aborted while they waited.
+    uint32_t aborted
     cq_t *cq
     controller_t *controller
     sq_state_t *state

@@ -16,6 +16,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 DEFAULT_UNPLUG_TIMEOUT_S = 30.0
+DEFAULT_DRAIN_TIMEOUT_S = 10.0
 
 SettingValue = int | bool | None
 
@@ -95,6 +96,13 @@ class Unplug:
     force: bool = False
     """Disconnect a client that does not go by itself in that time."""
     controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How patiently to wait for what is in flight."""
+
+    timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -264,6 +272,18 @@ class Unplugged:
 
 
 @dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    """The process that serves."""
+
+    pid: int
+    version: str
+    kept: bool
+    """It is started again when it is killed, and can be restarted."""
+    controllers: list[str]
+    """Their names."""
+
+
+@dataclass(frozen=True, slots=True)
 class MethodInfo:
     """A method as `rpc.discover` tells of it."""
 
@@ -284,6 +304,13 @@ class MethodList:
 # -- the table -----------------------------------------------------------------------------------
 
 DISCOVER = Method("rpc.discover", NoParams, MethodList, "the methods, their parameters and results")
+DAEMON_SHOW = Method("daemon.show", NoParams, DaemonInfo, "the process that serves")
+DAEMON_RESTART = Method(
+    "daemon.restart",
+    Restart,
+    DaemonInfo,
+    "finish what is in flight, and end to be started again; the answer is of the old process",
+)
 CONTROLLER_LIST = Method("controller.list", NoParams, ControllerList, "what the daemon serves")
 CONTROLLER_SHOW = Method(
     "controller.show", OfController, ControllerInfo, "a controller, its settings and namespaces"
@@ -326,6 +353,8 @@ NAMESPACE_RESIZE = Method(
 
 METHODS: tuple[Method[Any, Any], ...] = (
     DISCOVER,
+    DAEMON_SHOW,
+    DAEMON_RESTART,
     CONTROLLER_LIST,
     CONTROLLER_SHOW,
     CONTROLLER_SET,

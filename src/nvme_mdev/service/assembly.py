@@ -135,6 +135,7 @@ def _make_controller(
         io_queues=definition.queues,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
+        allow_erase=definition.allow_erase,
         max_transfer=fitting_transfer(DEFAULT_MAX_TRANSFER, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()

@@ -57,6 +57,8 @@ class Definition:
     mapped_doorbells: bool = True
     poll_timeout_ms: int = DEFAULT_POLL_TIMEOUT_MS
     io_timeout_ms: int = DEFAULT_IO_TIMEOUT_MS
+    allow_erase: bool = False
+    """Let the guest format and sanitize its namespaces."""
 
     def __post_init__(self) -> None:
         """Refuse what no controller can have (UserError)."""
