@@ -73,7 +73,8 @@ def test_every_command_of_a_path_completes_without_error(path):
 
 
 def test_paths_take_whole_rounds_of_the_admin_poll():
-    assert [path.name for path in PATHS if path.turns % 16] == []
+    # In direct mode a turn waits for the commands of another controller: one is counted.
+    assert [path.name for path in PATHS if path.turns % 16 and not path.direct] == []
 
 
 @pytest.mark.parametrize(
