@@ -207,3 +207,64 @@ def test_a_file_that_was_cut_gives_a_media_error_and_no_more(tmp_path: Path) -> 
         os.truncate(path, 1 << 20)
         assert queue.io(READ, page, 4096, slba=(4 << 20) // 512).status & 0x7FF == 0x281
         assert queue.io(READ, page, 4096, slba=0).status == 0
+
+
+@pytest.mark.parametrize("size", [PAGE, 64 << 20], ids=["small", "larger than the caches"])
+def test_memory_is_written_from_any_address_to_any_block(size: int) -> None:
+    with Guest(MemoryBackend(size), pages=64) as guest:
+        queue = guest.queue()
+        source, target = guest.allocate(2), guest.allocate(2)
+        for offset in (0, 4, 512, 2044):
+            data = os.urandom(PAGE)
+            guest.poke(source + offset, data)
+            assert queue.io(WRITE, source + offset, PAGE, slba=size // 512 - 8).status == 0
+            assert queue.io(READ, target + offset, PAGE, slba=size // 512 - 8).status == 0
+            assert guest.peek(target + offset, PAGE) == data
+
+
+def test_a_memory_namespace_of_part_of_a_page_is_resized_and_adopted() -> None:
+    backend = MemoryBackend(2560)
+    with Guest(backend) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        guest.poke(page, b"\xaa" * PAGE)
+        assert queue.io(WRITE, page, 2560, slba=0).status == 0
+        guest.table.resize_namespace(1, 512)
+        guest.table.resize_namespace(1, 3 * PAGE)
+        assert queue.io(READ, page, PAGE, slba=0).status == 0
+        # What was cut off has not come back.
+        assert guest.peek(page, PAGE) == b"\xaa" * 512 + bytes(PAGE - 512)
+        guest.table.resize_namespace(1, 1024)
+        kept = os.dup(backend.fd)
+    adopted = MemoryBackend(2560, fd=kept)
+    assert adopted.size == 1024
+    adopted.close()
+
+
+def free_huge_pages() -> int:
+    pages = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    return int((pages / "free_hugepages").read_text()) if pages.exists() else 0
+
+
+@pytest.mark.skipif(free_huge_pages() < 4, reason="no huge pages are reserved")
+def test_a_memory_namespace_in_huge_pages_keeps_them_and_its_size() -> None:
+    size = (2 << 20) + 512
+    backend = MemoryBackend(size, huge_pages=True)
+    with Guest(backend) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        guest.poke(page, b"\xaa" * PAGE)
+        assert queue.io(WRITE, page, PAGE, slba=0).status == 0
+        assert queue.run(queue.command(WRITE_ZEROES, blocks=8, cdw12=DEAC)).status == 0
+        assert queue.io(READ, page, PAGE, slba=0).status == 0
+        assert guest.peek(page, PAGE) == bytes(PAGE)
+        assert backend.size == size
+        kept = os.dup(backend.fd)
+    adopted = MemoryBackend(size, fd=kept, huge_pages=True)
+    assert adopted.size == size
+    adopted.close()
+
+
+def test_huge_pages_that_are_not_there_are_refused() -> None:
+    with pytest.raises(OSError, match="memory"):
+        MemoryBackend(1 << 46, huge_pages=True)

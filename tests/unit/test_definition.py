@@ -36,6 +36,7 @@ def test_options_follow_a_target_in_any_order() -> None:
     assert Target.parse("a,inline-io=on").options.inline_io is True
     assert Target.parse("a,inline-io=off").options.inline_io is False
     assert Target.parse("a").options.inline_io is None
+    assert Target.parse("memory:1M,huge-pages").options == Options(huge_pages=True)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,8 @@ def test_options_follow_a_target_in_any_order() -> None:
         ("a,inline-io=maybe", "use on or off"),
         ("null:1G,offset=1M", "are for files and devices"),
         ("null:1G,inline-io=on", "are for files and devices"),
+        ("null:1G,huge-pages", "is for memory targets"),
+        ("a,huge-pages", "is for memory targets"),
         ("memory:1G,read-only", "are for files and devices"),
         (",offset=1M", "a target is empty"),
     ],

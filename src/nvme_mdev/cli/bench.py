@@ -34,6 +34,7 @@ _EXIT_FAILED = 1
 SUBCOMMANDS = {
     "floor": "nvme_mdev.cli.bench_floor",
     "report": "nvme_mdev.cli.bench_report",
+    "startup": "nvme_mdev.cli.bench_startup",
 }
 #: What the group calls `bench SOCKET`; no first word can be the same.
 _UNNAMED = ""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _READY_TIMEOUT = 20.0
 _STOP_TIMEOUT = 10.0
+_LOOK_INTERVAL = 0.002
+"""Seconds between two looks at the log; `bench startup` is as exact as that."""
 _PR_SET_PDEATHSIG = 1
 """``<sys/prctl.h>``."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -80,7 +82,7 @@ class Daemon(NamedTuple):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 last = text.strip().splitlines()[-1:] or ["it said nothing"]
                 raise UserError(f"the daemon did not start: {last[0].removeprefix('nvme-mdev: ')}")
-            time.sleep(0.02)
+            time.sleep(_LOOK_INTERVAL)
 
     def stop(self) -> None:
         """End it, kindly first."""

@@ -11,6 +11,7 @@ Sections are those of the NVM Command Set Specification 1.x.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from nvme_mdev.datapath.atomics cimport prefetch_read
 from nvme_mdev.datapath.checks cimport (
     CDW12_DEAC, CDW12_DTYPE, CDW12_FUA, check_range, refuse, unreadable, wants_durability,
 )
@@ -103,6 +104,9 @@ cdef inline uint32_t parse_read(request_t *request) noexcept nogil:
     if status:
         return status
     request.operation = OP_READ
+    if request.ns.backend.data != NULL:
+        # The rest of the batch is parsed while the first line, and the way to its page, arrive.
+        prefetch_read(request.ns.backend.data + request.offset)
     status = map_data(request, True)
     if status == SC_SUCCESS and (request.ns.backend.attention or sqe.cdw12 & CDW12_FUA):
         return look_closer(request, COMPOUND_PLAIN)

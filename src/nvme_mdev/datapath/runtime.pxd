@@ -129,6 +129,10 @@ cdef struct backend_t:
     void *context
     #: Bytes.
     uint64_t size
+    #: Memory that holds its blocks: reads are prefetched; NULL: it is elsewhere.
+    const uint8_t *data
+    #: The backend's own.
+    uint32_t flags
     #: Bit set of ATTENTION_*; on the line that every command reads.
     uint32_t attention
     #: Bit n: operation n is done by `submit`, not made of reads and writes (`compound.pyx`).

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 DEFAULT_BLOCK_SIZE = 512
 BLOCK_SIZES = ("512", "4096")
 SWITCH = {"on": True, "off": False}
+_HUGE_PAGES = "{}: huge-pages is for memory targets"
 
 _OPTION = re.compile(
-    r"(.*),(?:(read-only)|(offset|length|block-size|inline-io|latency)=([^,]*))", re.DOTALL
+    r"(.*),(?:(read-only|huge-pages)|(offset|length|block-size|inline-io|latency)=([^,]*))",
+    re.DOTALL,
 )
 """The last option of a target; what does not end so is a name to the end."""
 _LOOKS_LIKE_OPTION = re.compile(r",([a-z-]+)(?:=[^,]*)?$")
@@ -53,6 +55,8 @@ class Options:
     read_only: bool = False
     inline_io: bool | None = None
     """Short I/O is done within the system call; None: where the medium answers at once."""
+    huge_pages: bool = False
+    """A memory target is in huge pages that were reserved."""
     latency_ns: int = 0
     """How long a null namespace takes for a command."""
 
@@ -79,6 +83,7 @@ class Options:
             None if block_size is None else int(block_size),
             "read-only" in found,
             None if inline_io is None else SWITCH[inline_io],
+            "huge-pages" in found,
             _parse_latency(text, found["latency"]) if "latency" in found else 0,
         )
 
@@ -132,6 +137,8 @@ class Target:
                 raise UserError(
                     f"{text}: offset, length, read-only and inline-io are for files and devices"
                 )
+            if options.huge_pages and kind == "null":
+                raise UserError(_HUGE_PAGES.format(text))
             try:
                 return cls(text, kind, parse_size(size), name, options)
             except UserError as error:
@@ -144,6 +151,8 @@ class Target:
         if "\0" in name:
             # Said here, since each version of Python words it in its own way.
             raise UserError(f"{name!r} has a null byte, which no path can: leave it out")
+        if options.huge_pages:
+            raise UserError(_HUGE_PAGES.format(text))
         return cls(text, "path", 0, name, options)
 
     @property
@@ -380,7 +389,8 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
         if target.kind == "memory":
             from nvme_mdev.datapath.backends.memory import MemoryBackend
 
-            return MemoryBackend(target.size, access.block_size or DEFAULT_BLOCK_SIZE, memory)
+            block_size = access.block_size or DEFAULT_BLOCK_SIZE
+            return MemoryBackend(target.size, block_size, memory, target.options.huge_pages)
         if target.kind == "direct":
             return open_direct(
                 target.text,
@@ -409,6 +419,11 @@ def _why_not_opened(target: Target, access: Access, error: Exception) -> str:
     name = str(target.path) if target.kind == "path" else target.name
     if target.kind == "direct" and isinstance(error, OSError) and error.filename:
         name = os.fspath(error.filename)
+    if target.options.huge_pages and not isinstance(error, ValueError):
+        return (
+            f"{target.text}: there are not so many free huge pages: reserve them (sysctl"
+            " vm.nr_hugepages=N), or leave huge-pages out"
+        )
     if target.kind == "memory" and not isinstance(error, ValueError):
         return f"{name}: there is not that much memory: give a smaller size"
     if not isinstance(error, OSError):
