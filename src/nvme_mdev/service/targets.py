@@ -422,6 +422,8 @@ def _why_not_opened(target: Target, access: Access, error: Exception) -> str:
             f"{target.text}: there are not so many free huge pages: reserve them (sysctl"
             " vm.nr_hugepages=N), or leave huge-pages out"
         )
+    if target.kind == "direct" and isinstance(error, OSError) and error.filename:
+        name = os.fspath(error.filename)
     if target.kind == "memory" and not isinstance(error, ValueError):
         return f"{name}: there is not that much memory: give a smaller size"
     if not isinstance(error, OSError):
