@@ -88,7 +88,7 @@ def test_the_table_of_options_is_complete_and_its_defaults_are_true() -> None:
         .replace("--verbose", "-v")
         .replace("--", "--[no-]" if option.secondary_opts else "--", 1): option.default
         for option in serve.params
-        if option.param_type_name == "option" and option.name != "socket"
+        if option.param_type_name == "option" and option.name != "sockets"
     }
     assert documented.keys() == options.keys()
     for name, default in options.items():
