@@ -57,6 +57,16 @@ def test_the_first_part_of_a_vfio_user_controller_is_served(here: Path, serve: S
     assert above.stop().status == 0
 
 
+def test_a_controller_on_the_queues_of_another_conforms(
+    here: Path, serve: Serve, nvme_mdev: RunCommand
+) -> None:
+    serve("memory:64M", "--socket", "drive")
+    serve("direct:vfio-user:drive/n1,offset=16M", "--socket", "vm1")
+    result = nvme_mdev("conformance", "vm1", "--destructive")
+    assert result.status == 0, result
+    assert " 0 failed" in result.out
+
+
 @pytest.mark.parametrize("victim", ["above", "below"])
 def test_verified_io_goes_on_while_either_daemon_is_killed(
     here: Path, serve: Serve, victim: str

@@ -17,6 +17,7 @@ from benchmarks.budget import BUDGET_FILE, IDLE_QUEUE, Budget, compare, counted
 from benchmarks.callgrind import Place, read_profile
 from benchmarks.paths import PATHS, take
 from benchmarks.stages import OTHER, STAGES, by_function, by_stage, function_of, plain_name
+from benchmarks.timing import time_path
 
 SOURCES = {".pyx", ".pxd", ".h"}
 PROFILE = """\
@@ -70,6 +71,13 @@ def test_only_what_our_own_functions_execute_themselves_is_counted():
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_every_command_of_a_path_completes_without_error(path):
     take(path)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.batch > 1], ids=lambda p: p.name)
+def test_the_batches_of_a_path_can_be_timed(path):
+    # So many that the queues below and above wrap.
+    timing = time_path(path, 100)
+    assert 0 < timing.least <= timing.median
 
 
 def test_paths_take_whole_rounds_of_the_admin_poll():
