@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 MEMORY = 4 << 20
 """Bytes of DMA memory that a check has, unless it attaches with more."""
+COMMAND_TIMEOUT = 30.0
+"""Seconds for a command; what Linux gives one."""
 TIMEOUT = 10.0
-"""Seconds for a command and for a state that a check waits for."""
+"""Seconds for a state or an event that a check waits for."""
 QUIET = 0.05
 """Seconds in which what must not happen would have happened."""
 _POLL = 0.001
@@ -61,7 +63,7 @@ class Subject:
             shadow_doorbells=shadow_doorbells,
             memory_size=memory_size,
             admin_entries=admin_entries,
-            timeout=TIMEOUT,
+            timeout=COMMAND_TIMEOUT,
         )
         return self._host
 

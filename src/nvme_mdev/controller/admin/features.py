@@ -15,7 +15,6 @@ from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import UNDER_THRESHOLD_SHIFT
 from nvme_mdev.controller.keep_alive import GRANULARITY_MS
 from nvme_mdev.controller.namespaces import check_nsid
-from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_commands import (
     GET_FEATURES_SEL_SHIFT,
     NSID_ALL,
@@ -176,8 +175,8 @@ def _set_error_recovery(controller: Controller, command: AdminCommand) -> int:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11_HIGH)
     value = command.sqe.cdw11 & ERROR_RECOVERY_TLER_MASK
     if command.sqe.nsid == NSID_ALL:
-        for nsid in range(1, MAX_NSID + 1):
-            controller.features.set_error_recovery(nsid, value)
+        for namespace in controller.namespaces:
+            controller.features.set_error_recovery(namespace.nsid, value)
     else:
         _check_active(controller, command)
         controller.features.set_error_recovery(command.sqe.nsid, value)
