@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 #: Writes, reads and verifies; 32 outstanding commands of scattered pages, then small ones.
 VERIFY = "nvme-mdev bench {socket} --rw randrw --bs {bs} --qd 8 --verify --runtime {seconds}"
 LONG = 400
+#: What bench does not do: commands with ranges and without data, and a status that is the drive's.
+COMMANDS = """
+import sys
+from nvme_mdev.host.driver import NvmeHost
+
+data = bytes(range(256)) * 16
+with NvmeHost(sys.argv[1]) as host:
+    queue = host.create_queue_pair()
+    for slba in range(0, 64, 8):
+        queue.write(1, slba, data, fua=slba == 8)
+    for _ in range(40):
+        queue.deallocate(1, [(32, 8), (48, 8)])
+    queue.write_zeroes(1, 16, 8)
+    queue.flush(1)
+    assert queue.read(1, 0, 16) == 2 * data
+    assert queue.read(1, 16, 8) == bytes(4096)
+    assert queue.compare(1, 8, data)
+    assert not queue.compare(1, 16, data)
+    assert queue.read(1, 40, 8) == data
+"""
 
 
 @pytest.fixture(scope="class")
@@ -49,6 +69,10 @@ class TestHardware:
             "wait $first || { cat /run/passed.log; exit 1; }\n"
             "wait $second || { cat /run/block.log; exit 1; }\n"
             f"{verify(passed, 3, '128k')}",
+            timeout=LONG,
+        )
+        guest.sh(
+            f"cat >/run/commands.py <<'EOF'\n{COMMANDS}EOF\npython3 /run/commands.py {passed}",
             timeout=LONG,
         )
         guest.sh(
@@ -113,6 +137,9 @@ class TestHardware:
             f"echo vfio-pci >{pci}/devices/{address}/driver_override\n"
             f"echo {address} >{pci}/devices/{address}/driver/unbind\n"
             f"echo {address} >{pci}/drivers_probe"
+        )
+        machine.guest.sh(
+            f"nvme-mdev bench vfio:{address} --rw randread --interrupts --runtime 2", timeout=LONG
         )
         socket = machine.serve(f"direct:vfio:{address}/n1,offset=16M,length=16M", options="")
         machine.wait(socket)

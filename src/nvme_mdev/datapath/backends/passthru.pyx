@@ -11,7 +11,7 @@ ring for them, one for all such namespaces; it polls where the driver has poll q
 
 from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EPERM, EACCES, ENOMEM
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
@@ -98,6 +98,7 @@ cdef extern from *:
     nvme_uring_cmd *command_of(io_uring_sqe *sqe) nogil
     void set_command_flags(io_uring_sqe *sqe, unsigned flags) nogil
     void set_buffer(io_uring_sqe *sqe, unsigned buffer) nogil
+    int lowest_bit "__builtin_ctz" (unsigned bits) nogil
 
 cdef enum:
     #: SQEs between two submissions.
@@ -108,6 +109,9 @@ cdef enum:
     PLACES = 64
     #: Bytes of an SQE of this ring.
     SQE_SIZE = 128
+    #: Commands with ranges (Dataset Management) at a time, and the most bytes of one.
+    RANGE_PAGES = 16
+    RANGE_PAGE = 4096
 
 #: An IOThread's ring for passthrough. IOPOLL rings and others are two.
 cdef struct passthru_ring_t:
@@ -116,8 +120,11 @@ cdef struct passthru_ring_t:
     uint32_t flags
     #: `IOThread.lifeline`, for the ring to hold; -1: none.
     int lifeline
-    #: Requests that the ring had no room for.
+    #: Requests that the ring, or its pages, had no room for.
     chain_t waiting
+    #: For ranges; bit n of `free_pages`: page n is free. A request has its page in `buffer`.
+    uint8_t *pages
+    uint32_t free_pages
 
 #: Which ring an IOThread uses. `thread` is NULL where the place is free.
 cdef struct place_t:
@@ -148,32 +155,33 @@ cdef inline void end(iothread_t *thread, request_t *request, uint32_t status) no
     request_done(thread, request)
 
 
-cdef inline bint point_to_data(
-    passthru_ring_t *ring, served_t *served, request_t *request, io_uring_sqe *sqe,
-    nvme_uring_cmd *command
+cdef inline void point_to_ranges(
+    passthru_ring_t *ring, served_t *served, request_t *request, nvme_uring_cmd *command
 ) noexcept nogil:
-    """The command's data, as the kernel takes it. False: there is no memory for ranges."""
-    if request.operation == OP_DEALLOCATE:
-        # Seldom enough for an allocation; it is freed with the completion.
-        if request.bounce == NULL:
-            request.bounce = malloc(request.iov_count * DSM_RANGE_SIZE)
-        if request.bounce == NULL:
-            return False
-        write_ranges(&served.below, request, <uint8_t *> request.bounce)
-        command.addr = <uint64_t> request.bounce
-        command.data_len = request.iov_count * DSM_RANGE_SIZE
-    elif moves_data(request):
-        if request.iov_count > 1:
-            sqe.cmd_op = <uint32_t> NVME_URING_CMD_IO_VEC
-            command.addr = <uint64_t> request.iov
-            command.data_len = request.iov_count
-            return True
-        command.addr = <uint64_t> request.iov[0].iov_base
-        command.data_len = <uint32_t> request.length
-        if request.buffer != NO_BUFFER and uring_use_buffer(&ring.uring, request.buffer):
-            set_command_flags(sqe, IORING_URING_CMD_FIXED)
-            set_buffer(sqe, request.buffer)
-    return True
+    """Dataset Management's ranges, in a page of ours; there is a free one."""
+    cdef uint8_t *page
+    request.buffer = <uint32_t> lowest_bit(ring.free_pages)
+    ring.free_pages &= ~(<uint32_t> 1 << request.buffer)
+    page = ring.pages + request.buffer * RANGE_PAGE
+    write_ranges(&served.below, request, page)
+    command.addr = <uint64_t> page
+    command.data_len = request.iov_count * DSM_RANGE_SIZE
+
+
+cdef inline void point_to_data(
+    passthru_ring_t *ring, request_t *request, io_uring_sqe *sqe, nvme_uring_cmd *command
+) noexcept nogil:
+    """The guest's memory, as the kernel takes it."""
+    if request.iov_count > 1:
+        sqe.cmd_op = <uint32_t> NVME_URING_CMD_IO_VEC
+        command.addr = <uint64_t> request.iov
+        command.data_len = request.iov_count
+        return
+    command.addr = <uint64_t> request.iov[0].iov_base
+    command.data_len = <uint32_t> request.length
+    if request.buffer != NO_BUFFER and uring_use_buffer(&ring.uring, request.buffer):
+        set_command_flags(sqe, IORING_URING_CMD_FIXED)
+        set_buffer(sqe, request.buffer)
 
 
 cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) noexcept nogil:
@@ -186,7 +194,9 @@ cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) n
     if status:
         end(thread, request, status)
         return
-    sqe = uring_sqe(&ring.uring)
+    sqe = NULL
+    if request.operation != OP_DEALLOCATE or ring.free_pages:
+        sqe = uring_sqe(&ring.uring)
     if sqe == NULL:
         chain_append(&ring.waiting, request)
         return
@@ -201,10 +211,10 @@ cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) n
     command.cdw10 = <uint32_t> wanted.slba
     command.cdw11 = <uint32_t> (wanted.slba >> 32)
     command.cdw12 = wanted.cdw12
-    if not point_to_data(ring, served, request, sqe, command):
-        # The SQE is taken: it goes with a command that moves nothing.
-        command.opcode = 0
-        request.result = 1
+    if request.operation == OP_DEALLOCATE:
+        point_to_ranges(ring, served, request, command)
+    elif moves_data(request):
+        point_to_data(ring, request, sqe, command)
 
 
 cdef void passthru_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -234,16 +244,14 @@ cdef uint32_t status_of(int error) noexcept nogil:
 
 cdef inline void take(iothread_t *thread, passthru_ring_t *ring, cqe32_t *cqe) noexcept nogil:
     cdef request_t *request = <request_t *> cqe.user_data
-    cdef bint failed = request.result != 0
+    if request.operation == OP_DEALLOCATE:
+        ring.free_pages |= <uint32_t> 1 << request.buffer
     if cqe.res == -EAGAIN and not request.flags & REQUEST_EXPIRED:
         start(thread, ring, request)
         return
-    request.result = 0 if cqe.res < 0 or failed else <uint32_t> cqe.big_cqe[0]
-    if failed:
-        end(thread, request, SC_INTERNAL_ERROR)
-    else:
-        # 0 or more: the status field of the drive's completion.
-        end(thread, request, <uint32_t> cqe.res if cqe.res >= 0 else status_of(-cqe.res))
+    # 0 or more: the status field of the drive's completion.
+    request.result = 0 if cqe.res < 0 else <uint32_t> cqe.big_cqe[0]
+    end(thread, request, <uint32_t> cqe.res if cqe.res >= 0 else status_of(-cqe.res))
 
 
 cdef uint32_t passthru_poll(iothread_t *thread, void *context) noexcept nogil:
@@ -358,10 +366,16 @@ cdef passthru_ring_t *take_ring(IOThread iothread, bint polled) except NULL:
     ring = <passthru_ring_t *> calloc(1, sizeof(passthru_ring_t))
     if ring == NULL:
         raise MemoryError
+    ring.pages = <uint8_t *> calloc(RANGE_PAGES, RANGE_PAGE)
+    if ring.pages == NULL:
+        free(ring)
+        raise MemoryError
+    ring.free_pages = (1 << RANGE_PAGES) - 1
     ring.flags = IORING_SETUP_IOPOLL if polled else 0
     ring.lifeline = iothread.lifeline
     status = iothread.call(open_ring, ring)
     if status:
+        free(ring.pages)
         free(ring)
         raise OSError(-status, f"io_uring passthrough: {os.strerror(-status)}")
     iothread.pause()
@@ -383,6 +397,7 @@ cdef int give_ring(IOThread iothread, passthru_ring_t *ring) except -1:
     iothread.resume()
     iothread.call(close_ring, ring)
     del rings[(iothread, ring.flags != 0)]
+    free(ring.pages)
     free(ring)
     return 0
 
