@@ -48,8 +48,6 @@ class Machine:
     guest: Guest
     main: Path
     """The image of the main drive's namespace 1."""
-    spare: Path
-    """The image of the spare drive."""
     sockets: int = 0
 
     def controller(self, drive: str) -> str:
@@ -66,13 +64,9 @@ class Machine:
         socket = f"/run/{self.sockets}.sock"
         self.guest.sh(
             f"cd /run; nvme-mdev serve {' '.join(targets)} --socket {socket} {options}"
-            f" >{socket}.log 2>&1 & echo $! >{socket}.pid"
+            f" >{socket}.log 2>&1 &"
         )
         return socket
-
-    def kill_serving_process(self, socket: str) -> str:
-        """The script that kills the process under the keeper of a daemon."""
-        return f"keeper=$(cat {socket}.pid); kill -9 $(cat /proc/$keeper/task/$keeper/children)"
 
     def wait(self, *sockets: str) -> None:
         """Wait until daemons are ready."""
@@ -163,7 +157,7 @@ def boot(rig: Rig) -> Machine:
     ).wait_ready()
     guest.allow(r"Ignoring bogus Namespace Identifiers$")
     guest.sh(program_disk.setup("/dev/vdb"))
-    return Machine(guest, main, images["spare"])
+    return Machine(guest, main)
 
 
 def _block(name: str, image: Path) -> str:
