@@ -138,13 +138,13 @@ def test_the_register_write_path_checks_the_doorbell() -> None:
     with null_guest() as guest:
         queue = guest.queue(1, 16)
         table = guest.table
-        assert table.ring_doorbell(2, 16) == queue_table.DOORBELL_INVALID_VALUE
-        assert table.ring_doorbell(3, 16) == queue_table.DOORBELL_INVALID_VALUE
-        assert table.ring_doorbell(4, 0) == queue_table.DOORBELL_INVALID_REGISTER
-        assert table.ring_doorbell(5, 0) == queue_table.DOORBELL_INVALID_REGISTER
+        assert table.ring_doorbell(1, 16) == queue_table.DOORBELL_INVALID_VALUE
+        assert table.ring_doorbell(1, 16, completion=True) == queue_table.DOORBELL_INVALID_VALUE
+        assert table.ring_doorbell(2, 0) == queue_table.DOORBELL_INVALID_REGISTER
+        assert table.ring_doorbell(2, 0, completion=True) == queue_table.DOORBELL_INVALID_REGISTER
         assert table.ring_doorbell(1 << 20, 0) == queue_table.DOORBELL_INVALID_REGISTER
         queue.put(read_command(queue, guest.allocate(1)))
-        assert table.ring_doorbell(2, 1) == queue_table.DOORBELL_OK
+        assert table.ring_doorbell(1, 1) == queue_table.DOORBELL_OK
         assert queue.wait().status == 0
 
 
@@ -177,7 +177,7 @@ class ShadowDriver:
         self.guest.poke(self.pages[0] + offset, struct.pack("<I", value))
         if need_event(peek32(self.guest, self.pages[1] + offset), value, old):
             self.registers += 1
-            self.guest.table.ring_doorbell(offset // 4, value)
+            self.guest.table.ring_doorbell(self.queue.qid, value, completion=completion)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -246,7 +246,7 @@ def test_an_idle_thread_finds_a_command_that_comes_later(mapped: bool) -> None:
             if mapped:
                 queue.doorbell(queue.tail)
             else:
-                assert guest.table.ring_doorbell(2, queue.tail) == queue_table.DOORBELL_OK
+                assert guest.table.ring_doorbell(1, queue.tail) == queue_table.DOORBELL_OK
             assert queue.wait().status == 0
 
 
@@ -423,7 +423,7 @@ def test_a_full_admin_completion_queue_says_so() -> None:
         fetched = guest.table.fetch_admin()
         assert fetched
         assert not guest.table.complete_admin(fetched[0], 0, 0)
-        guest.table.ring_doorbell(1, 5)
+        guest.table.ring_doorbell(0, 5, completion=True)
         assert guest.table.complete_admin(fetched[0], 0, 0)
 
 

@@ -83,6 +83,8 @@ class Controller:
         self.features = Features(state, settings)
         self.namespaces = Namespaces()
         self._shadow_doorbell = settings.shadow_doorbell
+        self.usable_vectors = settings.vectors
+        """Interrupt vectors that completion queues can have: fewer with MSI than with MSI-X."""
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
         self.life_cycle = LifeCycle(
@@ -124,7 +126,7 @@ class Controller:
         Guest memory and eventfds are as they were. Commands that were in flight are executed again,
         asynchronous event requests stay outstanding.
         """
-        self.queues.set_arbitration_burst(self.features.burst)
+        self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.queues.set_intms(self.registers[Register.INTMS])
         try:
             self.life_cycle.resume()
@@ -334,7 +336,7 @@ class Controller:
             self._doorbell_error(DOORBELL_INVALID_REGISTER, 0)
             return
         qid, completion = doorbell
-        answer = self.queues.ring_doorbell(2 * qid + completion, value)
+        answer = self.queues.ring_doorbell(qid, value, completion=completion)
         if answer != DOORBELL_OK:
             self._doorbell_error(answer, qid)
         elif qid == 0:
@@ -370,7 +372,7 @@ class Controller:
         self.admin_queue.cancel()
         self._take_over_settings()
         self.features.reset()
-        self.queues.set_arbitration_burst(self.features.burst)
+        self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
 
     def _on_tick(self) -> None:

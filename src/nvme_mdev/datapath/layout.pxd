@@ -18,10 +18,21 @@ cdef enum:
     #: Commands of one SQ that can be in flight; a deeper queue waits in guest memory.
     SLOTS = 1024
     ERROR_ENTRIES = 64
+    #: IOThreads that serve one controller at most: N of its type, nvme-NQ_V1.
+    HOST_QUEUES = 16
 
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
     SLOT_BUSY = 1
+
+    #: Why an interrupt vector is masked: its entry in the MSI-X table; SET_IRQS of the client; the
+    #: function mask of MSI-X; INTMS (MSI). Or that an interrupt came meanwhile.
+    INTERRUPT_TABLE_MASK = 1
+    INTERRUPT_CLIENT_MASK = 2
+    INTERRUPT_FUNCTION_MASK = 4
+    INTERRUPT_INTMS_MASK = 8
+    INTERRUPT_MASKS = 15
+    INTERRUPT_PENDING = 16
 
     #: `cq_phase` of a command whose completion has no place yet.
     CQ_UNDECIDED = 2
@@ -90,7 +101,9 @@ cdef struct sq_state_t:
     #: word of 64 bits (IOThread).
     uint32_t head
     uint32_t fetched
-    uint32_t reserved[10]
+    #: `iova` is that of a PRP list that names the pages (PC = 0).
+    uint32_t noncontiguous
+    uint32_t reserved[9]
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:
@@ -102,7 +115,9 @@ cdef struct cq_state_t:
     #: Next entry to write, and its phase tag: stored as one word of 64 bits (IOThread).
     uint32_t tail
     uint32_t phase
-    uint32_t reserved[10]
+    #: `iova` is that of a PRP list that names the pages (PC = 0).
+    uint32_t noncontiguous
+    uint32_t reserved[9]
 
 #: A command in flight, two cache lines: the copy of its SQE, then where it stands (IOThread).
 cdef struct slot_t:
@@ -148,7 +163,9 @@ cdef struct controller_state_t:
     uint64_t event_idx_iova
     #: Errors logged; bumped with an atomic add, since each IOThread logs its own (IOThread).
     uint64_t error_count
-    uint8_t reserved[4056]
+    #: By vector: INTERRUPT_* bits (control plane; the IOThread sets INTERRUPT_PENDING).
+    uint8_t interrupts[256]
+    uint8_t reserved[3800]
     uint8_t registers[4096]
     uint8_t config_space[4096]
     uint8_t msix[8192]
@@ -160,9 +177,10 @@ cdef struct controller_state_t:
     #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).
     uint64_t lifetime[1024]
     error_entry_t error_log[ERROR_ENTRIES]
-    #: A line (or two) each, so that the counters of one do not slow another.
-    io_counters_t io_counters
-    path_counters_t path_counters
+    #: A line each for every IOThread: what all of them did is the sum. The last of the path counters
+    #: are the control plane's, which serves the admin queue.
+    io_counters_t io_counters[HOST_QUEUES]
+    path_counters_t path_counters[HOST_QUEUES + 1]
     sq_state_t sq[QUEUES]
     cq_state_t cq[QUEUES]
     slot_t slots[QUEUES][SLOTS]

@@ -22,7 +22,7 @@ import os
 import stat
 
 #: Regions that one client may map, as VERSION tells it (max_dma_maps).
-MAX_REGIONS = 65535
+MAX_REGIONS = 131072
 
 cdef enum:
     #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
@@ -256,6 +256,30 @@ cdef class GuestMemory:
              self.table.regions[i].address != NULL, bool(self.table.regions[i].writable))
             for i in range(self.table.count)
         ]
+
+    def covers(self, iova, size, *, writable):
+        cdef uint64_t position = iova
+        cdef uint64_t left = size
+        cdef uint64_t length
+        cdef uint32_t hint = 0
+        if left and position + (left - 1) < position:
+            return False
+        while left:
+            length = left
+            if memory_translate(&self.table, position, &length, writable, &hint) == NULL:
+                return False
+            left -= length
+            position += length
+        return True
+
+    def overlaps(self, iova, size):
+        cdef uint32_t position = memory_position(&self.table, iova)
+        cdef uint64_t first = iova
+        cdef uint64_t length = size
+        if position < self.table.count and self.table.regions[position].iova - first < length:
+            return True
+        return position > 0 and (
+            first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size)
 
     cdef int copy(self, uint64_t iova, uint8_t *buffer, uint64_t size, bint write) except -1:
         cdef uint32_t hint = 0

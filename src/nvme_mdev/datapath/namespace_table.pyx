@@ -1,24 +1,41 @@
 """A controller's namespaces, as the data path needs them. The IOThreads stand still meanwhile."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
+from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
 from nvme_mdev.datapath.runtime cimport (
     OP_DEALLOCATE, OP_FLUSH, controller_t, namespace_t, request_t, sq_t,
 )
 
 
 cdef int fill_namespace(namespace_t *ns, uint32_t nsid, Backend backend) except -1:
+    free(ns.moved)
     memset(ns, 0, sizeof(namespace_t))
     if backend is not None:
+        ns.moved = <io_counters_t *> calloc(HOST_QUEUES, sizeof(io_counters_t))
+        if ns.moved == NULL:
+            raise MemoryError
         ns.backend = &backend.backend
         ns.blocks = backend.size // backend.block_size
         ns.block_shift = backend.block_size.bit_length() - 1
         ns.nsid = nsid
         ns.read_only = backend.read_only
     return 0
+
+
+cdef io_counters_t namespace_moved(namespace_t *ns) noexcept:
+    cdef io_counters_t total
+    cdef uint32_t i
+    memset(&total, 0, sizeof(total))
+    for i in range(HOST_QUEUES):
+        total.read_commands += ns.moved[i].read_commands
+        total.write_commands += ns.moved[i].write_commands
+        total.read_units += ns.moved[i].read_units
+        total.write_units += ns.moved[i].write_units
+    return total
 
 
 cdef bint reaches(request_t *request, uint64_t start) noexcept:

@@ -32,11 +32,11 @@ cdef int adopt_cq(controller_t *controller, uint32_t qid) except -1:
     return 0
 
 
-cdef int adopt_sq(controller_t *controller, iothread_t *thread, uint32_t qid) except -1:
+cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
     cdef sq_t *sq = &controller.sqs[qid]
     cdef uint32_t i
     cdef uint32_t ahead = 0
-    take_sq(controller, thread, qid, controller.state.sq[qid].size)
+    take_sq(controller, qid, controller.state.sq[qid].size)
     if sq.held or sq.cq.size == 0:
         raise ValueError(f"SQ {qid} is not in guest memory, or has no CQ")
     for i in range(sq.slot_count):

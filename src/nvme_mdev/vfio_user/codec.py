@@ -698,3 +698,5 @@ def decode_request(command: Command, body: bytes) -> Request:
     if unpack is None:
         raise RemoteProtocolError(f"{command.name} is not supported", errno=errno.ENOTSUP)
     return unpack(body)
+MAX_DMA_MAPS = 131072
+"""DMA windows at a time: 100,000 single pages of a virtual IOMMU, and some."""
