@@ -389,7 +389,7 @@ def test_io_uring_that_the_kernel_refuses(
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no io_uring")
 
-    monkeypatch.setattr("nvme_mdev.service.daemon.Controller", refused)
+    monkeypatch.setattr("nvme_mdev.service.assembly.Controller", refused)
     assert "io_uring is not to be had here" in refuse("new.img", "--size", "1M")
 
 

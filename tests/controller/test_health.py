@@ -78,7 +78,7 @@ def test_a_medium_that_cannot_be_read_is_a_media_error(
     served = serve(UringBackend(str(image)))
     with NvmeHost(served.path) as host:
         queue = host.create_queue_pair()
-        served.controller.namespace_changes._busy.add(1)  # nobody follows the new size
+        served.controller.namespace_changes.busy.add(1)  # nobody follows the new size
         image.write_bytes(b"")
         reply = queue.execute(commands.read(1, 0, 8), receive=4096, check=False)
         assert reply.completion.status.code == MediaStatus.UNRECOVERED_READ

@@ -33,6 +33,9 @@ def test_options_follow_a_target_in_any_order() -> None:
     assert target.name == "a,b.img"
     assert target.options == Options(0, 4 << 20, 4096, read_only=True)
     assert Target.parse("memory:1M,block-size=4096").options == Options(block_size=4096)
+    assert Target.parse("a,inline-io=on").options.inline_io is True
+    assert Target.parse("a,inline-io=off").options.inline_io is False
+    assert Target.parse("a").options.inline_io is None
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,9 @@ def test_options_follow_a_target_in_any_order() -> None:
         ("a,length=0", "out of range"),
         ("a,offset=1M,offset=2M", "offset is given twice"),
         ("a,block-size=1024", "use 512 or 4096"),
+        ("a,inline-io=maybe", "use on or off"),
         ("null:1G,offset=1M", "are for files and devices"),
+        ("null:1G,inline-io=on", "are for files and devices"),
         ("memory:1G,read-only", "are for files and devices"),
         (",offset=1M", "a target is empty"),
     ],
@@ -114,9 +119,8 @@ def test_a_serial_given_is_taken(tmp_path: Path) -> None:
     assert _serial(tmp_path, "/a", serial="x" * SERIAL_LENGTH) == "x" * SERIAL_LENGTH
 
 
-def test_at_least_one_target_is_needed_and_at_most_so_many_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no target"):
-        Definition((), tmp_path / "s")
+def test_so_many_targets_are_taken_and_none_is_an_empty_controller(tmp_path: Path) -> None:
+    assert len({Definition((), tmp_path / name).serial_number for name in "ab"}) == 2
     targets = (Target.parse("null:1M"),) * MAX_NAMESPACES
     assert Definition(targets, tmp_path / "s").targets == targets
     with pytest.raises(UserError, match="at most 256"):

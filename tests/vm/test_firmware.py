@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from lab import MIB, Daemon, Rig, checksum
 from lab.disks import PRINTED_SECTORS, SECTOR, write_efi_disk, write_printing_boot_sector
+from lab.machines import kernel_arguments
+
+if TYPE_CHECKING:
+    from lab.prepare import BootLoader
+
+ROOT = "/dev/nvme0n1p2"
 
 # Fills the sectors that the boot sector reads, so that every page of the transfer is looked at.
 TEXT = "".join(f"line {i} of the disk\n" for i in range(300)) + "the end\n"
@@ -49,13 +56,24 @@ def test_seabios_looks_at_every_disk_before_linux_without_a_timeout(rig: Rig) ->
     guest.power_off()
 
 
-def test_ovmf_boots_linux_from_the_disk(rig: Rig) -> None:
-    image = rig.image(192 * MIB)
-    write_efi_disk(rig.lab, image, "6.12", "console=ttyS0 panic=-1 loglevel=7")
+@pytest.mark.parametrize("loader", ["systemd-boot", "grub"])
+def test_ovmf_boots_linux_from_the_disk(rig: Rig, loader: BootLoader) -> None:
+    image = rig.image(200 * MIB)
+    write_efi_disk(rig.lab, image, loader, "6.12", kernel_arguments("6.12"))
     before = checksum(image)
     guest = rig.boot(rig.serve(image), kernel=None, firmware="ovmf")
     guest.wait_for_path("/dev/nvme0n1p2")
     guest.sh("test -d /sys/firmware/efi")
+    assert ("BOOT_IMAGE=" in guest.sh("cat /proc/cmdline")) == (loader == "grub")
     assert guest.checksum("/dev/nvme0n1") == before
-    guest.fio("/dev/nvme0n1p2", "--rw=randrw --bs=4k --iodepth=8 --size=16M")
+    guest.sh(f"""
+        fsck.ext4 -f -n {ROOT}
+        mount {ROOT} /mnt
+        cp -r /programs/usr/sbin /mnt
+        umount /mnt
+        mount {ROOT} /mnt
+        diff -r /programs/usr/sbin /mnt/sbin
+        umount /mnt
+    """)
+    guest.fio(ROOT, "--rw=randrw --bs=4k --iodepth=8 --size=16M")
     guest.power_off()

@@ -36,6 +36,7 @@ COMMANDS = {
     "resume": "nvme_mdev.cli.control",
     "unplug": "nvme_mdev.cli.control",
     "bench": "nvme_mdev.cli.bench",
+    "conformance": "nvme_mdev.cli.conformance",
     "demo": "nvme_mdev.cli.demo",
 }
 

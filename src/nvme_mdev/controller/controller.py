@@ -22,6 +22,7 @@ from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
+from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.controller.transitions import Event, State
 from nvme_mdev.datapath.queue_table import (
     DOORBELL_INVALID_REGISTER,
@@ -74,9 +75,14 @@ class Controller:
         state: ControllerState,
         queues: QueueTable,
         backends: Mapping[int, Backend],
+        subsystem: Subsystem | None = None,
     ) -> None:
-        """``backends``: NSID to backend; ValueError: an NSID that cannot be."""
+        """``backends``: NSID to backend; ValueError: an NSID that cannot be.
+
+        ``subsystem``: what it belongs to from :meth:`start` to :meth:`stop`; None: one of its own.
+        """
         self.settings = settings
+        self.subsystem = subsystem if subsystem is not None else Subsystem()
         self.state = state
         self.queues = queues
         self.registers = Registers(state.registers)
@@ -85,6 +91,10 @@ class Controller:
         self._shadow_doorbell = settings.shadow_doorbell
         self.usable_vectors = settings.vectors
         """Interrupt vectors that completion queues can have: fewer with MSI than with MSI-X."""
+        if state.scratch[Scratch.MAGIC] == STATE_MAGIC:
+            # What the guest was told, which may not be what it will be told after a reset.
+            offered = bool(state.scratch[Scratch.SHADOW_DOORBELL])
+            self.settings = dataclasses.replace(settings, shadow_doorbell=offered)
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
         self.life_cycle = LifeCycle(
@@ -116,6 +126,7 @@ class Controller:
 
     def start(self) -> None:
         """Serve the queue table's notifications from the running event loop."""
+        self.subsystem.add(self)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.queues.notify_fd, self.on_notify)
         self._tick = self._loop.call_later(_TICK_S, self._on_tick)
@@ -149,6 +160,7 @@ class Controller:
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
+            self.subsystem.remove(self)
 
     # -- accesses to BAR0 --------------------------------------------------------------------
 
@@ -288,6 +300,7 @@ class Controller:
             self._take_over_settings()
 
     def _take_over_settings(self) -> None:
+        self.state.scratch[Scratch.SHADOW_DOORBELL] = self._shadow_doorbell
         self.settings = dataclasses.replace(self.settings, shadow_doorbell=self._shadow_doorbell)
 
     # -- registers ---------------------------------------------------------------------------

@@ -24,6 +24,8 @@ class Scratch(enum.IntEnum):
     """Not 0: the host has paused the controller."""
     CC_SEEN = 5
     """CC as far as its changes have moved the life cycle: behind the register if we were killed."""
+    SHADOW_DOORBELL = 6
+    """Not 0: Doorbell Buffer Config is offered until the next reset, whatever the setting says."""
     USED = 7
     """Not 0: enabled, and not shut down since."""
     EVENTS_MASKED = 8

@@ -2,7 +2,8 @@
 
 The data path is changed first and the guest is told afterwards, in every case: what the guest looks
 at because of the event is then already so. Each change puts the NSID on the Changed Namespace List
-and raises Namespace Attribute Changed, if the guest has asked for that event.
+and raises Namespace Attribute Changed, if the guest has asked for that event. What happens to a
+namespace that several controllers share happens to all of them at the same time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.namespaces import make_namespace
@@ -17,6 +19,8 @@ from nvme_mdev.controller.transitions import State
 from nvme_mdev.spec.nvme_features import Fid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.datapath.backends.base import Backend
 
@@ -32,20 +36,20 @@ class NamespaceChanges:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._namespaces = controller.namespaces
-        self._queues = controller.queues
+        self.queues = controller.queues
         #: NSIDs whose size is being changed by us, or that are on their way out.
-        self._busy: set[int] = set()
+        self.busy: set[int] = set()
 
     def attach(self, nsid: int, backend: Backend) -> None:
         """Make a namespace active without telling; ValueError: the NSID cannot be had.
 
         OSError: the IOThread cannot serve the backend.
         """
-        if nsid in self._busy:
+        if nsid in self.busy:
             raise ValueError(f"namespace {nsid} is still being removed")
         self._namespaces.add(make_namespace(nsid, backend, self._controller.settings.serial))
         try:
-            self._queues.set_namespace(nsid, backend)
+            self.queues.set_namespace(nsid, backend)
         except BaseException:
             self._namespaces.remove(nsid)
             raise
@@ -73,57 +77,72 @@ class NamespaceChanges:
         Commands in flight complete normally and are waited for; new ones find the NSID inactive
         (Invalid Field in Command, Base 3.2.1.4).
         """
-        if nsid in self._busy:
+        if nsid in self.busy:
             raise KeyError(nsid)
         lost = self._namespaces.lost.pop(nsid, None)
         namespace = lost or self._namespaces.remove(nsid)
-        self._busy.add(nsid)
+        self.busy.add(nsid)
         try:
-            self._queues.retire_namespace(nsid)
+            self.queues.retire_namespace(nsid)
             if lost is None:
                 self._controller.events.namespace_changed(nsid)
-            await self._unused(nsid)
-            self._queues.set_namespace(nsid, None)
+            await self.unused(nsid)
+            self.queues.set_namespace(nsid, None)
         finally:
-            self._busy.discard(nsid)
+            self.busy.discard(nsid)
         return namespace.backend
 
     async def resize(self, nsid: int, size: int) -> None:
-        """Give a namespace another size in bytes, its medium included, and tell the guest.
+        """Give a namespace another size in bytes, its medium included, and tell the guests.
 
         KeyError: there is none of this NSID, or another change of it is under way. OSError: the
         medium cannot have that size, which leaves everything as it was.
         """
         namespace = self._namespaces.get(nsid)
-        if namespace is None or nsid in self._busy:
+        sharers = self._sharers(nsid)
+        if namespace is None or any(nsid in one.busy for one in sharers):
             raise KeyError(nsid)
         backend, before = namespace.backend, namespace.backend.size
-        self._busy.add(nsid)
+        for one in sharers:
+            one.busy.add(nsid)
         try:
             if size >= before:
                 backend.change_medium(size)
-                self._queues.resize_namespace(nsid, size)
+                _serve_size(sharers, nsid, size)
             else:
-                await self._shrink(nsid, backend, size)
+                await self._shrink(sharers, nsid, backend, size)
         finally:
-            self._busy.discard(nsid)
+            for one in sharers:
+                one.busy.discard(nsid)
         if backend.size != before:
-            self._controller.events.namespace_changed(nsid)
+            self._tell(nsid)
 
-    async def _shrink(self, nsid: int, backend: Backend, size: int) -> None:
+    async def _shrink(
+        self, sharers: Sequence[NamespaceChanges], nsid: int, backend: Backend, size: int
+    ) -> None:
         """No new command beyond the end, then none in flight, then the medium is cut."""
         before = backend.size
-        self._queues.resize_namespace(nsid, size)
-        await self._unused(nsid, backend.size)
+        _serve_size(sharers, nsid, size)
+        for one in sharers:
+            await one.unused(nsid, backend.size)
         try:
             backend.change_medium(size)
         except OSError:
-            self._queues.resize_namespace(nsid, before)
+            _serve_size(sharers, nsid, before)
             raise
 
-    async def _unused(self, nsid: int, start: int = 0) -> None:
+    def _sharers(self, nsid: int) -> list[NamespaceChanges]:
+        """Of every controller that the namespace is attached to."""
+        return [one.namespace_changes for one in self._controller.subsystem.holding(nsid)]
+
+    def _tell(self, nsid: int) -> None:
+        """Tell the guest of each of these controllers that the namespace has changed."""
+        for controller in self._controller.subsystem.attached(nsid):
+            controller.events.namespace_changed(nsid)
+
+    async def unused(self, nsid: int, start: int = 0) -> None:
         """Return when no command in flight touches byte ``start`` or later of the namespace."""
-        while self._queues.namespace_in_use(nsid, start):  # noqa: ASYNC110
+        while self.queues.namespace_in_use(nsid, start):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
 
     def follow(self) -> None:
@@ -132,47 +151,91 @@ class NamespaceChanges:
         They grow and shrink, become read-only and writable, disappear and come back.
         """
         for namespace in [*self._namespaces, *self._namespaces.lost.values()]:
-            if namespace.nsid not in self._busy:
-                self._follow_one(namespace.nsid, namespace.backend)
+            sharers = self._sharers(namespace.nsid)
+            if not any(namespace.nsid in one.busy for one in sharers):
+                self._follow_one(sharers, namespace.nsid, namespace.backend)
 
-    def _follow_one(self, nsid: int, backend: Backend) -> None:
-        lost = nsid in self._namespaces.lost
+    def _follow_one(self, sharers: Sequence[NamespaceChanges], nsid: int, backend: Backend) -> None:
         try:
             size, read_only = backend.medium_size(), backend.medium_read_only()
             if not size:
                 raise OSError(errno.ENODEV, "less than a block is left of it")
-            changed = self._adapt(nsid, backend, size, read_only=read_only)
+            changed = _adapt(sharers, nsid, backend, size, read_only=read_only)
         except OSError as error:
-            if not lost:
-                self._lose(nsid, backend, error)
+            if self._namespaces.get(nsid) is not None:
+                _log.warning("namespace %d, %s is gone: %s", nsid, backend.name, _reason(error))
+                for one in sharers:
+                    one.lose(nsid)
             return
-        if lost:
+        found = nsid in self._namespaces.lost
+        if found:
             _log.info("namespace %d, %s: it is back", nsid, backend.name)
-            self._queues.retire_namespace(nsid, False)
-            self._namespaces.find(nsid)
-        if lost or changed:
-            self._controller.events.namespace_changed(nsid)
+            for one in sharers:
+                one.find(nsid)
+        if found or changed:
+            self._tell(nsid)
 
-    def _adapt(self, nsid: int, backend: Backend, size: int, *, read_only: bool) -> bool:
-        """Serve the medium as it is now; whether that is a change."""
-        changed = False
-        if size != backend.size:
-            self._queues.resize_namespace(nsid, size)
-            _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
-            changed = True
-        if read_only != backend.read_only:
-            self._queues.protect_namespace(nsid, read_only)
-            state = "read-only" if read_only else "writable"
-            _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
-            changed = True
-        return changed
-
-    def _lose(self, nsid: int, backend: Backend, error: OSError) -> None:
+    def lose(self, nsid: int) -> None:
         """The medium has gone, and the namespace with it: inactive until the medium comes back.
 
         Commands in flight end as the host ends their I/O.
         """
-        _log.warning("namespace %d, %s is gone: %s", nsid, backend.name, error.strerror or error)
-        self._queues.retire_namespace(nsid)
-        self._namespaces.lose(nsid)
-        self._controller.events.namespace_changed(nsid)
+        if self._namespaces.get(nsid) is not None:
+            self.queues.retire_namespace(nsid)
+            self._namespaces.lose(nsid)
+            self._controller.events.namespace_changed(nsid)
+
+    def find(self, nsid: int) -> None:
+        """The medium has come back."""
+        if nsid in self._namespaces.lost:
+            self.queues.retire_namespace(nsid, False)
+            self._namespaces.find(nsid)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _adapt(
+    sharers: Sequence[NamespaceChanges],
+    nsid: int,
+    backend: Backend,
+    size: int,
+    *,
+    read_only: bool,
+) -> bool:
+    """Serve the medium as it is now; whether that is a change."""
+    changed = False
+    if size != backend.size:
+        _serve_size(sharers, nsid, size)
+        _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
+        changed = True
+    if read_only != backend.read_only:
+        with _standing(sharers):
+            for one in sharers:
+                one.queues.protect_namespace(nsid, read_only)
+        state = "read-only" if read_only else "writable"
+        _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
+        changed = True
+    return changed
+
+
+def _serve_size(sharers: Sequence[NamespaceChanges], nsid: int, size: int) -> None:
+    """Serve so many bytes of a backend from now on."""
+    with _standing(sharers):
+        for one in sharers:
+            one.queues.resize_namespace(nsid, size)
+
+
+@contextmanager
+def _standing(sharers: Sequence[NamespaceChanges]) -> Iterator[None]:
+    """Each IOThread that serves a backend stands still, so that all of them see it change at once.
+
+    The backend moves in memory.
+    """
+    with ExitStack() as standing:
+        for one in sharers:
+            iothread = one.queues.iothread
+            iothread.pause()
+            standing.callback(iothread.resume)
+        yield

@@ -38,7 +38,7 @@ _MIN_TRANSFER_PAGES = 2
 MAX_TRANSFER = 32 << 20
 """Most bytes of any command: 65536 blocks of 512 bytes."""
 _DOORBELL_PAGE = 4096
-"""Bytes of doorbells: what clients map (SPDK's driver insists on it), and what a shadow page has."""
+"""Bytes of doorbells: what clients map (SPDK's driver insists on it), and a shadow page."""
 _MAX_DSTRD = 3
 """A queue pair's two doorbells, 32 bytes apart, are a cache line then."""
 
@@ -108,5 +108,5 @@ class ControllerSettings:
 
     @property
     def nqn(self) -> str:
-        """SUBNQN: the NVM subsystem is this controller alone, so it follows from the serial."""
+        """SUBNQN: of the NVM subsystem, as the serial number is, so it follows from that."""
         return NQN_PREFIX + str(uuid.uuid5(NAMESPACE_UUID, f"subsystem:{self.serial}"))

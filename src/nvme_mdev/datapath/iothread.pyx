@@ -397,6 +397,7 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     timeout.tv_nsec = <int64_t> ns
     woken.fd = thread.wake_fd
     woken.events = POLLIN
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
         read_fd(thread.wake_fd, &ignored, 8)
@@ -441,6 +442,7 @@ cdef void idle(iothread_t *thread) noexcept nogil:
 cdef void stand(iothread_t *thread) noexcept nogil:
     """Stand still until nobody asks for it; run what the control plane wants run here."""
     cdef uint32_t spins = 0
+    thread.rests += 1
     store_release32(&thread.state, STANDING)
     while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
         if load_acquire32(&thread.call_pending):
@@ -503,6 +505,7 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
+        self.thread.rests = 1
         self.name = name
 
     def __init__(self, name, *, cpu=None, poll_timeout_ms=500):

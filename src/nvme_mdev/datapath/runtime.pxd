@@ -351,3 +351,5 @@ cdef struct iothread_t:
     uint32_t arbiter_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
+    uint32_t rests

@@ -1,6 +1,6 @@
 """An IOThread's io_uring: one ring for all its files and devices."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.runtime cimport BUFFERS, iothread_t
@@ -48,6 +48,10 @@ cdef struct uring_t:
     io_uring ring
     #: SQEs written and not yet shown to the kernel.
     uint32_t prepared
+    #: For I/O within the system call: how often the thread had slept for something by then, and how
+    #: often of its own accord (`iothread_t.rests`).
+    int64_t sleeps
+    uint32_t rests
     #: By registered-buffer number.
     uint8_t buffers[BUFFERS]
 

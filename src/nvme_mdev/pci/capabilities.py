@@ -1,4 +1,4 @@
-"""The capability list: power management, MSI-X, PCI Express, MSI (PCI Express Base 7.5.2, 7.5.3, 7.7).
+"""The capability list: power management, MSI-X, PCI Express, MSI (PCI Express Base 7.5, 7.7).
 
 A capability is its bytes and a mask of the bits that can be written.
 """

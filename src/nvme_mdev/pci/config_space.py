@@ -17,10 +17,10 @@ from nvme_mdev.spec.pci import (
     BAR_MEM_MASK,
     CLASS_NVME,
     CONFIG_SIZE,
-    PM_STATE_D0,
-    PM_STATE_D3HOT,
     MSI_MME_MASK,
     MSI_MME_SHIFT,
+    PM_STATE_D0,
+    PM_STATE_D3HOT,
     PMCSR_STATE_MASK,
     STATUS_RW1C,
     BarFlags,
@@ -184,7 +184,9 @@ class ConfigSpace:
     def msi_messages(self) -> int:
         """Messages of MSI that the guest has enabled; 0: MSI is off."""
         control = self._word(MSI_CONTROL_OFFSET)
-        return 1 << ((control & MSI_MME_MASK) >> MSI_MME_SHIFT) if control & MsiControl.ENABLE else 0
+        if not control & MsiControl.ENABLE:
+            return 0
+        return 1 << ((control & MSI_MME_MASK) >> MSI_MME_SHIFT)
 
     @property
     def msix_function_mask(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,22 @@ class ControlServer:
         self._clients: set[asyncio.Task[None]] = set()
         self._identity: tuple[int, int] | None = None
 
-    async def start(self) -> None:
-        """Listen; OSError as :func:`nvme_mdev.vfio_user.listener.listen` says."""
-        listener = listen(self.path)
-        found = self.path.lstat()
-        self._identity = (found.st_dev, found.st_ino)
+    async def start(self, inherited: int | None = None) -> None:
+        """Listen; OSError as :func:`nvme_mdev.vfio_user.listener.listen` says.
+
+        ``inherited``: the listening socket of a process before us, whose clients wait in it.
+        """
+        listener = listen(self.path) if inherited is None else socket.socket(fileno=inherited)
+        listener.setblocking(False)
+        with suppress(FileNotFoundError):  # somebody removed it while we were dead
+            found = self.path.lstat()
+            self._identity = (found.st_dev, found.st_ino)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener)
+
+    def fileno(self) -> int:
+        """The listening socket."""
+        assert self._server is not None
+        return self._server.sockets[0].fileno()
 
     async def close(self) -> None:
         """Send all clients away and remove the socket's file, if it is still ours."""

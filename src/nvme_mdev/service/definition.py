@@ -4,14 +4,17 @@ without opening anything."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.targets import Access, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from nvme_mdev.service.record import Option
 
 #: Bytes of the serial number in Identify Controller (NVMe Base, Identify Controller, bytes 23:04).
 SERIAL_LENGTH = 20
@@ -27,13 +30,15 @@ DEFAULT_QUEUES = 64
 MAX_QUEUES = 128
 MAX_NAMESPACES = 256
 
+_NOT_OPTIONS = frozenset({"targets", "socket", "name", "control", "access"})
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
     """One controller: its namespaces, its socket and its settings."""
 
     targets: tuple[Target, ...]
-    """Namespace 1 to n."""
+    """Namespace 1 to n; none: namespaces come later, or are those of another controller."""
     socket: Path
     name: str | None = None
     """The controller's name; None: derived from the socket's."""
@@ -42,6 +47,9 @@ class Definition:
     access: Access = field(default_factory=Access)
     serial: str | None = None
     """None: derived from the first target, see `serial_number`."""
+    cntlid: int = 1
+    """Identifier of the controller in its NVM subsystem: the daemon's controllers that have the
+    same serial number."""
     queues: int = DEFAULT_QUEUES
     """I/O queue pairs offered to the guest."""
     iothread_cpu: int | None = None
@@ -52,8 +60,6 @@ class Definition:
 
     def __post_init__(self) -> None:
         """Refuse what no controller can have (UserError)."""
-        if not self.targets:
-            raise UserError("no target: give at least one image file or block device")
         if len(self.targets) > MAX_NAMESPACES:
             raise UserError(f"{len(self.targets)} targets: give at most {MAX_NAMESPACES}")
         if self.serial is not None:
@@ -64,16 +70,33 @@ class Definition:
         """The serial given, or one that is the same whenever the same first target is served.
 
         A null or memory target has no identity of its own and takes that of the socket, so that
-        two of them in one guest are two drives.
+        two of them in one guest are two drives; so does a controller without a target.
         """
         if self.serial is not None:
             return self.serial
-        first = self.targets[0]
-        identity = first.identity
-        if first.kind != "path":
+        first = self.targets[0] if self.targets else None
+        identity = first.identity if first is not None else ""
+        if first is None or first.kind != "path":
             identity += f"@{self.socket.resolve()}"
         digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8)
         return _SERIAL_PREFIX + digest.hexdigest().upper()
+
+
+def options(definition: Definition) -> dict[str, Option]:
+    """Its fields that are plain values, by name, the serial number as it has come out."""
+    plain = {
+        one.name: getattr(definition, one.name)
+        for one in fields(definition)
+        if one.name not in _NOT_OPTIONS
+    }
+    return {**plain, "serial": definition.serial_number}
+
+
+def from_options(socket: Path, name: str, chosen: Mapping[str, Option]) -> Definition:
+    """The controller of a record; options that this version does not know are left out."""
+    known = {one.name for one in fields(Definition)} - _NOT_OPTIONS
+    given: dict[str, Any] = {key: value for key, value in chosen.items() if key in known}
+    return Definition((), socket, name, **given)
 
 
 def _check_serial(serial: str) -> None:

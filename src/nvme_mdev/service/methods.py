@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.namespaces import Namespace
     from nvme_mdev.datapath.statistics import IoCounters, PathCounter
-    from nvme_mdev.service.registry import Registry, ServedController
+    from nvme_mdev.service.registry import Registry
+    from nvme_mdev.service.served import ServedController
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -229,7 +230,7 @@ def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceI
     backend = namespace.backend
     return api.NamespaceInfo(
         nsid=namespace.nsid,
-        target=served.targets[namespace.nsid].text,
+        target=served.backings[namespace.nsid].target.text,
         size=backend.size,
         block_size=backend.block_size,
         read_only=backend.read_only,

@@ -233,7 +233,7 @@ class NvmeDevice:
         """Trigger, mask or unmask one interrupt."""
         masked = action == IrqSetFlags.ACTION_MASK
         if action == IrqSetFlags.ACTION_TRIGGER:
-            if index == PciIrq.INTX or index == self._vectored:
+            if index in (PciIrq.INTX, self._vectored):
                 self._queues.trigger(_INTX_TRIGGER if index == PciIrq.INTX else number)
             elif index not in _VECTORED:
                 self.signal(PciIrq(index))

@@ -1,242 +1,39 @@
-"""The controllers of a daemon, what each is made of, and what can be done to it at run time."""
+"""The controllers of a daemon, and the record of them for the next process."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import os
-from contextlib import ExitStack
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.settings import setting
-from nvme_mdev.service.targets import open_targets
-from nvme_mdev.spec.vfio_user import PciIrq
-from nvme_mdev.units import MAX_SIZE
+from nvme_mdev.service.record import FORMAT, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
-    from nvme_mdev.controller.controller import Controller
-    from nvme_mdev.controller.namespaces import Namespace
-    from nvme_mdev.datapath.backends.base import Backend
-    from nvme_mdev.datapath.iothread import IOThread
-    from nvme_mdev.service.api import SettingValue
-    from nvme_mdev.service.definition import Definition
-    from nvme_mdev.service.nvme_device import NvmeDevice
-    from nvme_mdev.service.targets import Access, Target
-    from nvme_mdev.vfio_user.server import Server
-
-_ASK_AGAIN_S = 10.0
-"""How often the request interrupt is repeated while the client stays, as the kernel's VFIO does."""
-_GONE_POLL_S = 0.02
-"""How often to look whether a client that was asked to has left."""
-
-
-@dataclass
-class ServedController:
-    """One controller behind its socket; methods run in the event loop, errors are UserErrors."""
-
-    name: str
-    definition: Definition
-    controller: Controller
-    device: NvmeDevice
-    server: Server
-    iothread: IOThread
-    targets: dict[int, Target]
-    """By NSID: what each namespace was made of."""
-    backends: dict[int, Backend]
-    """By NSID: what is open, namespaces on their way out included."""
-
-    # -- namespaces --------------------------------------------------------------------------
-
-    def namespace(self, nsid: int) -> Namespace:
-        """The active namespace, or one whose medium has gone."""
-        namespaces = self.controller.namespaces
-        found = namespaces.get(nsid) or namespaces.lost.get(nsid)
-        if found is None:
-            there = ", ".join(str(one.nsid) for one in self.controller.namespaces) or "none"
-            raise UserError(f"{self.name} has no namespace {nsid}: there are {there}")
-        return found
-
-    async def add_namespace(self, target: Target, access: Access, nsid: int | None) -> Namespace:
-        """Open a target and attach it; without an NSID it gets the lowest that is free."""
-        if nsid is not None:
-            self._check_free(nsid)
-        with ExitStack() as rollback:
-            # In a thread: opening a device can wait for it, and guests must not wait for that.
-            (backend,) = await asyncio.to_thread(open_targets, [target], access, rollback)
-            rollback.callback(backend.close)
-            chosen = self._free_nsid() if nsid is None else nsid
-            self._check_free(chosen)
-            self.controller.add_namespace(chosen, backend)
-            self.backends[chosen] = backend
-            self.targets[chosen] = target
-            rollback.pop_all()
-        return self.namespace(chosen)
-
-    def _check_free(self, nsid: int) -> None:
-        if not 1 <= nsid <= MAX_NSID:
-            raise UserError(f"namespace {nsid}: give an NSID from 1 to {MAX_NSID}")
-        if nsid in self.backends:
-            raise UserError(f"{self.name} has a namespace {nsid} already: give another NSID")
-
-    def _free_nsid(self) -> int:
-        for nsid in range(1, MAX_NSID + 1):
-            if nsid not in self.backends:
-                return nsid
-        raise UserError(f"{self.name} has {MAX_NSID} namespaces, which is the most: remove one")
-
-    async def remove_namespace(self, nsid: int) -> None:
-        """Detach a namespace, wait for its I/O, and close it."""
-        self.namespace(nsid)
-        try:
-            backend = await self.controller.remove_namespace(nsid)
-        except KeyError:
-            raise _being_changed(nsid) from None
-        del self.backends[nsid], self.targets[nsid]
-        backend.close()
-
-    async def resize_namespace(self, nsid: int, size: int) -> Namespace:
-        """Give a namespace, and its image file, another size (bytes)."""
-        namespace = self.namespace(nsid)
-        backend = namespace.backend
-        if size % backend.block_size or not 0 < size <= MAX_SIZE:
-            raise UserError(
-                f"namespace {nsid}: its size must be a multiple of {backend.block_size} bytes, and"
-                " not 0"
-            )
-        if backend.read_only:
-            raise UserError(f"namespace {nsid} is read-only: resize {backend.name} itself")
-        try:
-            await self.controller.resize_namespace(nsid, size)
-        except KeyError:
-            raise _being_changed(nsid) from None
-        except OSError as error:
-            raise UserError(_why_not_resized(nsid, self.targets[nsid], error)) from error
-        return namespace
-
-    # -- settings ----------------------------------------------------------------------------
-
-    def settings(self) -> dict[str, tuple[SettingValue, bool]]:
-        """Each setting's value, and whether it waits for a reset."""
-        controller = self.controller
-        waits = controller.shadow_doorbell != controller.settings.shadow_doorbell
-        return {
-            "iothread_cpu": (self.iothread.cpu, False),
-            "poll_timeout_ms": (self.iothread.poll_timeout_ms, False),
-            "io_timeout_ms": (controller.settings.io_timeout_ms, False),
-            "shadow_doorbell": (controller.shadow_doorbell, waits),
-            "mapped_doorbells": (self.device.mapped_doorbells, False),
-        }
-
-    def change_settings(self, changes: Mapping[str, SettingValue]) -> None:
-        """Change settings, all or none of them."""
-        for name, value in changes.items():
-            setting(name).check(name, value)
-        self._check_doorbells(changes)
-        # First what the kernel can refuse: the others cannot fail once they are checked.
-        if "iothread_cpu" in changes:
-            self._pin(changes["iothread_cpu"])
-        for name, value in changes.items():
-            if name != "iothread_cpu":
-                self._change(name, value)
-
-    def _check_doorbells(self, changes: Mapping[str, SettingValue]) -> None:
-        wanted = changes.get("mapped_doorbells", self.device.mapped_doorbells)
-        if self.server.connected and wanted != self.device.mapped_doorbells:
-            raise UserError(
-                "mapped_doorbells can be changed while no client is connected: unplug first"
-            )
-
-    def _change(self, name: str, value: SettingValue) -> None:
-        appliers: dict[str, Callable[[], None]] = {
-            "poll_timeout_ms": lambda: self.iothread.configure(poll_timeout_ms=int(value or 0)),
-            "io_timeout_ms": lambda: self.controller.set_io_timeout(int(value or 0)),
-            "shadow_doorbell": lambda: setattr(self.controller, "shadow_doorbell", bool(value)),
-            "mapped_doorbells": lambda: self.device.offer_doorbells(mapped=bool(value)),
-        }
-        appliers[name]()
-
-    def _pin(self, cpu: SettingValue) -> None:
-        if cpu is None:
-            self.iothread.unpin()
-            return
-        try:
-            self.iothread.configure(cpu=int(cpu))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise UserError(f"iothread_cpu={cpu}: there is no such CPU here") from error
-
-    # -- giving it back ----------------------------------------------------------------------
-
-    async def unplug(self, timeout_s: float, *, force: bool) -> tuple[bool, bool]:
-        """Ask the client to go, and wait; whether there was one, and whether it was forced.
-
-        The request interrupt (VFIO_PCI_REQ_IRQ_INDEX) is what the client is asked with.
-        """
-        if not self.server.connected:
-            return False, False
-        if not self.device.signal(PciIrq.REQ) and not force:
-            raise UserError(
-                f"{self.name}: the client takes no requests: end it, or disconnect it with --force"
-            )
-        if await self._left(timeout_s):
-            return True, False
-        if not force:
-            raise UserError(
-                f"{self.name}: the client is still there after {timeout_s:g} s: wait longer"
-                " (--timeout), or disconnect it with --force"
-            )
-        await self.server.disconnect()
-        return True, True
-
-    async def _left(self, timeout_s: float) -> bool:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        ask_again = loop.time() + _ASK_AGAIN_S
-        while self.server.connected:
-            if loop.time() >= deadline:
-                return False
-            if loop.time() >= ask_again:
-                self.device.signal(PciIrq.REQ)
-                ask_again += _ASK_AGAIN_S
-            await asyncio.sleep(_GONE_POLL_S)
-        return True
-
-
-def _being_changed(nsid: int) -> UserError:
-    return UserError(f"namespace {nsid} is being changed by someone else: try again")
-
-
-def _why_not_resized(nsid: int, target: Target, error: OSError) -> str:
-    name = target.text
-    if target.kind == "memory":
-        return f"namespace {nsid}: there is not that much memory: give a smaller size"
-    match error.errno:
-        case errno.ENOTSUP if target.options.length is not None:
-            return (
-                f"{name} is a part with a length of its own: remove namespace {nsid}, add another"
-            )
-        case errno.ENOTSUP:
-            return f"{name} is a block device: resize it where it is made, namespace {nsid} follows"
-        case errno.EFBIG | errno.EINVAL:
-            return f"{name}: its file system holds no file of that size: give a smaller one"
-        case _:
-            return f"{name}: {os.strerror(error.errno or errno.EIO)}"
+    from nvme_mdev.service.backings import Backings
+    from nvme_mdev.service.continuity import Kept
+    from nvme_mdev.service.served import ServedController
 
 
 class Registry:
     """The controllers of this daemon, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, backings: Backings, kept: Kept | None) -> None:
+        """``kept``: where the next process finds what is served; None: there is none."""
+        self.backings = backings
+        self._kept = kept
         self._controllers: dict[str, ServedController] = {}
+        self._subsystems: dict[str, Subsystem] = {}
+        self._written: set[int] = set()
 
     def __iter__(self) -> Iterator[ServedController]:
         return iter(self._controllers.values())
+
+    def subsystem(self, serial: str) -> Subsystem:
+        """The NVM subsystem of a serial number, new or not."""
+        return self._subsystems.setdefault(serial, Subsystem())
 
     def add(self, served: ServedController) -> None:
         """Make a controller known."""
@@ -249,10 +46,32 @@ class Registry:
         self.add(served)
 
     def get(self, name: str | None) -> ServedController:
-        """The controller; UserError: there is none of this name, or None is not clear."""
+        """The controller of this name, or at this socket; UserError: there is none, or None is not
+        clear."""
         if name is None and len(self._controllers) == 1:
             return next(iter(self))
-        if name is None or name not in self._controllers:
-            known = ", ".join(self._controllers)
-            raise UserError(f"{name or 'which controller?'}: this daemon serves {known}")
-        return self._controllers[name]
+        if name is not None and (found := self._controllers.get(name) or self._at(Path(name))):
+            return found
+        known = ", ".join(self._controllers)
+        raise UserError(f"{name or 'which controller?'}: this daemon serves {known}")
+
+    def _at(self, path: Path) -> ServedController | None:
+        """The controller whose vfio-user socket has this absolute path."""
+        return next((one for one in self if one.definition.socket.absolute() == path), None)
+
+    def save(self) -> None:
+        """Write down what is served: the next process serves that."""
+        if self._kept is None:
+            return
+        used = {backing.number: backing for one in self for backing in one.backings.values()}
+        self._kept.save(
+            Record(
+                FORMAT,
+                [served.record for served in self],
+                [backing.record for _, backing in sorted(used.items())],
+            )
+        )
+        # What the record does not need any more is given up after it, what is new was kept before.
+        for number in self._written - used.keys():
+            self._kept.forget_memory(number)
+        self._written = set(used)

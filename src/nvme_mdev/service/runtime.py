@@ -102,6 +102,8 @@ def publish(name: str, control: Path, *, exact: bool) -> Entry | None:
 
 def _claim(entry: Entry) -> bool:
     if os.path.lexists(entry.link):
+        if entry.link.is_symlink() and entry.link.readlink() == entry.control:
+            return True  # of a process before us, whose control socket is now ours
         if is_listening(entry.link):
             return False
         entry.link.unlink()

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 #: The smallest logical block, and what is assumed where the user and the medium do not say.
 DEFAULT_BLOCK_SIZE = 512
 BLOCK_SIZES = ("512", "4096")
+SWITCH = {"on": True, "off": False}
 
-_OPTION = re.compile(r"(.*),(?:(read-only)|(offset|length|block-size)=([^,]*))", re.DOTALL)
+_OPTION = re.compile(
+    r"(.*),(?:(read-only)|(offset|length|block-size|inline-io)=([^,]*))", re.DOTALL
+)
 """The last option of a target; what does not end so is a name to the end."""
 _LOOKS_LIKE_OPTION = re.compile(r",([a-z-]+)(?:=[^,]*)?$")
 
@@ -46,6 +49,8 @@ class Options:
     """Bytes of it that are the namespace; None: all to its end, wherever that is."""
     block_size: int | None = None
     read_only: bool = False
+    inline_io: bool | None = None
+    """Short I/O is done within the system call; None: where the medium answers at once."""
 
     @classmethod
     def split(cls, text: str) -> tuple[str, Options]:
@@ -59,6 +64,9 @@ class Options:
         block_size = found.get("block-size")
         if block_size is not None and block_size not in BLOCK_SIZES:
             raise UserError(f"{text}: block-size={block_size}: use 512 or 4096")
+        inline_io = found.get("inline-io")
+        if inline_io is not None and inline_io not in SWITCH:
+            raise UserError(f"{text}: inline-io={inline_io}: use on or off")
         offset = found.get("offset")
         length = found.get("length")
         return text, cls(
@@ -66,6 +74,7 @@ class Options:
             None if length is None else _parse_option(text, "length", length),
             None if block_size is None else int(block_size),
             "read-only" in found,
+            None if inline_io is None else SWITCH[inline_io],
         )
 
     @property
@@ -103,14 +112,19 @@ class Target:
         name, options = Options.split(text)
         kind, colon, size = name.partition(":")
         if colon and kind in {"null", "memory"}:
-            if options.is_range or options.read_only:
-                raise UserError(f"{text}: offset, length and read-only are for files and devices")
+            if options.is_range or options.read_only or options.inline_io is not None:
+                raise UserError(
+                    f"{text}: offset, length, read-only and inline-io are for files and devices"
+                )
             try:
                 return cls(text, kind, parse_size(size), name, options)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
         if not name:
             raise UserError("a target is empty: give an image file or block device")
+        if "\0" in name:
+            # Said here, since each version of Python words it in its own way.
+            raise UserError(f"{name!r} has a null byte, which no path can: leave it out")
         return cls(text, "path", 0, name, options)
 
     @property
@@ -348,6 +362,7 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
             read_only=access.read_only,
             offset=target.options.offset or 0,
             length=target.options.length,
+            inline_io=target.options.inline_io,
         )
     except (OSError, ValueError, MemoryError, OverflowError) as error:
         raise UserError(_why_not_opened(target, access, error)) from error

@@ -5,8 +5,10 @@ that are attached to it, and ends them. `python -m lab` is the command line.
 """
 
 from .daemon import Daemon, DaemonError
-from .guest import Guest, GuestError, vfio_user
-from .prepare import Lab, LabUnavailableError, cache_directory, prepare
+from .guest import Guest, GuestError
+from .machines import vfio_user
+from .packages import LabUnavailableError
+from .prepare import Lab, cache_directory, prepare
 from .rig import MIB, Rig, allocated, checksum, content
 
 __all__ = [

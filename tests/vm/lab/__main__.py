@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .guest import direct_boot, machine, programs_disk, vfio_user
-from .prepare import LabUnavailableError, cache_directory, clean, prepare, say
+from .machines import direct_boot, machine, programs_disk, vfio_user
+from .packages import LabUnavailableError
+from .prepare import cache_directory, clean, prepare, say
 from .recipe import KERNELS
 
 KERNEL_NAMES = [kernel.name for kernel in KERNELS]
@@ -22,7 +23,7 @@ def main() -> int:
     commands.add_parser("clean", help="remove the lab from the cache")
     shell = commands.add_parser("shell", help="boot a guest with a shell on its serial console")
     shell.add_argument("--socket", type=Path, action="append", default=[], help="vfio-user socket")
-    shell.add_argument("--kernel", choices=KERNEL_NAMES, default=KERNEL_NAMES[-1])
+    shell.add_argument("--kernel", choices=KERNEL_NAMES, default="6.12")
     shell.add_argument("--append", default="", help="more for the kernel's command line")
     shell.add_argument("--memory", type=int, default=512, metavar="MIB")
     shell.add_argument("--smp", type=int, default=2, metavar="CPUS")
@@ -44,9 +45,9 @@ def main() -> int:
         return 0
     say("exit powers the guest off; Ctrl-A X ends QEMU, Ctrl-A C is its monitor")
     command = [
-        *machine(lab, arguments.memory, arguments.smp),
+        *machine(lab, arguments.kernel, arguments.memory, arguments.smp),
         *("-no-reboot", "-serial", "mon:stdio"),
-        *programs_disk(lab),
+        *programs_disk(lab, arguments.kernel),
         *direct_boot(lab, arguments.kernel, f"lab.shell {arguments.append}"),
     ]
     for path in arguments.socket:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from qemu.qmp import QMPClient, QMPError
 
 from .agent import Agent, AgentError, Result
+from .machines import direct_boot, machine, platform, programs_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,6 @@ END_TIMEOUT = 60.0
 QMP_TIMEOUT = 30.0
 
 CONSOLE_LINES_IN_ERROR = 40
-KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 loglevel=7"
 
 # What a guest's kernel may say about a healthy NVMe disk; any other line about it is a complaint.
 KERNEL_LINE = re.compile(r"\[ *\d+\.\d+\] ")
@@ -42,13 +42,16 @@ HEALTHY_LINES = [
         r"nvme nvme\d+: pci function \S+$",
         r"nvme nvme\d+: \d+/\d+/\d+ default/read/poll queues$",
         r"nvme \S+: enabling device \(\S+ -> \S+\)$",
+        r"nvme \S+: Adding to iommu group \d+$",
         r"nvme nvme\d+: Shutdown timeout set to \d+ seconds$",
         r"EXT4-fs \(nvme\w+\): (mounted|unmounting|re-mounted)",
         r"EXT4-fs \(nvme\w+\): recovery complete$",
         r"EXT4-fs \(nvme\w+\): \d+ (orphan inodes? deleted|truncates? cleaned up)$",
         r"EXT4-fs \(nvme\w+\): mounting with \"discard\" option",
         r" nvme\d+n\d+: p\d+",
-        r"nvme nvme\d+: using unchecked data buffer$",  # a remark on any passthrough command
+        # Remarks on any passthrough command, from 6.12 on and from 7 on.
+        r"nvme nvme\d+: using unchecked data buffer$",
+        r"nvme nvme\d+: passthrough uses implicit buffer lengths$",
         r"Kernel command line:|Command line:|Unknown kernel command line parameters",
     )
 ]
@@ -60,40 +63,6 @@ TROUBLE = re.compile(
 
 class GuestError(Exception):
     """The guest did not do what was asked; the message ends with its console."""
-
-
-def vfio_user(path: Path, **properties: object) -> dict[str, object]:
-    """The QEMU device that is a client of the vfio-user socket at `path`."""
-    socket_address = {"type": "unix", "path": str(path)}
-    return {"driver": "vfio-user-pci", "socket": socket_address, **properties}
-
-
-def machine(lab: Lab, memory_mib: int, smp: int) -> list[str]:
-    """QEMU and an emulated PC whose memory a vfio-user server can map."""
-    memory = f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"
-    return [
-        *lab.qemu(),
-        *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-accel", "tcg,thread=multi", "-machine", "q35,memory-backend=memory"),
-        *("-m", f"{memory_mib}M", "-smp", str(smp), "-object", memory),
-    ]
-
-
-def programs_disk(lab: Lab) -> list[str]:
-    """The disk with the programs of the lab's guests; any number of them read it at once."""
-    image = f"driver=file,filename={lab.programs},read-only=on,locking=off,node-name=image"
-    return [
-        *("-blockdev", image, "-blockdev", "driver=raw,file=image,read-only=on,node-name=programs"),
-        *("-device", "virtio-blk-pci,drive=programs"),
-    ]
-
-
-def direct_boot(lab: Lab, kernel: str, append: str) -> list[str]:
-    """One of the lab's kernels, loaded by QEMU."""
-    return [
-        *("-kernel", str(lab.kernels[kernel]), "-initrd", str(lab.initramfs[kernel])),
-        *("-append", f"{KERNEL_ARGUMENTS} {append}"),
-    ]
 
 
 class Guest:
@@ -126,15 +95,18 @@ class Guest:
         self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
         linux = kernel is not None or firmware == "ovmf"
-        options = machine(lab, memory_mib, smp)
+        options = machine(lab, kernel, memory_mib, smp)
         if linux:
-            options += programs_disk(lab)
+            options += programs_disk(lab, kernel)
         if kernel is not None:
             options += direct_boot(lab, kernel, append)
         if firmware == "ovmf":
             options += self._ovmf()
         for device in devices:
             options += ["-device", json.dumps(device)]
+        if platform(kernel).debug_port:
+            options += ["-chardev", f"file,id=firmware,path={self._log('firmware')}"]
+            options += ["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]
         try:
             self._start([*options, *arguments], with_agent=linux)
         except BaseException:
@@ -163,8 +135,6 @@ class Guest:
             *("-object", "monitor-qmp,id=monitor,chardev=qmp"),
             *("-chardev", f"file,id=console,path={self._log('console')}"),
             *("-serial", "chardev:console"),
-            *("-chardev", f"file,id=firmware,path={self._log('firmware')}"),
-            *("-device", "isa-debugcon,iobase=0x402,chardev=firmware"),
         ]
         if with_agent:
             command += ["-chardev", f"socket,id=agent,fd={agent_of_qemu.fileno()}"]

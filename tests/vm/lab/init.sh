@@ -11,17 +11,10 @@ mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 ln -s /proc/self/fd /dev/fd
 
-# As modprobe does it: "nvme.poll_queues=1" on the command line is nvme's parameter.
-parameters() {
-    for word in $(cat /proc/cmdline); do
-        case $word in "$1".*) echo "${word#*.}" ;; esac
-    done
-}
-while read -r module; do
-    name=${module%.ko}
-    # shellcheck disable=SC2046  # a word each
-    insmod "/modules/$module" $(parameters "$name")
-done </modules/order
+load
+for word in $(cat /proc/cmdline); do
+    case $word in lab.modules=*) load $(echo "${word#*=}" | tr , ' ') ;; esac
+done
 
 wait_for() {
     tries=0

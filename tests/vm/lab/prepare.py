@@ -3,9 +3,10 @@
 The lab is built in stages, each a directory `NAME-HASH` of the cache:
 
     root        a chroot with QEMU, the firmware, and the programs of the guest
+    tools       more programs, for the host and for the guest, unpacked beside the chroot
+    programs-A  busybox, and the read-only disk with the programs of guests of architecture A
     kernel-V    Debian's kernel V: vmlinuz, and the modules that the guest loads
-    programs    the read-only disk with the programs of the guest
-    initramfs-V busybox, the modules of kernel V, and init.sh
+    initramfs-V busybox, the modules of kernel V, init.sh and load.sh
 
 The hash covers the stage's recipe and the stages below it, so a changed recipe is another
 directory. A stage is built under a temporary name and renamed when it is complete: a preparation
@@ -30,21 +31,28 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import cpio, recipe
+from .packages import (
+    NATIVE,
+    WORK,
+    Archive,
+    LabUnavailableError,
+    file_in,
+    in_chroot,
+    in_namespace,
+    libraries_of,
+    needs_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).parent
 CACHE_VARIABLE = "NVME_MDEV_LAB"
-LOG_LINES_IN_REASON = 3
+BootLoader = Literal["systemd-boot", "grub"]
 KEEP_UNUSED = 3 * 86400  # s; a stage that this recipe does not need may be another checkout's
-
-
-class LabUnavailableError(Exception):
-    """The lab cannot be had on this machine; the message is one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -56,39 +64,47 @@ class Lab:
     """
 
     root: Path
-    programs: Path
+    tools: Path
+    programs: dict[str, Path]  # by architecture
     kernels: dict[str, Path]
     initramfs: dict[str, Path]
 
     def command(self, program: str) -> list[str]:
-        """The beginning of a command line that runs a program of the chroot on the host's files."""
+        """The beginning of a command line that runs a program of the lab on the host's files."""
+        trees = (self.root, self.tools)
         found = next(
             (
                 path
+                for tree in trees
                 for folder in ("bin", "sbin")
-                if (path := self.root / "usr" / folder / program).exists()
+                if (path := tree / "usr" / folder / program).exists()
             ),
             None,
         )
         if found is None:
             raise FileNotFoundError(program)
-        libraries = self.root / "usr/lib" / recipe.ARCHITECTURE
+        libraries = [str(tree / "usr/lib" / recipe.ARCHITECTURE) for tree in trees]
         loader = self.root / "usr/lib" / recipe.ARCHITECTURE / "ld-linux-x86-64.so.2"
-        return [str(loader), "--library-path", str(libraries), str(found)]
+        return [str(loader), "--library-path", ":".join(libraries), str(found)]
 
-    def qemu(self) -> list[str]:
+    def qemu(self, program: str = "qemu-system-x86_64") -> list[str]:
         """QEMU, with the folders of its firmware."""
         share = self.root / "usr/share"
         firmware = ["-L", str(share / "qemu"), "-L", str(share / "seabios")]
-        return [*self.command("qemu-system-x86_64"), *firmware]
+        return [*self.command(program), *firmware]
 
     def ovmf(self, part: str) -> Path:
         """OVMF's flash image: "CODE", or "VARS" (a template, to be copied)."""
         return self.root / f"usr/share/OVMF/OVMF_{part}_4M.fd"
 
-    def boot_loader(self) -> Path:
-        """systemd-boot as an EFI application: a boot loader that reads the disk by firmware."""
-        return self.root / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+    def boot_loader(self, name: BootLoader) -> Path:
+        """A boot loader that is an EFI application.
+
+        systemd-boot reads its disk by the firmware's file system, GRUB by drivers of its own.
+        """
+        if name == "systemd-boot":
+            return self.root / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+        return self.tools / "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi"
 
 
 def cache_directory() -> Path:
@@ -131,7 +147,11 @@ def lab_in(cache: Path, stages: Sequence[Stage]) -> Lab:
     names = [kernel.name for kernel in recipe.KERNELS]
     return Lab(
         root=path["root"],
-        programs=path["programs"] / "programs.img",
+        tools=path["tools"],
+        programs={
+            userland.architecture: path[f"programs-{userland.architecture}"] / "programs.img"
+            for userland in recipe.USERLANDS
+        },
         kernels={name: path[f"kernel-{name}"] / "vmlinuz" for name in names},
         initramfs={name: path[f"initramfs-{name}"] / "initramfs.img" for name in names},
     )
@@ -212,8 +232,27 @@ def plan(cache: Path) -> list[Stage]:
         ),
     )
     root_path = cache / root.directory
-    stages = [root]
+    tools = Stage(
+        "tools",
+        partial(build_tools, root=root_path),
+        (root.directory, *recipe.TOOLS, source(build_tools, Archive)),
+    )
+    stages = [root, tools]
+    programs = {}
+    for userland in recipe.USERLANDS:
+        programs[userland.architecture] = stage = Stage(
+            f"programs-{userland.architecture}",
+            partial(build_programs, trees=(root_path, cache / tools.directory), userland=userland),
+            (
+                tools.directory,
+                repr(userland),
+                *recipe.GUEST_PROGRAMS,
+                source(build_programs, Archive, libraries_of, needs_of),
+            ),
+        )
+        stages.append(stage)
     for kernel in recipe.KERNELS:
+        busybox = programs[kernel.architecture].directory
         modules = Stage(
             f"kernel-{kernel.name}",
             partial(build_kernel, root=root_path, kernel=kernel),
@@ -221,31 +260,31 @@ def plan(cache: Path) -> list[Stage]:
                 root.directory,
                 repr(kernel),
                 *recipe.MODULES,
-                source(build_kernel, newest_version, modules_in_order, plain_module),
+                *recipe.MODULES_ON_DEMAND,
+                source(build_kernel, newest_version, modules_in_order, plain_module, Archive),
             ),
         )
         initramfs = Stage(
             f"initramfs-{kernel.name}",
-            partial(build_initramfs, root=root_path, kernel=cache / modules.directory),
+            partial(
+                build_initramfs,
+                root=root_path,
+                busybox=cache / busybox / "busybox",
+                kernel=cache / modules.directory,
+            ),
             (
                 modules.directory,
+                busybox,
                 Path(cpio.__file__).read_text(),
-                (HERE / "init.sh").read_text(),
+                *((HERE / script).read_text() for script in ("init.sh", "load.sh")),
                 source(build_initramfs),
             ),
         )
         stages += [modules, initramfs]
-    stages.append(
-        Stage(
-            "programs",
-            partial(build_programs, root=root_path),
-            (root.directory, *recipe.GUEST_PROGRAMS, source(build_programs, libraries_of)),
-        )
-    )
     return stages
 
 
-def source(*functions: Callable[..., object]) -> str:
+def source(*functions: Callable[..., object] | type) -> str:
     """What these functions do, for the hash of a stage."""
     return "".join(inspect.getsource(function) for function in functions)
 
@@ -283,6 +322,7 @@ def check_host() -> None:
         "unshare": "util-linux",
         "dpkg-deb": "dpkg",
         "apt-get": "apt",
+        "readelf": "binutils",
     }.items():
         if shutil.which(program) is None:
             raise LabUnavailableError(f"preparing the VM lab needs {program}: install {package}")
@@ -330,79 +370,75 @@ def apt_configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_namespace(command: Sequence[str], name: str | None = None) -> str:
-    """Run a command whose mounts vanish with it, and return its output."""
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        last = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        reason = "; ".join(last[-LOG_LINES_IN_REASON:]) or f"exit status {done.returncode}"
-        raise LabUnavailableError(f"{name or command[0]} failed: {reason}")
-    return done.stdout
+def build_tools(out: Path, root: Path) -> None:
+    """More packages of the chroot's architecture, which nothing of it depends on."""
+    say(f"{len(recipe.TOOLS)} packages beside the chroot")
+    with archive(out, root, NATIVE, (recipe.SUITE, recipe.BACKPORTS)) as packages:
+        tree = packages.work / "tree"
+        packages.unpack_with_dependencies(recipe.TOOLS, tree)
+        for entry in tree.iterdir():
+            entry.rename(out / entry.name)
 
 
-def in_chroot(root: Path, *command: str) -> str:
-    """Run a command inside the chroot, with /proc, and return its output."""
-    script = 'mount -t proc proc "$1/proc" && exec chroot "$@"'
-    return in_namespace(["sh", "-c", script, "chroot", str(root), *command], command[0])
+@contextlib.contextmanager
+def archive(out: Path, root: Path, architecture: str, suites: tuple[str, ...]) -> Iterator[Archive]:
+    """Debian's packages, with a work folder in a stage that is being built."""
+    with tempfile.TemporaryDirectory(dir=out) as work:
+        packages = Archive(root, architecture, suites, Path(work))
+        packages.update()
+        yield packages
 
 
 # The kernels
 
 
 def build_kernel(out: Path, root: Path, kernel: recipe.Kernel) -> None:
-    """vmlinuz, the modules that the guest loads, and `order`, the order in which it loads them."""
-    version = newest_version(root, kernel)
-    say(f"kernel {version}")
-    shown = in_chroot(root, "apt-cache", "show", f"{kernel.metapackage}={version}")
-    dependency = re.search(r"^Depends: (linux-image-\S+)", shown, re.MULTILINE)
-    if dependency is None:
-        raise LabUnavailableError(f"{kernel.metapackage} {version} names no kernel")
-    package = dependency[1]
-    unpacked = root / "tmp" / package
-    shutil.rmtree(unpacked, ignore_errors=True)
-    unpacked.mkdir(parents=True)
-    try:
-        fetch = 'cd "$1" && apt-get -qq download "$2" && dpkg-deb -x ./*.deb .'
-        in_chroot(root, "sh", "-c", fetch, "fetch", f"/tmp/{package}", package)
-        release = next((unpacked / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
-        if not (unpacked / "lib").exists():  # since trixie, where /lib is a link to /usr/lib
-            (unpacked / "lib").symlink_to("usr/lib")
-        in_chroot(root, "depmod", "--basedir", f"/tmp/{package}", release)
-        shutil.copy(unpacked / f"boot/vmlinuz-{release}", out / "vmlinuz")
-        tree = unpacked / "lib/modules" / release
+    """vmlinuz, the modules that the guest loads, and which to load in which order.
+
+    `order` lists those that each guest loads, `load.NAME` those for one that is loaded on demand.
+    """
+    with archive(out, root, kernel.architecture, kernel.suites) as packages:
+        version = newest_version(packages, kernel)
+        say(f"kernel {version} for {kernel.architecture}")
+        image = next(
+            name
+            for name in packages.depends(kernel.metapackage, version)
+            if name.startswith("linux-image-")
+        )
+        # From 7.x on, the image package is empty, and needs these instead.
+        parts = [
+            name
+            for name in packages.depends(image, version)
+            if name.startswith(("linux-base-", "linux-binary-", "linux-modules-"))
+        ]
+        unpacked = packages.work / "tree"
+        packages.unpack([image, *parts], unpacked)
+        tree = next((unpacked / "lib/modules").iterdir())
+        in_chroot(root, "depmod", "--basedir", f"{WORK}/tree", tree.name, work=packages.work)
+        boot = unpacked / f"boot/vmlinuz-{tree.name}"
+        shutil.copy(boot if boot.exists() else tree / "vmlinuz", out / "vmlinuz")
         (out / "modules").mkdir()
-        order = []
-        for module in modules_in_order(tree):
-            name = module.name.removesuffix(".xz")
-            (out / "modules" / name).write_bytes(plain_module(module))
-            order.append(name)
-        (out / "order").write_text("".join(f"{name}\n" for name in order))
-    finally:
-        shutil.rmtree(unpacked)
+        lists: dict[str, tuple[str, ...]] = {"order": recipe.MODULES}
+        lists |= {f"load.{name.rstrip('?')}": (name,) for name in recipe.MODULES_ON_DEMAND}
+        for file, wanted in lists.items():
+            names = []
+            for module in modules_in_order(tree, wanted):
+                names.append(module.name.removesuffix(".xz"))
+                (out / "modules" / names[-1]).write_bytes(plain_module(module))
+            (out / file).write_text("".join(f"{name}\n" for name in names))
 
 
-def newest_version(root: Path, kernel: recipe.Kernel) -> str:
+def newest_version(packages: Archive, kernel: recipe.Kernel) -> str:
     """The newest version of a kernel's series that the mirror has."""
-    offered = in_chroot(root, "apt-cache", "madison", kernel.metapackage)
-    versions = {line.split("|")[1].strip() for line in offered.splitlines() if "Packages" in line}
+    versions = packages.versions(kernel.metapackage)
     matching = [version for version in versions if version.startswith(kernel.series)]
     if not matching:
         raise LabUnavailableError(f"the Debian mirror has no {kernel.metapackage} {kernel.series}*")
     return max(matching, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
 
 
-def modules_in_order(tree: Path) -> list[Path]:
-    """The modules of the recipe and what they depend on, each after what it needs."""
+def modules_in_order(tree: Path, names: Sequence[str]) -> list[Path]:
+    """These modules and what they depend on, each after what it needs."""
     needs: dict[str, list[str]] = {}
     for line in (tree / "modules.dep").read_text().splitlines():
         path, _, dependencies = line.partition(":")
@@ -420,7 +456,7 @@ def modules_in_order(tree: Path) -> list[Path]:
         if path not in ordered:
             ordered.append(path)
 
-    for wanted in recipe.MODULES:
+    for wanted in names:
         name = wanted.removesuffix("?")
         if name in path_of:
             add(path_of[name])
@@ -438,8 +474,39 @@ def plain_module(path: Path) -> bytes:
 # What the guest runs
 
 
-def build_initramfs(out: Path, root: Path, kernel: Path) -> None:
-    """Busybox, the modules and init.sh; the paths of /usr lead to the disk with the programs."""
+def build_programs(out: Path, trees: tuple[Path, ...], userland: recipe.Userland) -> None:
+    """Busybox, and an ext4 image with the programs of the guest and the libraries they need."""
+    root = trees[0]
+    programs = (*recipe.GUEST_PROGRAMS, *userland.programs)
+    say(f"disk with {len(programs)} programs for guests of {userland.architecture}")
+    with archive(out, root, userland.architecture, (userland.suite,)) as packages:
+        sources = trees
+        if userland.packages:
+            sources = (packages.work / "packages",)
+            packages.unpack_with_dependencies(userland.packages, sources[0])
+        files = {path: file_in(sources, path) for path in programs}
+        files |= libraries_of(sources, programs)
+        tree = packages.work / "tree"
+        for path, file in files.items():
+            target = tree / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+        (tree / "usr/lib64").mkdir(exist_ok=True)
+        (tree / "etc").mkdir()
+        (tree / "etc/mtab").symlink_to("/proc/mounts")
+        shutil.copy(root / "etc/mke2fs.conf", tree / "etc/mke2fs.conf")
+        size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+        kibibytes = size * 5 // 4 // 1024 + 4096
+        in_chroot(
+            root, "mkfs.ext4", "-q", "-O", "^has_journal", "-d", f"{WORK}/tree",
+            f"{WORK}/programs.img", f"{kibibytes}k", work=packages.work,
+        )  # fmt: skip
+        (packages.work / "programs.img").rename(out / "programs.img")
+        shutil.copy(file_in(sources, "/usr/bin/busybox"), out / "busybox")
+
+
+def build_initramfs(out: Path, root: Path, busybox: Path, kernel: Path) -> None:
+    """Busybox, the modules, init.sh and load.sh; the paths of /usr lead to the programs' disk."""
     say(f"initramfs for {kernel.name.rpartition('-')[0]}")
     archive = cpio.Archive()
     for folder in ("dev", "proc", "sys", "tmp", "run", "root", "mnt", "programs", "modules", "bin"):
@@ -448,50 +515,14 @@ def build_initramfs(out: Path, root: Path, kernel: Path) -> None:
         archive.symlink(name, f"programs/{name}")
     for name in ("lib", "lib64", "sbin"):
         archive.symlink(name, f"programs/usr/{name}")
-    archive.file("bin/busybox", (root / "usr/bin/busybox").read_bytes(), executable=True)
+    archive.file("bin/busybox", busybox.read_bytes(), executable=True)
     for applet in in_chroot(root, "busybox", "--list").split():
         if applet != "busybox":
             archive.symlink(f"bin/{applet}", "busybox")
     archive.file("init", (HERE / "init.sh").read_bytes(), executable=True)
-    archive.file("modules/order", (kernel / "order").read_bytes())
+    archive.file("bin/load", (HERE / "load.sh").read_bytes(), executable=True)
+    for listed in (kernel / "order", *sorted(kernel.glob("load.*"))):
+        archive.file(f"modules/{listed.name}", listed.read_bytes())
     for module in sorted((kernel / "modules").iterdir()):
         archive.file(f"modules/{module.name}", module.read_bytes())
     archive.write(out / "initramfs.img")
-
-
-def build_programs(out: Path, root: Path) -> None:
-    """An ext4 image with the programs of the guest and the libraries they need."""
-    say(f"disk with {len(recipe.GUEST_PROGRAMS)} programs for the guest")
-    tree = root / "tmp/programs"
-    shutil.rmtree(tree, ignore_errors=True)
-    try:
-        for path in (*recipe.GUEST_PROGRAMS, *libraries_of(root, recipe.GUEST_PROGRAMS)):
-            target = tree / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / path.lstrip("/"), target)
-        (tree / "usr/lib64").mkdir()
-        (tree / "usr/lib64/ld-linux-x86-64.so.2").symlink_to(
-            f"../lib/{recipe.ARCHITECTURE}/ld-linux-x86-64.so.2"
-        )
-        (tree / "etc").mkdir()
-        (tree / "etc/mtab").symlink_to("/proc/mounts")
-        shutil.copy(root / "etc/mke2fs.conf", tree / "etc/mke2fs.conf")
-        size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
-        kibibytes = size * 5 // 4 // 1024 + 4096
-        in_chroot(
-            root, "mkfs.ext4", "-q", "-O", "^has_journal", "-d", "/tmp/programs",
-            "/tmp/programs.img", f"{kibibytes}k",
-        )  # fmt: skip
-        shutil.move(root / "tmp/programs.img", out / "programs.img")
-    finally:
-        shutil.rmtree(tree, ignore_errors=True)
-        (root / "tmp/programs.img").unlink(missing_ok=True)
-
-
-def libraries_of(root: Path, programs: Sequence[str]) -> list[str]:
-    """The shared libraries of these programs, under /usr as on a merged system."""
-    listed = in_chroot(root, "ldd", *programs)
-    found = set(re.findall(r"^\s+(?:\S+ => )?(/\S+) \(0x", listed, re.MULTILINE))
-    found.discard("/lib64/ld-linux-x86-64.so.2")
-    found.add(f"/lib/{recipe.ARCHITECTURE}/ld-linux-x86-64.so.2")
-    return sorted(path if path.startswith("/usr/") else f"/usr{path}" for path in found)

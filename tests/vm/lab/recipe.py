@@ -34,6 +34,18 @@ PACKAGES: Final = (
 )
 
 
+# Further packages for the lab, unpacked beside the chroot.
+TOOLS: Final = (
+    "dbench",
+    "grub-efi-amd64-bin",
+    "kexec-tools",
+    f"qemu-system-arm/{BACKPORTS}",
+    f"qemu-utils/{BACKPORTS}",
+    "stress-ng",
+    "xfsprogs",
+)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A Debian kernel, the newest package whose version starts with `series`."""
@@ -41,9 +53,18 @@ class Kernel:
     name: str
     series: str
     metapackage: str = "linux-image-amd64"
+    architecture: str = "amd64"
+    suites: tuple[str, ...] = (SUITE, BACKPORTS, *KERNEL_SUITES)
 
 
-KERNELS: Final = (Kernel("6.1", "6.1."), Kernel("6.12", "6.12."))
+KERNELS: Final = (
+    Kernel("6.1", "6.1."),
+    Kernel("6.12", "6.12."),
+    Kernel("7", "7."),
+    Kernel("686", "6.1.", "linux-image-686-pae", "i386", ("bookworm",)),
+    Kernel("arm64", "6.12.", "linux-image-arm64", "arm64"),
+    Kernel("arm64-16k", "6.12.", "linux-image-arm64-16k", "arm64"),
+)
 
 # Loaded by the guest's init in this order, each after what it depends on. "?" marks what some
 # kernels have built in or no longer have: the checksums that ext4 and t10-pi ask the crypto API for
@@ -57,6 +78,27 @@ MODULES: Final = (
     "ext4",
     "nvme",
 )
+
+# In the initramfs, too, but loaded when a test asks for it: by `load NAME` in a script, or by
+# lab.modules=NAME,NAME on the kernel's command line.
+MODULES_ON_DEMAND: Final = (
+    "vfio_iommu_type1",
+    "vfio_pci",
+    "virtio_iommu?",
+    "virtio_mem?",
+    "xfs",
+)
+
+
+@dataclass(frozen=True)
+class Userland:
+    """What the guests of an architecture run: from the chroot, or from packages of their own."""
+
+    architecture: str
+    packages: tuple[str, ...] = ()
+    suite: str = SUITE
+    programs: tuple[str, ...] = ()  # beside GUEST_PROGRAMS
+
 
 # The guest's programs beside busybox, on a read-only disk of their own: fio alone brings 60 MB of
 # libraries, too much for an initramfs that is unpacked at each boot.
@@ -77,4 +119,34 @@ GUEST_PROGRAMS: Final = (
     "/usr/sbin/fstrim",
     "/usr/sbin/mkfs.ext4",
     "/usr/sbin/nvme",
+)
+PACKAGES_OF_GUEST_PROGRAMS: Final = (
+    "busybox-static",
+    "coreutils",
+    "dash",
+    "diffutils",
+    "e2fsprogs",
+    "fio",
+    "nvme-cli",
+    "pciutils",
+    "util-linux",
+)
+
+USERLANDS: Final = (
+    Userland(
+        "amd64",
+        programs=(
+            "/usr/bin/dbench",
+            "/usr/bin/qemu-img",
+            "/usr/bin/qemu-io",
+            "/usr/bin/stress-ng",
+            "/usr/sbin/kexec",
+            "/usr/sbin/mkfs.xfs",
+            "/usr/sbin/xfs_repair",
+            "/usr/share/dbench/client.txt",  # what dbench replays
+        ),
+    ),
+    # Bookworm is the last suite that has a kernel for it, and its packages go with that.
+    Userland("i386", PACKAGES_OF_GUEST_PROGRAMS, "bookworm"),
+    Userland("arm64", PACKAGES_OF_GUEST_PROGRAMS),
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .daemon import Daemon, DaemonError
-from .guest import Guest, vfio_user
+from .guest import Guest
+from .machines import vfio_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

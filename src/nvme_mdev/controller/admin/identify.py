@@ -21,6 +21,7 @@ from nvme_mdev.spec.nvme_identify import (
     FRMW_SLOTS_SHIFT,
     IDENTIFY_SIZE,
     NIDT_LENGTH,
+    Cmic,
     Cns,
     CntrlType,
     Dlfeat,
@@ -33,6 +34,7 @@ from nvme_mdev.spec.nvme_identify import (
     IndependentNsfeat,
     Lpa,
     Nidt,
+    Nmic,
     Nsattr,
     Nsfeat,
     NsIdDescriptor,
@@ -95,6 +97,7 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         mn=ascii_field(MODEL_NUMBER, 40),
         fr=ascii_field(firmware_revision(), 8),
         rab=RECOMMENDED_ARBITRATION_BURST,
+        cmic=Cmic.MULTI_CTRL if controller.subsystem.sharing else 0,
         mdts=(settings.max_transfer // _MIN_PAGE_SIZE).bit_length() - 1,
         cntlid=settings.cntlid,
         ver=VERSION,
@@ -150,7 +153,16 @@ def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyC
 def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespace:
     check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
-    return IdentifyNamespace() if namespace is None else _active_namespace(namespace)
+    if namespace is None:
+        return IdentifyNamespace()
+    data = _active_namespace(namespace)
+    data.nmic = _sharing(controller)
+    return data
+
+
+def _sharing(controller: Controller) -> Nmic | int:
+    """NMIC: with several controllers each namespace can be attached to all of them."""
+    return Nmic.SHRNS if controller.subsystem.sharing else 0
 
 
 def _active_namespace(namespace: Namespace) -> IdentifyNamespace:
@@ -198,6 +210,7 @@ def _namespace_independent(
     backend = namespace.backend
     return IdentifyNamespaceIndependent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
+        nmic=_sharing(controller),
         nsattr=Nsattr.CWP if backend.read_only else 0,
         nstat=Nstat.NRDY,
     )

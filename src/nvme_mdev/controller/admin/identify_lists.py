@@ -25,6 +25,8 @@ from nvme_mdev.spec.nvme_virtualization import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nvme_mdev.controller.admin.command import AdminCommand
     from nvme_mdev.controller.controller import Controller
 
@@ -67,17 +69,20 @@ def attached_controllers(controller: Controller, command: AdminCommand) -> Contr
     if command.sqe.nsid == NSID_ALL:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
     check_nsid(command.sqe.nsid)
-    if controller.namespaces.get(command.sqe.nsid) is None:
-        return ControllerList()
-    return controllers(controller, command)
+    return _list(controller.subsystem.attached(command.sqe.nsid), command)
 
 
 def controllers(controller: Controller, command: AdminCommand) -> ControllerList:
     """CNS 13h: the controllers of the subsystem, from CNTID on."""
+    return _list(controller.subsystem, command)
+
+
+def _list(found: Iterable[Controller], command: AdminCommand) -> ControllerList:
     data = ControllerList()
-    if _cntid(command) <= controller.settings.cntlid:
-        data.numids = 1
-        data.cntlid[0] = controller.settings.cntlid
+    for one in found:
+        if _cntid(command) <= one.settings.cntlid and data.numids < len(data.cntlid):
+            data.cntlid[data.numids] = one.settings.cntlid
+            data.numids += 1
     return data
 
 

@@ -14,9 +14,12 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
+import resource
 import stat
 import struct
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,15 @@ _PAGE_SIZE = 4096
 _NO_END = 1 << 64
 """Beyond every device."""
 
+#: <linux/magic.h>: file systems whose files are memory (tmpfs, ramfs, hugetlbfs).
+_MEMORY_FILE_SYSTEMS = frozenset({0x01021994, 0x858458F6, 0x958458F6})
+_STATFS_SIZE = 256
+#: Reads that tell whether a medium answers at once, how long a quarter of them may take, and how
+#: many may sleep.
+_TRIAL_READS = 32
+_TRIAL_NS = 20_000
+_TRIAL_SLEEPS = 4
+
 
 @dataclass
 class Medium:
@@ -74,6 +86,10 @@ class Medium:
     optimal_io_boundary: int = 0
     preferred_write: int = 0
     preferred_deallocate: int = 0
+    in_memory: bool = False
+    """A file that is memory: buffered I/O is all there is."""
+    answers_at_once: bool = False
+    """Reads were seen to be done within the system call, without a wait."""
     #: Where a partition begins on its disk.
     partition_start: int = 0
     #: What keeps others from a block device; a file's lock is that of its descriptor.
@@ -232,6 +248,8 @@ def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
     medium.memory_alignment, medium.offset_alignment = _alignments(fd, 512)
     medium.default_block_size = 4096 if medium.offset_alignment > 512 else 512
     medium.can_deallocate = medium.deallocate_zeroes = not read_only and _can_punch(fd, medium.size)
+    medium.in_memory = _is_memory(fd)
+    medium.answers_at_once = medium.in_memory and _try_reads(medium)
     return medium
 
 
@@ -259,6 +277,7 @@ def _examine_device(path: str, fd: int, *, read_only: bool) -> Medium:
     medium.discard_command = _kernel_version() >= _DISCARD_COMMAND_SINCE
     # Without the command a deallocation is a zeroing hole, or fails where the device has none.
     medium.deallocate_zeroes = medium.can_deallocate and not medium.discard_command
+    medium.answers_at_once = _has_no_queue(status) and _try_reads(medium)
     return medium
 
 
@@ -290,6 +309,55 @@ def _can_punch(fd: int, size: int) -> bool:
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
     past_end = (size + _PAGE_SIZE - 1) // _PAGE_SIZE * _PAGE_SIZE
     return bool(_libc.fallocate(fd, mode, ctypes.c_long(past_end), ctypes.c_long(_PAGE_SIZE)) == 0)
+
+
+def _is_memory(fd: int) -> bool:
+    """Whether the file lives in a file system that is memory; also tmpfs, which can be swapped."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc.fstatfs(fd, buffer) != 0:
+        return False
+    (kind,) = struct.unpack_from("l", buffer)
+    return kind in _MEMORY_FILE_SYSTEMS
+
+
+def _has_no_queue(status: os.stat_result) -> bool:
+    """Whether the device's driver takes each I/O directly and is no layer over other devices.
+
+    zram, brd, pmem and null_blk's first mode are such. A driver with a queue has an interrupt, or
+    a worker, to wait for; what lies below device mapper or md can change at any time.
+    """
+    device = Path(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
+    disk = device if (device / "queue").exists() else device.parent
+    try:
+        return not (disk / "mq").exists() and not any((disk / "slaves").iterdir())
+    except OSError:
+        return False
+
+
+def _try_reads(medium: Medium) -> bool:
+    """Read here and there: hardly ever asleep, and quick, is what `inline_io.pxd` wants.
+
+    Another thread of ours, or a busy machine, can get in the way of a few. A slow medium sleeps
+    each time, and is not asked much. Errors do not matter here: the guest will get them.
+    """
+    fd = medium.buffered_fd if medium.direct_fd is None else medium.direct_fd
+    pages = medium.size // _PAGE_SIZE
+    took: list[int] = []
+    slept = 0
+    with mmap.mmap(-1, _PAGE_SIZE) as buffer, contextlib.suppress(OSError):
+        for number in range(min(_TRIAL_READS, pages)):
+            sleeps, before = _sleeps(), time.monotonic_ns()
+            os.preadv(fd, [buffer], pages * number // _TRIAL_READS * _PAGE_SIZE)
+            took.append(time.monotonic_ns() - before)
+            slept += _sleeps() != sleeps
+            if slept > _TRIAL_SLEEPS:
+                return False
+    return bool(took) and sorted(took)[len(took) // 4] < _TRIAL_NS
+
+
+def _sleeps() -> int:
+    """How often this thread has waited for something."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _ioctl_int(fd: int, request: int) -> int:

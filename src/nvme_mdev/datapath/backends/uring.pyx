@@ -3,7 +3,8 @@
 Data moves without a copy, between guest memory and the kernel. I/O that suits O_DIRECT goes through
 a descriptor opened so; the rest (addresses or sizes below the medium's alignment, media that have no
 direct I/O) through a second, buffered one: the kernel keeps the two coherent, and both are made
-durable by the same fdatasync.
+durable by the same fdatasync. A medium that answers at once is not asked through io_uring
+(`inline_io.pxd`).
 """
 
 from libc.errno cimport (
@@ -12,10 +13,15 @@ from libc.errno cimport (
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
+from posix.types cimport off_t
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.inline_io cimport (
+    INLINE_MOST, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, inline_io, inline_t,
+)
+from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
-from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.iothread cimport IOThread, complete_done
 from nvme_mdev.datapath.runtime cimport (
     NO_BUFFER, OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
     REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
@@ -87,6 +93,7 @@ cdef struct medium_t:
     #: Discard goes by io_uring command (a block device on a kernel that has it).
     uint32_t discard_command
     uint32_t read_only
+    inline_t at_once
 
 cdef enum:
     NO_SLOT = 0xffffffff
@@ -290,8 +297,25 @@ cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept
         request_done(thread, request)
 
 
+cdef inline bint done_inline(iothread_t *thread, request_t *request, inline_t *at_once) noexcept nogil:
+    """Do a short Read or Write at once, where the medium is one for that. False: it was not done."""
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    cdef int fd
+    if request.operation > OP_WRITE or request.length > INLINE_MOST:
+        return False
+    fd = at_once.direct if suits_direct(medium, request) else at_once.buffered
+    return fd >= 0 and inline_io(
+        thread, request, at_once, fd, <off_t> (medium.start + request.offset))
+
+
 cdef void uring_backend_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef inline_t *at_once = &(<medium_t *> request.ns.backend.context).at_once
     request.status = SC_SUCCESS
+    if at_once.enabled and done_inline(thread, request, at_once):
+        request_done(thread, request)
+        if thread.done_count >= INLINE_POST:
+            complete_done(thread)
+        return
     start(thread, request)
     finish_if_idle(thread, request)
 
@@ -419,14 +443,19 @@ cdef class UringBackend(Backend):
 
     cdef medium_t *medium
     cdef object opened
+    #: IOThread to how many controllers it serves this for.
+    cdef dict attachments
+    cdef readonly bint inline_io
 
     def __cinit__(self, *args, **kwargs):
+        self.attachments = {}
         self.medium = <medium_t *> calloc(1, sizeof(medium_t))
         if self.medium == NULL:
             raise MemoryError
         self.medium.direct = self.medium.buffered = NO_SLOT
 
-    def __init__(self, path, *, block_size=None, read_only=False, offset=0, length=None):
+    def __init__(self, path, *, block_size=None, read_only=False, offset=0, length=None,
+                 inline_io=None):
         global zeroes
         if zeroes == NULL:
             zeroes = <uint8_t *> aligned_alloc(BOUNCE_ALIGNMENT, ZEROES)
@@ -436,6 +465,7 @@ cdef class UringBackend(Backend):
         self.opened = open_medium(path, read_only=read_only, offset=offset, length=length)
         try:
             self._adopt(self.opened, block_size)
+            self._use_inline(self.opened, inline_io)
         except BaseException:
             self.close()
             raise
@@ -473,8 +503,26 @@ cdef class UringBackend(Backend):
         self.backend.context = self.medium
         self.backend.size = self.size
 
+    def _use_inline(self, opened, wanted):
+        """I/O within the system call: as the user says, or where the medium answers at once."""
+        cdef inline_t *at_once = &self.medium.at_once
+        cdef uint64_t per_ns
+        self.inline_io = opened.answers_at_once if wanted is None else wanted
+        if not self.inline_io:
+            return
+        per_ns = (ticks_hz() << 32) // 1000000000
+        at_once.enabled = 1
+        at_once.direct = -1 if opened.direct_fd is None else opened.direct_fd
+        at_once.buffered = opened.buffered_fd if opened.in_memory or wanted else -1
+        at_once.slow = <uint64_t> -1 if wanted else multiply_fixed(INLINE_SLOW_NS, per_ns)
+        at_once.pause = at_once.pause_first = multiply_fixed(INLINE_PAUSE_NS, per_ns)
+        at_once.pause_most = multiply_fixed(INLINE_PAUSE_MOST_NS, per_ns)
+
     cdef int attach(self, IOThread iothread) except -1:
         cdef int status
+        if iothread in self.attachments:
+            self.attachments[iothread] += 1
+            return 0
         if iothread.thread.uring == NULL:
             status = iothread.call(uring_create, NULL)
             if status:
@@ -485,9 +533,14 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
+        self.attachments[iothread] = 1
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
+        self.attachments[iothread] -= 1
+        if self.attachments[iothread]:
+            return 0
+        del self.attachments[iothread]
         self._register(iothread, self.medium.buffered, -1)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, -1)
@@ -502,6 +555,10 @@ cdef class UringBackend(Backend):
         if status:
             raise OSError(-status, f"io_uring: {os.strerror(-status)}", self.name)
         return 0
+
+    @property
+    def inline_pauses(self):
+        return self.medium.at_once.pauses
 
     def medium_size(self):
         size = self.opened.current_size()

@@ -1,0 +1,131 @@
+"""The open targets of a daemon: what namespaces are made of, each open once.
+
+A backing is opened for its first namespace and closed with its last: a namespace that several
+controllers share has one backing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.errors import UserError
+from nvme_mdev.service.record import BackingRecord
+from nvme_mdev.service.targets import Access, Target, open_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.service.continuity import Kept
+
+_log = logging.getLogger(__name__)
+
+_UNLOCKED_WITHIN_S = 2.0
+"""How long an image or device may stay locked by a process that is gone."""
+_UNLOCK_RETRY_S = 0.005
+
+
+@dataclass(eq=False)
+class Backing:
+    """An open target."""
+
+    number: int
+    target: Target
+    access: Access
+    backend: Backend
+    users: int = 0
+    """Namespaces that are made of it."""
+
+    @property
+    def record(self) -> BackingRecord:
+        """For the next process, which opens it again: what has to be made is there by then."""
+        access = replace(self.access, create_size=None)
+        return BackingRecord(self.number, self.target.text, access, self.backend.size)
+
+
+class Backings:
+    """All of them, by number."""
+
+    def __init__(self, kept: Kept | None) -> None:
+        """``kept``: where the contents of memory targets are kept; None: nowhere."""
+        self._kept = kept
+        self._open: dict[int, Backing] = {}
+        self._next = 1
+
+    def __iter__(self) -> Iterator[Backing]:
+        return iter(self._open.values())
+
+    def open(self, targets: Sequence[Target], access: Access, rollback: ExitStack) -> list[Backing]:
+        """Open targets, all or none of them; UserError as of `open_targets`."""
+        backends = open_targets(targets, access, rollback)
+        return [
+            self._take(target.absolute, access, backend)
+            for target, backend in zip(targets, backends, strict=True)
+        ]
+
+    async def open_one(self, target: Target, access: Access, rollback: ExitStack) -> Backing:
+        """Open a target while guests are served: in a thread, opening a device can wait for it."""
+        (backend,) = await asyncio.to_thread(open_targets, [target], access, rollback)
+        return self._take(target.absolute, access, backend)
+
+    async def reopen(self, record: BackingRecord) -> Backing | None:
+        """Open what the process before us has served; None: it cannot be opened any more."""
+        target = Target.parse(record.target)
+        if target.kind == "null":
+            target = replace(target, size=record.size)
+        memory = self._kept.memory(record.number) if self._kept is not None else None
+        try:
+            backend = await self._open_unlocked(target, record.access, memory)
+        except UserError as error:
+            _log.error("%s is not served any more: %s", record.target, error)
+            return None
+        backing = Backing(record.number, target, record.access, backend)
+        self._open[backing.number] = backing
+        self._next = max(self._next, backing.number + 1)
+        return backing
+
+    def claim(self, backing: Backing) -> None:
+        """One more namespace is made of it."""
+        backing.users += 1
+
+    def release(self, backing: Backing) -> None:
+        """One namespace less; with the last one it is closed. Unused ones are closed, too."""
+        backing.users -= 1
+        if backing.users <= 0 and self._open.pop(backing.number, None) is not None:
+            backing.backend.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for backing in self._open.values():
+            backing.backend.close()
+        self._open.clear()
+
+    def _take(self, target: Target, access: Access, backend: Backend) -> Backing:
+        backing = Backing(self._next, target, access, backend)
+        self._next += 1
+        self._open[backing.number] = backing
+        if self._kept is not None and isinstance(backend, MemoryBackend):
+            self._kept.keep_memory(backing.number, backend.fd)
+        return backing
+
+    async def _open_unlocked(self, target: Target, access: Access, memory: int | None) -> Backend:
+        """Open a target; the kernel may need a moment to unlock that of a process that died."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _UNLOCKED_WITHIN_S
+        contents = {1: memory} if memory is not None else {}
+        while True:
+            try:
+                with ExitStack() as rollback:
+                    return open_targets([target], access, rollback, contents)[0]
+            except UserError as error:
+                cause = error.__cause__
+                busy = isinstance(cause, OSError) and cause.errno == errno.EBUSY
+                if not busy or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_UNLOCK_RETRY_S)

@@ -1,0 +1,53 @@
+"""Daemons for the conformance suite: one of each kind for all tests of a worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def _daemon(socket: Path, *arguments: str) -> Iterator[Path]:
+    words = [*arguments, "--socket", str(socket), "--no-keeper"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "nvme_mdev.cli.main", "serve", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            ready = process.stderr.readline()
+            assert "ready" in ready, ready + process.stderr.read()
+            yield socket
+            assert process.poll() is None, "the daemon has ended"
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture(scope="session")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """The socket of a daemon that serves these targets with these options; each is started once."""
+    directory = tmp_path_factory.mktemp("conformance")
+    (directory / "protected").write_bytes(bytes(1 << 20))
+    with ExitStack() as daemons:
+        running: dict[tuple[str, ...], Path] = {}
+
+        def start(*arguments: str) -> Path:
+            if arguments not in running:
+                socket = directory / f"{len(running)}.sock"
+                words = [word.replace("DIR", str(directory)) for word in arguments]
+                running[arguments] = daemons.enter_context(_daemon(socket, *words))
+            return running[arguments]
+
+        yield start
