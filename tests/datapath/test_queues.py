@@ -264,7 +264,7 @@ def signals(fd: int) -> int:
 def test_a_completion_raises_the_vector_of_its_queue() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_msix(1, os.dup(fd))
+        guest.table.set_vector(1, os.dup(fd))
         queue = guest.queue(1, 16)
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
         wait_for(lambda: signals(fd), "the interrupt")
@@ -278,13 +278,13 @@ def test_a_completion_raises_the_vector_of_its_queue() -> None:
 def test_a_masked_vector_delivers_when_it_is_unmasked() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_msix(1, os.dup(fd))
-        guest.table.mask_msix(1, True)
+        guest.table.set_vector(1, os.dup(fd))
+        guest.table.mask_vector(1, True)
         queue = guest.queue(1, 16)
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
         time.sleep(0.01)
         assert signals(fd) == 0
-        guest.table.mask_msix(1, False)
+        guest.table.mask_vector(1, False)
         assert signals(fd) == 1
         os.close(fd)
 
@@ -440,7 +440,7 @@ def test_an_eventfd_that_blocks_does_not_stop_the_control_plane() -> None:
     """The client shares the file description: it can make it blocking, and full."""
     with null_guest() as guest:
         fd = os.eventfd(0, os.EFD_NONBLOCK)
-        guest.table.set_msix(1, os.dup(fd))
+        guest.table.set_vector(1, os.dup(fd))
         os.set_blocking(fd, True)
         os.eventfd_write(fd, 0xFFFFFFFFFFFFFFFE)
         queue = guest.queue(1, 16)

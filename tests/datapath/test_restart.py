@@ -121,7 +121,7 @@ class Killed:
         table.map(IOVA, old.size, old.fd, 0, readable=True, writable=True)
         table.set_namespace(1, self.backend)
         if eventfd is not None:
-            table.set_msix(QID, os.dup(eventfd))
+            table.set_vector(QID, os.dup(eventfd))
         old.state.close()
         os.close(old.table.notify_fd)
         old.state, old.memory, old.iothread, old.table = state, memory, iothread, table

@@ -22,8 +22,8 @@ def registers() -> Registers:
 def test_cap_says_what_the_settings_say() -> None:
     cap = Cap.unpack(registers()[Register.CAP])
     assert cap.mqes == 1023
-    assert cap.bits == CapBit.CQR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CRWMS
-    assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (0, 0, 0)
+    assert cap.bits == CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CRWMS
+    assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (3, 0, 4)
 
 
 def test_ready_takes_no_longer_than_crto_and_cap_say() -> None:

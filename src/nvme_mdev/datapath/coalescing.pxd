@@ -5,7 +5,7 @@ the aggregation time of the first of them is over. With several IOThreads each g
 error is not held back, nor is anything of the admin queue.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.layout cimport QUEUES

@@ -114,6 +114,8 @@ cdef class QueueTable:
         self.controller.max_transfer = max_transfer
         self.controller.page_size = PAGE_SIZE
         self.controller.burst = BATCH
+        for priority in range(PRIORITY_HIGH, PRIORITY_LOW + 1):
+            self.controller.weights[<uint32_t> priority] = 1
         self.controller.notify_fd = self.notify_fd
         self.controller.doorbells_mapped = 1
         self._use_threads()

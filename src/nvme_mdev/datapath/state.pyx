@@ -9,7 +9,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 
 from nvme_mdev.datapath.layout cimport (
     ERROR_ENTRIES, HOST_QUEUES, IO_QUEUES, SLOTS, STATE_MAGIC, STATE_VERSION, controller_state_t, cq_state_t,
-    error_entry_t, io_counters_t, nvme_cqe_t, nvme_sqe_t, path_counters_t, slot_t, sq_state_t,
+    error_entry_t, io_counters_t, nvme_cqe_t, nvme_sqe_t, slot_t, sq_state_t,
 )
 
 import fcntl
