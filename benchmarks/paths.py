@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tests.datapath.guest import PAGE, READ, WRITE, Guest
 
+from benchmarks.drive import MemoryDrive
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.probe import take_turns
@@ -48,6 +49,8 @@ class Path:
     turns: int = TURNS
     memory: bool = False
     """On a memory namespace; otherwise null, where only the path itself is."""
+    direct: bool = False
+    """On the queue of another controller, which completes at once."""
     interrupts: bool = False
     shadow: bool = False
     """The doorbells are in shadow pages."""
@@ -68,14 +71,21 @@ PATHS = (
     Path("null_prp_list", "null, 32 KiB read, PRP list", size=8 * PAGE),
     Path("memory_read", "memory, 4 KiB read, one a turn", memory=True),
     Path("memory_write", "memory, 4 KiB write, one a turn", memory=True, opcode=WRITE),
+    Path("direct_1", "direct, 4 KiB read, one a turn", direct=True, turns=1),
+    Path("direct_32", "direct, 4 KiB read, 32 a turn", direct=True, batch=32, turns=1),
+    Path("direct_prp_list", "direct, 32 KiB read, PRP list", direct=True, turns=1, size=8 * PAGE),
     Path("idle_1", "turn with nothing to do, one queue", batch=0),
     Path("idle_65", "turn with nothing to do, 65 queues", batch=0, queues=_QUEUES),
 )
 """In the order in which `main` takes them."""
 
 
-def _backend(path: Path) -> Backend:
-    return MemoryBackend(CAPACITY) if path.memory else NullBackend(CAPACITY)
+def _backend(path: Path) -> tuple[Backend, MemoryDrive | None]:
+    """The namespace, and the drive below where there is one."""
+    if path.direct:
+        drive = MemoryDrive(CAPACITY)
+        return drive.backend, drive
+    return (MemoryBackend(CAPACITY) if path.memory else NullBackend(CAPACITY)), None
 
 
 def _scattered_prps(guest: Guest, size: int) -> tuple[int, int]:
@@ -91,9 +101,10 @@ def _scattered_prps(guest: Guest, size: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _prepared(path: Path) -> Iterator[tuple[Guest, QueuePair]]:
-    """A guest with the path's queues, the first of which is used."""
-    with Guest(_backend(path), running=False) as guest:
+def _prepared(path: Path) -> Iterator[tuple[Guest, QueuePair, MemoryDrive | None]]:
+    """A guest with the path's queues, the first of which is used, and the drive below."""
+    backend, drive = _backend(path)
+    with Guest(backend, running=False) as guest:
         if path.shadow:
             assert guest.table.set_doorbell_buffers(guest.allocate(1), guest.allocate(1))
         queues = [
@@ -103,7 +114,7 @@ def _prepared(path: Path) -> Iterator[tuple[Guest, QueuePair]]:
         if path.interrupts:
             guest.table.set_vector(1, os.eventfd(0, os.EFD_NONBLOCK))
         guest.table.set_arbitration(max(path.batch, 1))
-        yield guest, queues[0]
+        yield guest, queues[0], drive
 
 
 class _Doorbell:
@@ -124,7 +135,7 @@ class _Doorbell:
 
 def take(path: Path) -> None:
     """Take a path twice, `take_turns` once each; AssertionError when not every command is done."""
-    with _prepared(path) as (guest, queue):
+    with _prepared(path) as (guest, queue, drive):
         doorbell = _Doorbell(path, guest, queue)
         prp1, prp2 = _scattered_prps(guest, path.size)
         sqe = queue.command(path.opcode, blocks=path.size // 512, prp1=prp1, prp2=prp2)
@@ -134,7 +145,11 @@ def take(path: Path) -> None:
             for _ in range(commands):
                 queue.put(sqe)
             doorbell.ring()
-            assert take_turns(guest.iothread, path.turns) == commands
+            if drive is not None:
+                drive.complete(commands)
+            # Direct mode's completions are work, too.
+            work = commands * (2 if drive is not None else 1)
+            assert take_turns(guest.iothread, path.turns) == work
             for _ in range(commands):
                 completion = queue.poll()
                 assert completion is not None

@@ -1,4 +1,7 @@
-"""Sizes as people write and read them; K, M, G, T, P and E are powers of 1024, as in qemu-img."""
+"""Sizes and durations as people write and read them.
+
+K, M, G, T, P and E are powers of 1024, as in qemu-img.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from nvme_mdev.errors import UserError
 
 _SUFFIXES = "KMGTPE"
 _SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?(?:([{_SUFFIXES}])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)
+_NANOSECONDS = {"ns": 1, "us": 1000, "ms": 1_000_000, "s": 1_000_000_000}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ns|us|ms|s)", re.ASCII)
 #: Files and devices are no larger: off_t is a signed 64-bit number.
 MAX_SIZE = 2**63 - 1
 
@@ -25,6 +30,18 @@ def parse_size(text: str) -> int:
     if not 0 < size <= MAX_SIZE:
         raise UserError(f"{text!r} is out of range: a size is at least 1 and less than 8E bytes")
     return int(size)
+
+
+def parse_duration_ns(text: str) -> int:
+    """Nanoseconds for ``6.4us``, ``80ns``, ``1ms``; UserError when it is none, or above 1 s."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise UserError(f"{text!r} is not a duration: write a number with ns, us or ms (6.4us)")
+    number, unit = match.groups()
+    nanoseconds = round(Fraction(number) * _NANOSECONDS[unit])
+    if not 0 < nanoseconds <= _NANOSECONDS["s"]:
+        raise UserError(f"{text!r} is out of range: a duration is at least 1 ns and at most 1 s")
+    return nanoseconds
 
 
 def format_size(size: int) -> str:

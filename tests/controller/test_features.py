@@ -33,7 +33,18 @@ SIMPLE = [
     (Fid.TEMPERATURE_THRESHOLD, 400, 400),
     (Fid.INTERRUPT_COALESCING, 0x1_0A0B, 0x0A0B),
     (Fid.WRITE_ATOMICITY, 1, 1),
-    (Fid.ASYNC_EVENT_CONFIGURATION, 0x11F, 0x11F),
+    (Fid.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x102),
+    (Fid.KEEP_ALIVE_TIMER, 60_001, 60_100),
+    (Fid.KEEP_ALIVE_TIMER, 0xFFFF_FFFF, 0xFFFF_FFFF),
+    (Fid.SOFTWARE_PROGRESS_MARKER, 0x1FE, 0xFE),
+]
+SAVEABLE = [
+    (Fid.ARBITRATION, 0x0302_0105),
+    (Fid.POWER_MANAGEMENT, 0x20),
+    (Fid.TEMPERATURE_THRESHOLD, 400),
+    (Fid.INTERRUPT_COALESCING, 0x0A0B),
+    (Fid.WRITE_ATOMICITY, 1),
+    (Fid.SOFTWARE_PROGRESS_MARKER, 3),
 ]
 
 
@@ -46,11 +57,45 @@ def test_a_value_is_kept(host: NvmeHost, fid: Fid, value: int, kept: int) -> Non
     assert host.get_features(fid, select=Select.SAVED) == default
 
 
-@pytest.mark.parametrize("fid", {fid for fid, *_ in SIMPLE} | {Fid.NUMBER_OF_QUEUES})
-def test_nothing_is_saveable(host: NvmeHost, fid: Fid) -> None:
+@pytest.mark.parametrize(
+    "fid",
+    [
+        Fid.NUMBER_OF_QUEUES,
+        Fid.ASYNC_EVENT_CONFIGURATION,
+        Fid.KEEP_ALIVE_TIMER,
+        Fid.TIMESTAMP,
+        Fid.HOST_IDENTIFIER,
+        Fid.HOST_BEHAVIOR_SUPPORT,
+    ],
+)
+def test_what_belongs_to_one_host_is_not_saveable(host: NvmeHost, fid: Fid) -> None:
     assert host.get_features(fid, select=Select.SUPPORTED_CAPABILITIES) == 0b100
     with refused(CommandStatus.FEATURE_NOT_SAVEABLE):
         host.set_features(fid, 0, save=True)
+
+
+@pytest.mark.parametrize(("fid", "value"), SAVEABLE)
+def test_a_value_that_is_saved_outlives_resets_and_the_client(
+    served: Served, fid: Fid, value: int
+) -> None:
+    with NvmeHost(served.path) as host:
+        assert host.get_features(fid, select=Select.SUPPORTED_CAPABILITIES) == 0b101
+        default = host.get_features(fid)
+        host.set_features(fid, value, save=True)
+        assert host.get_features(fid, select=Select.SAVED) == value
+        assert host.get_features(fid, select=Select.DEFAULT) == default
+        host.set_features(fid, default)
+        assert host.get_features(fid) == default
+        host.reset()
+        assert host.get_features(fid) == value
+    with NvmeHost(served.path) as host:
+        assert host.get_features(fid) == value
+
+
+def test_a_value_that_is_refused_is_not_saved(host: NvmeHost) -> None:
+    with refused(GenericStatus.INVALID_FIELD):
+        host.set_features(Fid.POWER_MANAGEMENT, 1, save=True)
+    assert host.get_features(Fid.POWER_MANAGEMENT, select=Select.SAVED) == 0
 
 
 @pytest.mark.parametrize("select", [4, 5, 6, 7])
@@ -59,7 +104,9 @@ def test_other_selections_are_an_invalid_field(host: NvmeHost, select: int) -> N
         host.get_features(Fid.ARBITRATION, select=select)
 
 
-@pytest.mark.parametrize("fid", [0x00, 0x03, 0x06, 0x0C, 0x0F, 0x16, 0x80, 0x81, 0xC0, 0xFF])
+@pytest.mark.parametrize(
+    "fid", [0x00, 0x03, 0x06, 0x0C, 0x0D, 0x10, 0x12, 0x13, 0x18, 0x1A, 0xC0, 0xFF]
+)
 def test_features_that_are_not_there_are_an_invalid_field(host: NvmeHost, fid: int) -> None:
     with refused(GenericStatus.INVALID_FIELD):
         host.get_features(fid)

@@ -21,6 +21,7 @@ from nvme_mdev.spec.nvme_logs import (
     SmartLog,
     SupportedLogPages,
 )
+from nvme_mdev.spec.nvme_registers import Css
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 from nvme_mdev.spec.vendor import PATH_COUNTERS_LID, PATH_COUNTERS_MAGIC, PathCountersLog
 
@@ -126,10 +127,22 @@ def test_every_feature_of_the_effects_log_can_be_read(host: NvmeHost) -> None:
     data = FeatureEffectsLog.from_buffer_copy(host.get_log_page(LogPage.FEATURE_EFFECTS, 1024))
     for fid in range(256):
         if data.fids[fid] & 1:
-            host.get_features(fid, nsid=1)
+            host.admin(commands.get_features(fid, nsid=1), receive=512)
+            assert data.fids[fid] >> 20 & 3 in (1, 2)
         else:
             with refused(GenericStatus.INVALID_FIELD):
                 host.get_features(fid, nsid=1)
+
+
+def test_effects_of_another_command_set_are_an_invalid_field(host: NvmeHost) -> None:
+    sqe = commands.get_log_page(LogPage.COMMANDS_EFFECTS, 4096)
+    sqe.cdw14 = 2 << 24
+    host.admin(sqe, receive=4096)
+    host.enable(css=Css.IOCS)
+    with refused(GenericStatus.INVALID_FIELD):
+        host.admin(sqe, receive=4096)
+    assert error_log(host)[0].peloc == 59
+    assert host.create_queue_pair().read(1, 0, 1, block_size=512) == bytes(512)
 
 
 def test_the_vendors_page_has_the_data_paths_counters(host: NvmeHost) -> None:

@@ -46,6 +46,8 @@ def loop_device(image: Path, *options: str) -> Iterator[str]:
     try:
         yield device
     finally:
+        # A test that failed may have left it read-only, which outlives the detaching.
+        subprocess.run(["blockdev", "--setrw", device], check=True)
         subprocess.run(["losetup", "--detach", device], check=True)
 
 

@@ -236,7 +236,7 @@ def test_a_disabled_controller_can_be_shut_down_and_enabled() -> None:
     "wrong",
     [
         {"cc": Cc(en=True, mps=5)},
-        {"cc": Cc(en=True, css=6)},
+        {"cc": Cc(en=True, css=1)},
         {"cc": Cc(en=True, css=7)},
         {"cc": Cc(en=True, ams=2)},
         {"cc": Cc(en=True, ams=7)},

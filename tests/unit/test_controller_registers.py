@@ -22,7 +22,8 @@ def registers() -> Registers:
 def test_cap_says_what_the_settings_say() -> None:
     cap = Cap.unpack(registers()[Register.CAP])
     assert cap.mqes == 1023
-    assert cap.bits == CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CRWMS
+    command_sets = CapBit.CSS_NCSS | CapBit.CSS_IOCSS
+    assert cap.bits == CapBit.AMS_WRR | CapBit.NSSRS | command_sets | CapBit.CRWMS
     assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (3, 0, 4)
 
 

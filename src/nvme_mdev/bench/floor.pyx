@@ -16,7 +16,8 @@ from nvme_mdev.datapath.atomics cimport (
     cpu_relax, load_acquire32, load_relaxed32, read_tsc, store_relaxed32, store_release32,
 )
 from nvme_mdev.datapath.clock cimport multiply_high, now_ns
-from nvme_mdev.host.queues cimport PHASE_BIT, QueuePair, cqe_t, queue_t
+from nvme_mdev.datapath.host_rings cimport PHASE_BIT, cqe_t, queue_t
+from nvme_mdev.host.queues cimport QueuePair
 
 import os
 

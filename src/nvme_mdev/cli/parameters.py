@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.errors import UserError
+from nvme_mdev.service.definition import MAX_IOTHREADS
+from nvme_mdev.service.settings import SETTINGS
 from nvme_mdev.units import parse_size
 
 if TYPE_CHECKING:
@@ -29,3 +31,40 @@ class SizeType(click.ParamType[int]):
 
 
 SIZE = SizeType()
+
+
+class CpuListType(click.ParamType[int | str]):
+    """CPUs, commas between them: a number where there is one, text where there are several."""
+
+    name = "cpus"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """What `Definition.iothread_cpu` has."""
+        try:
+            parsed = SETTINGS["iothread_cpu"].parse("CPU", str(value))
+        except UserError:
+            parsed = None
+        if parsed is None:
+            self.fail(f"{value!r}: give a number, or several with commas between them", param, ctx)
+        return parsed
+
+
+CPUS = CpuListType()
+
+
+class ControllerType(click.ParamType[int]):
+    """A type of NVME MDEV, ``nvme-1Q_V1`` to ``nvme-16Q_V1``: its host queues."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """N of nvme-NQ_V1."""
+        for queues in range(1, MAX_IOTHREADS + 1):
+            if value in (queues, f"nvme-{queues}Q_V1"):
+                return queues
+        self.fail(f"{value!r}: give nvme-1Q_V1 to nvme-{MAX_IOTHREADS}Q_V1", param, ctx)
+
+
+CONTROLLER_TYPE = ControllerType()

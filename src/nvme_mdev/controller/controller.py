@@ -17,6 +17,7 @@ from nvme_mdev.controller.admin_queue import AdminQueue
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
 from nvme_mdev.controller.health import Health
+from nvme_mdev.controller.keep_alive import KeepAlive
 from nvme_mdev.controller.lifecycle import LifeCycle
 from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
@@ -24,6 +25,7 @@ from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
 from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.controller.transitions import Event, State
+from nvme_mdev.controller.write_protection import WriteProtection
 from nvme_mdev.datapath.queue_table import (
     DOORBELL_INVALID_REGISTER,
     DOORBELL_INVALID_VALUE,
@@ -106,6 +108,8 @@ class Controller:
             volatile=self.namespaces.volatile,
         )
         self.health = Health(state, queues, self.namespaces, on_temperature=self.events.temperature)
+        self.keep_alive = KeepAlive(self)
+        self.write_protection = WriteProtection(state, queues, self.namespaces)
         self.namespace_changes = NamespaceChanges(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -145,6 +149,7 @@ class Controller:
                 if self.state.scratch[Scratch.DMA_BLOCKED]:
                     self.queues.hold()
                 self.admin_queue.resume()
+                self.keep_alive.restart()
                 self.events.deliver()
                 self.on_notify()
         except Exception:
@@ -157,6 +162,7 @@ class Controller:
             self._tick.cancel()
             self._tick = None
         self.health.stop()
+        self.keep_alive.stop()
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
@@ -374,6 +380,7 @@ class Controller:
                 scratch[word] = 0
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
         self.registers.reset(self.settings)
+        self.write_protection.power_cycle()
         # The Error Count goes on: it is retained across power off (Base 5.1.12.1.2).
         self.state.error_log[:] = bytes(len(self.state.error_log))
         self.events.clear_changed_namespaces()
@@ -385,6 +392,7 @@ class Controller:
         self.admin_queue.cancel()
         self._take_over_settings()
         self.features.reset()
+        self.keep_alive.stop()
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
 

@@ -28,6 +28,8 @@ class Field(enum.IntEnum):
     CDW12 = 48
     CDW13 = 52
     CDW14 = 56
+    LOG_CSI = 59
+    """Command Set Identifier of Get Log Page: bits 31:24 of command dword 14."""
 
 
 class NvmeError(Exception):

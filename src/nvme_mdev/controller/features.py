@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.feature_data import FeatureData
 from nvme_mdev.controller.health import WARNING_TEMPERATURE, composite_temperature
-from nvme_mdev.controller.memory_map import Scratch
+from nvme_mdev.controller.memory_map import SAVED, Lifetime, Scratch
 from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_features import (
     VOLATILE_WRITE_CACHE_WCE,
@@ -18,6 +19,7 @@ from nvme_mdev.spec.nvme_features import (
     Fid,
     InterruptVectorConfiguration,
     NumberOfQueues,
+    WriteProtectionState,
 )
 
 if TYPE_CHECKING:
@@ -29,12 +31,34 @@ RECOMMENDED_ARBITRATION_BURST = 6
 """RAB and the default of Arbitration Burst: 64 commands, as many as the data path takes at most."""
 _NO_BURST_LIMIT = 7
 
-_UNDER_SHIFT = 16
+UNDER_THRESHOLD_SHIFT = 16
 """The under temperature threshold lives above the over temperature threshold."""
 
 
+ASYNC_EVENTS = AsyncEventConfig.SMART_TEMPERATURE | AsyncEventConfig.NSAN
+"""The events that the guest can ask for; errors come unasked."""
+
+SAVEABLE = frozenset(
+    {
+        Fid.ARBITRATION,
+        Fid.POWER_MANAGEMENT,
+        Fid.TEMPERATURE_THRESHOLD,
+        Fid.VOLATILE_WRITE_CACHE,
+        Fid.INTERRUPT_COALESCING,
+        Fid.WRITE_ATOMICITY,
+        Fid.SOFTWARE_PROGRESS_MARKER,
+    }
+)
+"""What a reset and the next client find as it was saved. The controller's end is the end of it."""
+
+NAMESPACE_SPECIFIC = frozenset({Fid.ERROR_RECOVERY, Fid.NAMESPACE_WRITE_PROTECTION})
+
+DATA = frozenset({Fid.TIMESTAMP, Fid.HOST_BEHAVIOR_SUPPORT, Fid.HOST_IDENTIFIER})
+"""Features that do not fit a dword (:mod:`nvme_mdev.controller.feature_data`)."""
+
+
 def defaults(settings: ControllerSettings) -> dict[Fid, int]:
-    """Every feature there is, except those that are lists, with its default."""
+    """Every feature whose value is a dword, with its default."""
     queues = settings.io_queues - 1
     return {
         Fid.ARBITRATION: Arbitration(ab=RECOMMENDED_ARBITRATION_BURST).pack(),
@@ -47,12 +71,16 @@ def defaults(settings: ControllerSettings) -> dict[Fid, int]:
         Fid.INTERRUPT_VECTOR_CONFIGURATION: 0,
         Fid.WRITE_ATOMICITY: 0,
         Fid.ASYNC_EVENT_CONFIGURATION: AsyncEventConfig(0),
+        Fid.KEEP_ALIVE_TIMER: 0,
+        Fid.IO_COMMAND_SET_PROFILE: 0,
+        Fid.SOFTWARE_PROGRESS_MARKER: 0,
+        Fid.NAMESPACE_WRITE_PROTECTION: WriteProtectionState.NONE,
     }
 
 
 def supported(settings: ControllerSettings, namespaces: Namespaces) -> set[Fid]:
     """The features that there are with these namespaces: no cache, no Volatile Write Cache."""
-    fids = set(defaults(settings))
+    fids = set(defaults(settings)) | DATA
     if not namespaces.volatile():
         fids.discard(Fid.VOLATILE_WRITE_CACHE)
     return fids
@@ -64,15 +92,26 @@ class Features:
     def __init__(self, state: ControllerState, settings: ControllerSettings) -> None:
         self._state = state
         self._settings = settings
+        self.data = FeatureData(state)
 
     def reset(self) -> None:
-        """Back to the defaults: nothing is saveable, so that is what a reset does."""
-        for fid, value in defaults(self._settings).items():
-            self._state.features[fid] = value
+        """What a reset does: back to what was saved, or to the default."""
+        for fid in defaults(self._settings):
+            self._state.features[fid] = self.saved(fid)
         for vector in range(self._settings.vectors):
             self._state.vector_config[vector] = InterruptVectorConfiguration(vector, False).pack()
         for nsid in range(1, MAX_NSID + 1):
             self.set_error_recovery(nsid, 0)
+        self.data.reset()
+
+    def saved(self, fid: Fid) -> int:
+        """What a reset makes of a feature: the value saved, or the default."""
+        word = int(self._state.lifetime[Lifetime.SAVED_FEATURES + fid])
+        return word & 0xFFFF_FFFF if word & SAVED else defaults(self._settings)[fid]
+
+    def save(self, fid: Fid) -> None:
+        """Save the current value."""
+        self._state.lifetime[Lifetime.SAVED_FEATURES + fid] = self[fid] | SAVED
 
     def __getitem__(self, fid: Fid) -> int:
         return self._state.features[fid]
@@ -104,16 +143,16 @@ class Features:
 
     @over_temperature.setter
     def over_temperature(self, kelvin: int) -> None:
-        self[Fid.TEMPERATURE_THRESHOLD] = kelvin | self.under_temperature << _UNDER_SHIFT
+        self[Fid.TEMPERATURE_THRESHOLD] = kelvin | self.under_temperature << UNDER_THRESHOLD_SHIFT
 
     @property
     def under_temperature(self) -> int:
         """Kelvin at which the composite temperature is too low."""
-        return self[Fid.TEMPERATURE_THRESHOLD] >> _UNDER_SHIFT
+        return self[Fid.TEMPERATURE_THRESHOLD] >> UNDER_THRESHOLD_SHIFT
 
     @under_temperature.setter
     def under_temperature(self, kelvin: int) -> None:
-        self[Fid.TEMPERATURE_THRESHOLD] = self.over_temperature | kelvin << _UNDER_SHIFT
+        self[Fid.TEMPERATURE_THRESHOLD] = self.over_temperature | kelvin << UNDER_THRESHOLD_SHIFT
 
     @property
     def temperature_warning(self) -> bool:

@@ -54,6 +54,14 @@ class Lifetime(enum.IntEnum):
     """Milliseconds at or above CCTEMP."""
     TEMPERATURE = 6
     """Kelvin, as the medium told it last; 0 where it tells none."""
+    SAVED_FEATURES = 256
+    """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
+    WRITE_PROTECTION = 512
+    """:class:`WriteProtectionState` of a namespace: word NSID - 1 from here."""
+
+
+SAVED = 1 << 32
+"""Above a feature's value: it was saved, and is not just 0."""
 
 
 STATE_MAGIC = 0x3156_4E44

@@ -53,6 +53,7 @@ class NamespaceChanges:
         except BaseException:
             self._namespaces.remove(nsid)
             raise
+        self._controller.write_protection.enforce(nsid)
 
     def add(self, nsid: int, backend: Backend) -> None:
         """Attach a namespace and tell the guest; errors as of :meth:`attach`."""
@@ -88,6 +89,7 @@ class NamespaceChanges:
                 self._controller.events.namespace_changed(nsid)
             await self.unused(nsid)
             self.queues.set_namespace(nsid, None)
+            self._controller.write_protection.forget(nsid)
         finally:
             self.busy.discard(nsid)
         return namespace.backend
@@ -185,6 +187,10 @@ class NamespaceChanges:
             self._namespaces.lose(nsid)
             self._controller.events.namespace_changed(nsid)
 
+    def enforce_protection(self, nsid: int) -> None:
+        """Refuse to write what the guest has protected."""
+        self._controller.write_protection.enforce(nsid)
+
     def find(self, nsid: int) -> None:
         """The medium has come back."""
         if nsid in self._namespaces.lost:
@@ -214,6 +220,8 @@ def _adapt(
         with _standing(sharers):
             for one in sharers:
                 one.queues.protect_namespace(nsid, read_only)
+                # What the guest has protected stays so on a medium that can be written again.
+                one.enforce_protection(nsid)
         state = "read-only" if read_only else "writable"
         _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
         changed = True

@@ -49,7 +49,7 @@ _TO_MAX = 0xFF
 MPSMAX = 4
 """CAP.MPSMAX: guest pages of up to 64 KiB, as arm64 can have them."""
 
-CAP_BITS = CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CRWMS
+CAP_BITS = CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
 
 
 class _Kind(enum.Enum):
@@ -164,7 +164,7 @@ def why_not_enabled(registers: Registers, memory: GuestMemory) -> str | None:
     queues = admin_queues(registers)
     if not cap.mpsmin <= cc.mps <= cap.mpsmax:
         return f"memory page size {cc.page_size} is not supported"
-    if cc.css != Css.NVM:
+    if cc.css not in (Css.NVM, Css.IOCS):
         return f"I/O command set selection {cc.css:03b}b is not supported"
     if cc.ams not in (Ams.RR, Ams.WRRU):
         return f"arbitration mechanism {cc.ams:03b}b is not supported"

@@ -5,8 +5,14 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from nvme_mdev.datapath.state import MAX_IO_QUEUES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nvme_mdev.datapath.backends.base import Backend
 
 PCI_VENDOR_ID = 0x6E6D
 """PCI vendor and subsystem vendor: "nm". No vendor has it (PCI ID database, 2025), and no driver
@@ -29,6 +35,9 @@ change: guests find their disks by what is derived from it."""
 MAX_CNTLID = 0xFFEF
 """The highest CNTLID of a controller (Base 5.1.13.2.1)."""
 
+DEFAULT_MAX_TRANSFER = 1 << 20
+"""Bytes of a command, where no backend has a lower limit."""
+
 _SERIAL_LENGTH = 20
 _MIN_QUEUE_ENTRIES = 2
 _MAX_QUEUE_ENTRIES = 65536
@@ -41,6 +50,12 @@ _DOORBELL_PAGE = 4096
 """Bytes of doorbells: what clients map (SPDK's driver insists on it), and a shadow page."""
 _MAX_DSTRD = 3
 """A queue pair's two doorbells, 32 bytes apart, are a cache line then."""
+
+
+def fitting_transfer(wanted: int, backends: Iterable[Backend]) -> int:
+    """Bytes that a command can move on each of these backends, at most ``wanted``."""
+    limits = [backend.transfer_limit for backend in backends if backend.transfer_limit]
+    return min([wanted, *limits])
 
 
 def firmware_revision() -> str:
@@ -63,7 +78,7 @@ class ControllerSettings:
     """I/O queue pairs offered; the most whose doorbells have a cache line each (see `dstrd`)."""
     queue_entries: int = 1024
     """Most entries of an I/O queue (CAP.MQES + 1)."""
-    max_transfer: int = 1 << 20
+    max_transfer: int = DEFAULT_MAX_TRANSFER
     """Most bytes a command moves: 8192 times a power of two; the queue table has the same."""
     shadow_doorbell: bool = True
     """Offer Doorbell Buffer Config."""

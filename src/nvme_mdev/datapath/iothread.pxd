@@ -18,6 +18,11 @@ cdef class IOThread:
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999
     cdef int add_queue(self, sq_t *sq) except -1
     cdef void remove_queue(self, sq_t *sq) noexcept
+    #: Have something asked each turn while requests are in flight; changed while the thread stands.
+    cdef int add_poller(
+        self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
+    ) except -1
+    cdef void remove_poller(self, void *context) noexcept
     cdef int add_controller(self, controller_t *controller) except -1
     cdef void remove_controller(self, controller_t *controller) noexcept
 

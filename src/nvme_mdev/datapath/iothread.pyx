@@ -32,7 +32,7 @@ from nvme_mdev.datapath.queues cimport (
 from nvme_mdev.datapath.runtime cimport (
     BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE,
     OP_COMPARE, OP_READ, OP_WRITE, RUNNING, STANDING, aggregation_t, arbiter_t, controller_t, cq_t,
-    iothread_t, request_t, sq_t,
+    iothread_t, poller_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
@@ -312,6 +312,10 @@ cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
         count += uring_poll(thread)
         if thread.done_count:
             complete_done(thread)
+    for i in range(thread.poller_count):
+        count += thread.pollers[i].poll(thread, thread.pollers[i].context)
+        if thread.done_count:
+            complete_done(thread)
     if thread.aggregations != NULL:
         send_held_back(thread)
     return count
@@ -522,6 +526,7 @@ cdef class IOThread:
         free(self.thread.queues)
         free(self.thread.arbiters)
         free(self.thread.controllers)
+        free(self.thread.pollers)
         free(self.thread)
 
     def configure(self, *, cpu=None, poll_timeout_ms=None):
@@ -643,6 +648,27 @@ cdef class IOThread:
             thread.queue_count -= 1
             thread.queues[i] = thread.queues[thread.queue_count]
             thread.queues[thread.queue_count] = thread.queues[total - 1]
+
+    cdef int add_poller(
+        self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
+    ) except -1:
+        cdef poller_t *pollers = <poller_t *> realloc(
+            self.thread.pollers, (self.thread.poller_count + 1) * sizeof(poller_t))
+        if pollers == NULL:
+            raise MemoryError
+        pollers[self.thread.poller_count].poll = poll
+        pollers[self.thread.poller_count].context = context
+        self.thread.pollers = pollers
+        self.thread.poller_count += 1
+        return 0
+
+    cdef void remove_poller(self, void *context) noexcept:
+        cdef uint32_t i
+        for i in range(self.thread.poller_count):
+            if self.thread.pollers[i].context == context:
+                self.thread.poller_count -= 1
+                self.thread.pollers[i] = self.thread.pollers[self.thread.poller_count]
+                return
 
     cdef int add_controller(self, controller_t *controller) except -1:
         cdef controller_t **controllers = <controller_t **> realloc(

@@ -79,6 +79,8 @@ cdef struct file_mapping_t:
     uint32_t users
     uint32_t buffer_base
     uint32_t whole
+    #: The file, open for whoever maps it elsewhere (`GuestMemory.add_mapper`).
+    int fd
 
 
 cdef class GuestMemory:
@@ -91,5 +93,8 @@ cdef class GuestMemory:
     #: (first, count) of registered-buffer numbers whose memory is gone: to be unregistered, then
     #: given to `release_buffers`.
     cdef readonly list dropped_buffers
+    #: Who maps the files, too, and for how many users.
+    cdef dict mappers
+    cdef int map_elsewhere(self, file_mapping_t *file) except -1
     cdef int close_file(self, file_mapping_t *file) except -1
     cdef int copy(self, uint64_t iova, uint8_t *buffer, uint64_t size, bint write) except -1

@@ -1,7 +1,21 @@
 """The client's DMA map: which IOVA is which byte of this process."""
 
+from typing import Protocol
+
 #: Regions that one client may map, as VERSION tells it (max_dma_maps).
 MAX_REGIONS: int
+
+class Mapper(Protocol):
+    """Somebody who moves data to and from guest memory by itself, such as a controller below."""
+
+    def map(self, address: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Reach `size` bytes of a file from `offset` on at the address that they have here.
+
+        `fd` stays open until they are unmapped. OSError: it cannot.
+        """
+
+    def unmap(self, address: int, size: int) -> None:
+        """No longer reach them when this returns; never fails."""
 
 class GuestMemoryError(Exception):
     """An IOVA range that is not mapped, or not mapped for this access."""
@@ -30,6 +44,15 @@ class GuestMemory:
 
     def clear(self) -> int:
         """Remove every mapping; bytes removed."""
+
+    def add_mapper(self, mapper: Mapper) -> None:
+        """Have it map what is mapped here, now and later. Its uses are counted.
+
+        OSError: it cannot, and has mapped nothing.
+        """
+
+    def remove_mapper(self, mapper: Mapper) -> None:
+        """One use less; with the last it unmaps everything."""
 
     #: (first, count) of registered-buffer numbers whose memory is gone.
     dropped_buffers: list[tuple[int, int]]

@@ -7,7 +7,7 @@ region costs no system call, and the kernel's limit on mappings does not bound t
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -28,10 +28,18 @@ cdef enum:
     #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
     FILES = 1024
 
+    #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
+    PLACES_START = 1 << 36
+    PLACES_END = 1 << 39
+    PLACE_ALIGNMENT = 1 << 30
+
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTFORK
     int MADV_HUGEPAGE
     int madvise(void *address, size_t length, int advice)
+
+#: Where the next file is mapped, if that is free.
+cdef uint64_t next_place = PLACES_START
 
 #: What each registered-buffer number stands for, for all clients of the process; length 0: free.
 cdef iovec buffer_memory[BUFFERS]
@@ -79,6 +87,7 @@ cdef class GuestMemory:
 
     def __cinit__(self):
         self.dropped_buffers = []
+        self.mappers = {}
         self.files = <file_mapping_t *> calloc(FILES, sizeof(file_mapping_t))
         if self.files == NULL:
             raise MemoryError
@@ -145,7 +154,52 @@ cdef class GuestMemory:
         file.writable = writable
         map_file(file, fd)
         file.users = 1
+        try:
+            self.map_elsewhere(file)
+        except BaseException:
+            self.close_file(file)
+            raise
         return file
+
+    cdef int map_elsewhere(self, file_mapping_t *file) except -1:
+        """Have every mapper map the file; all of them, or OSError."""
+        done = []
+        try:
+            for mapper in self.mappers:
+                map_with(mapper, file)
+                done.append(mapper)
+        except BaseException:
+            for mapper in done:
+                mapper.unmap(<uintptr_t> file.address, file.size)
+            raise
+        return 0
+
+    def add_mapper(self, mapper):
+        cdef uint32_t i
+        if mapper in self.mappers:
+            self.mappers[mapper] += 1
+            return
+        done = []
+        try:
+            for i in range(FILES):
+                if self.files[i].users:
+                    map_with(mapper, &self.files[i])
+                    done.append(i)
+        except BaseException:
+            for i in done:
+                mapper.unmap(<uintptr_t> self.files[i].address, self.files[i].size)
+            raise
+        self.mappers[mapper] = 1
+
+    def remove_mapper(self, mapper):
+        cdef uint32_t i
+        self.mappers[mapper] -= 1
+        if self.mappers[mapper]:
+            return
+        del self.mappers[mapper]
+        for i in range(FILES):
+            if self.files[i].users:
+                mapper.unmap(<uintptr_t> self.files[i].address, self.files[i].size)
 
     def map(self, iova, size, fd, offset, *, readable, writable):
         cdef uint64_t first = iova
@@ -234,6 +288,9 @@ cdef class GuestMemory:
         file.users -= 1
         if file.users:
             return 0
+        for mapper in self.mappers:
+            mapper.unmap(<uintptr_t> file.address, file.size)
+        os.close(file.fd)
         sigbus_release(file.address)
         munmap(file.address, file.size)
         file.address = NULL
@@ -311,14 +368,42 @@ cdef class GuestMemory:
             self.copy(iova, <uint8_t *> &view[0], view.shape[0], True)
 
 
+cdef int map_with(mapper, file_mapping_t *file) except -1:
+    """Have a mapper map the file where it is here."""
+    mapper.map(<uintptr_t> file.address, file.size, file.fd, file.offset, writable=bool(file.writable))
+    return 0
+
+
+cdef void *place_for(uint64_t size) noexcept:
+    """Where to ask the kernel to map so much: aligned for huge pages, among the low addresses.
+
+    A controller below reaches guest memory at its addresses here, and an IOMMU may have no more than
+    39 bits. Nothing else of a process is there; the kernel decides otherwise where it must.
+    """
+    global next_place
+    cdef uint64_t length = (size + PLACE_ALIGNMENT - 1) & ~<uint64_t> (PLACE_ALIGNMENT - 1)
+    if length > PLACES_END - PLACES_START:
+        return NULL
+    if length > PLACES_END - next_place:
+        next_place = PLACES_START
+    next_place += length
+    return <void *> (next_place - length)
+
+
 cdef int map_file(file_mapping_t *file, int fd) except -1:
     """Map the file; OSError as the kernel says."""
     cdef int protection = PROT_READ | (PROT_WRITE if file.writable else 0)
-    cdef void *address = mmap(NULL, file.size, protection, MAP_SHARED, fd, <off_t> file.offset)
+    cdef void *address
+    file.fd = os.dup(fd)
+    address = mmap(
+        place_for(file.size), file.size, protection, MAP_SHARED, fd, <off_t> file.offset)
     if address == MAP_FAILED:
-        raise OSError(errno, os.strerror(errno))
+        error = errno
+        os.close(file.fd)
+        raise OSError(error, os.strerror(error))
     if sigbus_guard(<uint8_t *> address, file.size) != 0:
         munmap(address, file.size)
+        os.close(file.fd)
         raise ValueError("too many mappings in this process")
     madvise(address, file.size, MADV_DONTFORK)
     madvise(address, file.size, MADV_HUGEPAGE)

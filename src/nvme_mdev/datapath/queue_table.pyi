@@ -182,6 +182,9 @@ class QueueTable:
     def log_queue_error(self, qid: int) -> None:
         """Add an entry to the error log that belongs to a queue and to no particular command."""
 
+    def log_controller_error(self, status: int) -> None:
+        """Add an entry that belongs to no queue and no command; `status` as in `complete_admin`."""
+
     def take_errors(self) -> list[QueueError]:
         """Doorbell errors found since the last call."""
 
@@ -208,7 +211,7 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These five raise KeyError where no namespace is attached.
+    # These six raise KeyError where no namespace is attached.
     def retire_namespace(self, nsid: int, retired: bool = True) -> None:
         """New commands find the namespace inactive; those in flight complete normally.
 
@@ -217,6 +220,9 @@ class QueueTable:
 
     def protect_namespace(self, nsid: int, read_only: bool) -> None:
         """Refuse commands that write, from the next one on, or no longer refuse them."""
+
+    def lock_namespace(self, nsid: int, locked: bool) -> None:
+        """Refuse everything that writes, or (False) only where the backend is read-only."""
 
     def resize_namespace(self, nsid: int, size: int) -> None:
         """The namespace has `size` bytes from the next command on, rounded down to blocks.

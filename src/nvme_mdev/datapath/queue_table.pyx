@@ -495,6 +495,9 @@ cdef class QueueTable:
     def log_queue_error(self, qid):
         log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
 
+    def log_controller_error(self, status):
+        log_error(self.controller.state, 0xffff, 0xffff, status, 0xffff, 0, 0)
+
     def pending_admin(self):
         cdef sq_t *sq = &self.controller.sqs[0]
         cdef uint32_t i
@@ -599,13 +602,19 @@ cdef class QueueTable:
             raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
         ns = &self.controller.namespaces[<uint32_t> nsid]
         if backend is not None:
-            self._attach(backend)
+            backend.use_memory(self.memory)
+            try:
+                self._attach(backend)
+            except BaseException:
+                backend.leave_memory(self.memory)
+                raise
         self._pause()
         fill_namespace(ns, nsid, backend)
         self._resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
             self._detach(old, len(self.iothreads))
+            old.leave_memory(self.memory)
         if backend is not None:
             self.backends[nsid] = backend
 
@@ -643,6 +652,12 @@ cdef class QueueTable:
         self._pause()
         backend.set_read_only(read_only)
         ns.read_only = bool(read_only)
+        self._resume()
+
+    def lock_namespace(self, nsid, locked):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.read_only = self.backends[nsid].read_only or bool(locked)
         self._resume()
 
     def resize_namespace(self, nsid, size):

@@ -303,6 +303,12 @@ cdef struct arbiter_t:
     uint32_t turn[4]
     sq_t *queues[IO_QUEUES]
 
+#: Something else that completes requests of a thread: asked once a turn while any are in flight.
+cdef struct poller_t:
+    #: How much there was to do; at most 64 requests are done by one call.
+    uint32_t (*poll)(iothread_t *thread, void *context) noexcept nogil
+    void *context
+
 cdef struct iothread_t:
     # -- the control plane asks, on a line of its own
     #: Pauses asked for (they nest); not 0: stand still.
@@ -333,6 +339,8 @@ cdef struct iothread_t:
     controller_t **controllers
     #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
     void *uring
+    poller_t *pollers
+    uint32_t poller_count
     # -- its own
     #: Requests that are done, completions not yet posted.
     request_t **done

@@ -33,7 +33,7 @@ from nvme_mdev.spec.nvme_identify import (
     IdentifyNamespace,
     Oacs,
 )
-from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Csts, Register, Shn, Shst
+from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
 
 if TYPE_CHECKING:
     import mmap
@@ -184,6 +184,16 @@ class NvmeHost:
         self._windows.remove(window)
         window.close()
 
+    def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Let the controller see memory that is not ours at ``iova``; see `Transport.map_file`."""
+        with self._lock:
+            self.transport.map_file(iova, size, fd, offset, writable=writable)
+
+    def unmap_file(self, iova: int, size: int) -> None:
+        """Take it away again."""
+        with self._lock:
+            self.transport.unmap_file(iova, size)
+
     # -- registers and doorbells ---------------------------------------------------------------
     def read_register(self, register: Register) -> int:
         """A controller register, through the socket."""
@@ -228,8 +238,11 @@ class NvmeHost:
         return memoryview(self._doorbells)[start : start + 4]
 
     # -- life cycle ----------------------------------------------------------------------------
-    def enable(self) -> None:
-        """Reset the controller if it runs, give it admin queues, and enable it."""
+    def enable(self, css: int = Css.NVM) -> None:
+        """Reset the controller if it runs, give it admin queues, and enable it.
+
+        ``css``: I/O Command Set Selected.
+        """
         self.disable()
         sq = self.memory.allocate(self.admin_entries * SQE_SIZE, align=self.page_size)
         cq = self.memory.allocate(self.admin_entries * CQE_SIZE, align=self.page_size)
@@ -237,7 +250,7 @@ class NvmeHost:
         self.write_register(Register.AQA, size | size << 16)
         self.write_register(Register.ASQ, sq.iova)
         self.write_register(Register.ACQ, cq.iova)
-        cc = Cc(en=True, mps=self.cap.mpsmin, iosqes=6, iocqes=4)
+        cc = Cc(en=True, css=css, mps=self.cap.mpsmin, iosqes=6, iocqes=4)
         self.write_register(Register.CC, cc.pack())
         self._wait_ready(ready=True)
         self._admin = self._command_queue(0, sq, cq)
@@ -299,6 +312,10 @@ class NvmeHost:
         if self.enabled:
             with suppress(HostError):
                 self.shutdown()
+        self._release()
+
+    def abandon(self) -> None:
+        """Detach from a controller that does not answer, without a word to it."""
         self._release()
 
     def _release(self) -> None:

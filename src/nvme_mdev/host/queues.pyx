@@ -1,7 +1,7 @@
 """A queue pair as Python drives it: one command at a time, any bytes, any doorbell value.
 
 What a benchmark needs per command without Python is in `workload.pyx`; it drives the same
-`queue_t` through the inlines of `queues.pxd`.
+`queue_t` through the inlines of `host_rings.pxd`.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
@@ -9,6 +9,9 @@ from posix.unistd cimport read
 
 from nvme_mdev.datapath.atomics cimport cpu_relax
 from nvme_mdev.datapath.clock cimport POLLIN, nap_ns, now_ns, poll, pollfd
+from nvme_mdev.datapath.host_rings cimport (
+    PHASE_BIT, STATUS_SHIFT, advance_head, cqe_t, peek, post, ring, sqe_t,
+)
 
 from nvme_mdev.host.completion import Completion
 from nvme_mdev.host.errors import QueueFullError

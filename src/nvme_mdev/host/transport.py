@@ -157,6 +157,17 @@ class Transport:
         with self._errors(f"DMA_UNMAP of {window.size} bytes at {window.iova:#x}"):
             self.client.dma_unmap(window.iova, window.size)
 
+    def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Let the controller see ``size`` bytes of a file from ``offset`` on."""
+        flags = DmaMapFlags.READ | (DmaMapFlags.WRITE if writable else DmaMapFlags(0))
+        with self._errors(f"DMA_MAP of {size} bytes at {iova:#x}"):
+            self.client.dma_map(DmaMap(iova, size, offset, flags), fd)
+
+    def unmap_file(self, iova: int, size: int) -> None:
+        """Take it away again."""
+        with self._errors(f"DMA_UNMAP of {size} bytes at {iova:#x}"):
+            self.client.dma_unmap(iova, size)
+
     def msix_vectors(self) -> int:
         """How many MSI-X vectors there are."""
         with self._errors("asking for MSI-X"):

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from nvme_mdev.host.queues cimport QueuePair, queue_t, sqe_t
+from nvme_mdev.datapath.host_rings cimport queue_t, sqe_t
+from nvme_mdev.host.queues cimport QueuePair
 
 cdef enum:
     #: fio's latency buckets (stat.h: FIO_IO_U_PLAT_BITS, FIO_IO_U_PLAT_GROUP_NR): 64 a power of

@@ -27,9 +27,10 @@ from nvme_mdev.datapath.atomics cimport (
 from nvme_mdev.datapath.clock cimport (
     POLLIN, multiply_fixed, multiply_high, now_ns, poll, pollfd, ticks_hz,
 )
-from nvme_mdev.host.queues cimport (
-    STATUS_SHIFT, QueuePair, advance_head, peek, post, queue_t, ring, sqe_t,
+from nvme_mdev.datapath.host_rings cimport (
+    STATUS_SHIFT, advance_head, peek, post, queue_t, ring, sqe_t,
 )
+from nvme_mdev.host.queues cimport QueuePair
 
 from nvme_mdev.host.samples import Failure, FirstError, Measured, Samples
 

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 DEFAULT_UNPLUG_TIMEOUT_S = 30.0
 
-SettingValue = int | bool | None
+SettingValue = int | bool | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class NamespaceData:
 
 @dataclass(frozen=True, slots=True)
 class IOThreadInfo:
-    """The polling thread."""
+    """A polling thread."""
 
     name: str
     cpu: int | None
@@ -227,6 +227,11 @@ class IOThreadInfo:
     asleep: bool
     poll_timeout_ms: int
     queues: int
+    """Submission queues that it serves, of all its controllers."""
+    translated: PathCounterInfo
+    """What it did for this controller."""
+    completed: PathCounterInfo
+    interrupts: PathCounterInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +249,7 @@ class Stats:
     inflight: int
     queues: list[QueueInfo]
     namespaces: list[NamespaceData]
-    iothread: IOThreadInfo
+    iothreads: list[IOThreadInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +296,7 @@ CONTROLLER_SHOW = Method(
 CONTROLLER_SET = Method(
     "controller.set", ControllerSet, SettingList, "change settings, all of them or none"
 )
-CONTROLLER_STATS = Method("controller.stats", OfController, Stats, "counters, queues, the IOThread")
+CONTROLLER_STATS = Method("controller.stats", OfController, Stats, "counters, queues, the IOThreads")
 CONTROLLER_PAUSE = Method(
     "controller.pause",
     OfController,

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.errors import UserError, describe_os_error
+from nvme_mdev.service.direct import PREFIX as DIRECT
+from nvme_mdev.service.direct import DirectName, open_direct
 from nvme_mdev.service.parents import Part
-from nvme_mdev.units import format_size, parse_size
+from nvme_mdev.units import format_size, parse_duration_ns, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +35,7 @@ BLOCK_SIZES = ("512", "4096")
 SWITCH = {"on": True, "off": False}
 
 _OPTION = re.compile(
-    r"(.*),(?:(read-only)|(offset|length|block-size|inline-io)=([^,]*))", re.DOTALL
+    r"(.*),(?:(read-only)|(offset|length|block-size|inline-io|latency)=([^,]*))", re.DOTALL
 )
 """The last option of a target; what does not end so is a name to the end."""
 _LOOKS_LIKE_OPTION = re.compile(r",([a-z-]+)(?:=[^,]*)?$")
@@ -51,6 +53,8 @@ class Options:
     read_only: bool = False
     inline_io: bool | None = None
     """Short I/O is done within the system call; None: where the medium answers at once."""
+    latency_ns: int = 0
+    """How long a null namespace takes for a command."""
 
     @classmethod
     def split(cls, text: str) -> tuple[str, Options]:
@@ -75,6 +79,7 @@ class Options:
             None if block_size is None else int(block_size),
             "read-only" in found,
             None if inline_io is None else SWITCH[inline_io],
+            _parse_latency(text, found["latency"]) if "latency" in found else 0,
         )
 
     @property
@@ -92,6 +97,17 @@ def _parse_option(target: str, name: str, value: str) -> int:
         raise UserError(f"{target}: {name}={error}") from None
 
 
+def _parse_latency(target: str, value: str) -> int:
+    if not target.startswith("null:"):
+        raise UserError(
+            f"{target}: latency is for null targets: they have no medium that takes time"
+        )
+    try:
+        return parse_duration_ns(value)
+    except UserError as error:
+        raise UserError(f"{target}: latency={error}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One namespace's target, as it was written."""
@@ -99,7 +115,7 @@ class Target:
     text: str
     """The argument itself; for error messages and log lines."""
     kind: str
-    """``null``, ``memory``, or ``path`` for an image file or block device."""
+    """``null``, ``memory``, ``direct``, or ``path`` for an image file or block device."""
     size: int = 0
     """Bytes of a null or memory target."""
     name: str = ""
@@ -120,6 +136,9 @@ class Target:
                 return cls(text, kind, parse_size(size), name, options)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+        if name.startswith(DIRECT):
+            DirectName.parse(name)
+            return cls(text, "direct", 0, name, options)
         if not name:
             raise UserError("a target is empty: give an image file or block device")
         if "\0" in name:
@@ -130,9 +149,12 @@ class Target:
     @property
     def absolute(self) -> Target:
         """With an absolute path, which means the same to every process."""
-        if self.kind != "path" or Part.parse(self.name):
+        if self.kind in {"null", "memory"} or Part.parse(self.name):
             return self
-        name = str(Path(self.name).absolute())
+        if self.kind == "direct":
+            name = str(DirectName.parse(self.name).absolute)
+        else:
+            name = str(Path(self.name).absolute())
         return replace(self, text=name + self.text[len(self.name) :], name=name)
 
     @property
@@ -142,9 +164,12 @@ class Target:
         Links are not followed: /dev/disk/by-id/... stays what it is when the device is sdb one day
         and sdc the next.
         """
-        if self.kind != "path" or Part.parse(self.name):
+        if self.kind in {"null", "memory"} or Part.parse(self.name):
             return self.name
-        path = os.path.abspath(self.name)  # noqa: PTH100
+        if self.kind == "direct":
+            path = str(DirectName.parse(self.name).absolute)
+        else:
+            path = os.path.abspath(self.name)  # noqa: PTH100
         return f"{path}@{self.options.offset}" if self.options.offset else path
 
     @property
@@ -240,9 +265,10 @@ def _twice(first: Target, second: Target) -> str:
 def _check_access(target: Target, access: Access) -> None:
     """What can be seen to be wrong without looking at any file."""
     block_size = access.of(target).block_size or DEFAULT_BLOCK_SIZE
-    if target.kind != "path" and target.size % block_size:
+    made_up = target.kind in {"null", "memory"}
+    if made_up and target.size % block_size:
         raise UserError(f"{target.text}: the size must be a multiple of {block_size} bytes")
-    if target.kind != "path" and access.read_only:
+    if made_up and access.read_only:
         raise UserError(f"{target.text}: --read-only is for image files and block devices")
     for name, value in (("offset", target.options.offset), ("length", target.options.length)):
         if value is not None and value % block_size:
@@ -349,11 +375,21 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
         if target.kind == "null":
             from nvme_mdev.datapath.backends.null import NullBackend
 
-            return NullBackend(target.size, access.block_size or DEFAULT_BLOCK_SIZE)
+            block_size = access.block_size or DEFAULT_BLOCK_SIZE
+            return NullBackend(target.size, block_size, target.options.latency_ns)
         if target.kind == "memory":
             from nvme_mdev.datapath.backends.memory import MemoryBackend
 
             return MemoryBackend(target.size, access.block_size or DEFAULT_BLOCK_SIZE, memory)
+        if target.kind == "direct":
+            return open_direct(
+                target.text,
+                DirectName.parse(target.name),
+                block_size=access.block_size,
+                read_only=access.read_only,
+                offset=target.options.offset or 0,
+                length=target.options.length,
+            )
         from nvme_mdev.datapath.backends.uring import UringBackend
 
         return UringBackend(

@@ -228,6 +228,8 @@ ABORT_NOT_ABORTED = 1 << 0
 
 SET_FEATURES_SV = 1 << 31
 """cdw10 of Set Features: save the value."""
+GET_FEATURES_SEL_SHIFT = 8
+"""Where SEL is in cdw10 of Get Features: bits 10:8."""
 GET_LOG_PAGE_RAE = 1 << 15
 """cdw10 of Get Log Page: Retain Asynchronous Event."""
 GET_LOG_PAGE_OT = 1 << 23

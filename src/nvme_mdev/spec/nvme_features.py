@@ -254,6 +254,12 @@ class Timestamp(ctypes.LittleEndianStructure):
     attributes: int
 
 
+TIMESTAMP_ORIGIN_SHIFT = 1
+"""Where the origin is in the attributes: 0 a reset, :data:`TIMESTAMP_ORIGIN_SET`."""
+TIMESTAMP_ORIGIN_SET = 1
+"""The timestamp was set with Set Features."""
+
+
 class HostBehaviorSupport(ctypes.LittleEndianStructure):
     """FID 16h, data structure of 512 bytes (Base 5.1.25.1.14)."""
 
@@ -282,6 +288,21 @@ class AutonomousPowerStateEntry(ctypes.LittleEndianStructure):
     _fields_ = (("value", c_uint64),)  # ITPS 7:3, ITPT 31:8 in ms
     value: int
 
+
+class WriteProtectionState(enum.IntEnum):
+    """WPS: bits 2:0 of Namespace Write Protection Config (FID 84h, Base 5.1.25.1.31)."""
+
+    NONE = 0
+    PROTECTED = 1
+    UNTIL_POWER_CYCLE = 2
+    PERMANENT = 3
+
+
+WRITE_PROTECTION_STATE_MASK = 0x7
+"""The bits of WPS."""
+
+IO_COMMAND_SET_COMBINATION_MASK = 0x1FF
+"""IOCSCI, index into the list of combinations: bits 8:0 of I/O Command Set Profile (FID 19h)."""
 
 HOST_IDENTIFIER_EXHID = 1 << 0
 """EXHID of Host Identifier (FID 81h): the identifier has 128 bits."""

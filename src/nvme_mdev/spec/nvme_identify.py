@@ -228,6 +228,17 @@ class Fna(enum.IntFlag):
     FNVMBS = 1 << 3
 
 
+class Nwpc(enum.IntFlag):
+    """Namespace Write Protection Capabilities."""
+
+    NWPS = 1 << 0
+    """No Write Protect and Write Protect."""
+    WPUPC = 1 << 1
+    """Write Protect Until Power Cycle."""
+    PWPS = 1 << 2
+    """Permanent Write Protect."""
+
+
 class Vwc(enum.IntFlag):
     """Volatile Write Cache."""
 

@@ -31,6 +31,15 @@ class AdminCommand:
         self._memory = memory
         self._page_size = page_size
 
+    def receive(self, size: int) -> bytes:
+        """The data that the PRPs point to; NvmeError when they do not point to memory."""
+        status, data = prp.read(
+            self._memory, self.sqe.prp1, self.sqe.prp2, size, page_size=self._page_size
+        )
+        if status:
+            raise NvmeError(status, Field.PRP1)
+        return data
+
     def respond(self, data: bytes) -> None:
         """Copy ``data`` to where the PRPs point; NvmeError when they do not point to memory."""
         if data:

@@ -9,6 +9,7 @@ from nvme_mdev.controller.admin.async_events import async_event_request
 from nvme_mdev.controller.admin.dbbuf import doorbell_buffer_config
 from nvme_mdev.controller.admin.features import get_features, set_features
 from nvme_mdev.controller.admin.identify import identify
+from nvme_mdev.controller.admin.keep_alive import keep_alive
 from nvme_mdev.controller.admin.logs import get_log_page
 from nvme_mdev.controller.admin.queues import (
     create_io_cq,
@@ -45,9 +46,10 @@ COMMANDS: dict[AdminOpcode, Entry] = {
     AdminOpcode.SET_FEATURES: Entry(set_features),
     AdminOpcode.GET_FEATURES: Entry(get_features),
     AdminOpcode.ASYNC_EVENT_REQUEST: Entry(async_event_request),
+    AdminOpcode.KEEP_ALIVE: Entry(keep_alive),
     AdminOpcode.DOORBELL_BUFFER_CONFIG: Entry(doorbell_buffer_config),
 }
-"""Every admin command. What is not here, Keep Alive among it (KAS is 0), is an invalid opcode."""
+"""Every admin command. What is not here is an invalid opcode."""
 
 
 def supported(controller: Controller) -> dict[AdminOpcode, Entry]:

@@ -1,7 +1,7 @@
 """Set Features and Get Features (Base 5.1.25, 5.1.11).
 
 A feature without an entry in one of the two tables below is a value of 32 bits that is checked
-against a mask, kept, and given back.
+against a mask, kept, and given back. Those that are data are in :mod:`.feature_data`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
+from nvme_mdev.controller.admin.feature_data import get_data, set_data
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.health import WARNING_TEMPERATURE
+from nvme_mdev.controller.features import UNDER_THRESHOLD_SHIFT
+from nvme_mdev.controller.keep_alive import GRANULARITY_MS
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.settings import MAX_NSID
-from nvme_mdev.spec.nvme_commands import NSID_ALL, NSID_NONE, SET_FEATURES_SV
+from nvme_mdev.spec.nvme_commands import (
+    GET_FEATURES_SEL_SHIFT,
+    NSID_ALL,
+    NSID_NONE,
+    SET_FEATURES_SV,
+)
 from nvme_mdev.spec.nvme_features import (
     ARBITRATION_MASK,
     ERROR_RECOVERY_DULBE,
     ERROR_RECOVERY_TLER_MASK,
+    IO_COMMAND_SET_COMBINATION_MASK,
     POWER_MANAGEMENT_PS_MASK,
     TEMPERATURE_ALL_SENSORS,
     VOLATILE_WRITE_CACHE_WCE,
     WRITE_ATOMICITY_DN,
+    WRITE_PROTECTION_STATE_MASK,
+    AsyncEventConfig,
     FeatureCapability,
     Fid,
     InterruptVectorConfiguration,
@@ -30,6 +40,7 @@ from nvme_mdev.spec.nvme_features import (
     Select,
     TemperatureThreshold,
     TemperatureThresholdType,
+    WriteProtectionState,
 )
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
@@ -40,6 +51,14 @@ if TYPE_CHECKING:
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.datapath.backends.base import Backend
 
+_OFFERED_PROTECTION = frozenset(
+    {
+        WriteProtectionState.NONE,
+        WriteProtectionState.PROTECTED,
+        WriteProtectionState.UNTIL_POWER_CYCLE,
+    }
+)
+_KATO_MAX = 0xFFFF_FFFF
 _COMPOSITE = 0
 """TMPSEL of the composite temperature, the only one there is."""
 
@@ -47,11 +66,21 @@ _COMPOSITE = 0
 def set_features(controller: Controller, command: AdminCommand) -> Outcome:
     """Set Features: check, keep, and make it work."""
     fid = _fid(controller, command)
-    if command.sqe.cdw10 & SET_FEATURES_SV:
+    save = command.sqe.cdw10 & SET_FEATURES_SV
+    if save and fid not in features.SAVEABLE:
         raise NvmeError(CommandStatus.FEATURE_NOT_SAVEABLE, Field.CDW10)
-    if fid is not Fid.ERROR_RECOVERY and command.sqe.nsid not in (NSID_NONE, NSID_ALL):
+    if fid not in features.NAMESPACE_SPECIFIC and command.sqe.nsid not in (NSID_NONE, NSID_ALL):
         check_nsid(command.sqe.nsid)
         raise NvmeError(CommandStatus.FEATURE_NOT_NAMESPACE_SPECIFIC, Field.NSID)
+    outcome = _set(controller, command, fid)
+    if save:
+        controller.features.save(fid)
+    return outcome
+
+
+def _set(controller: Controller, command: AdminCommand, fid: Fid) -> Outcome:
+    if fid in features.DATA:
+        return set_data(controller, command, fid)
     setter = _SETTERS.get(fid)
     if setter is not None:
         return setter(controller, command)
@@ -60,15 +89,17 @@ def set_features(controller: Controller, command: AdminCommand) -> Outcome:
 
 
 def get_features(controller: Controller, command: AdminCommand) -> int:
-    """Get Features: the value that SEL asks for. Nothing is saveable: saved is default."""
+    """Get Features: the value that SEL asks for. What was never saved has its default there."""
     fid = _fid(controller, command)
-    select = command.sqe.cdw10 >> 8 & 0x7
+    select = command.sqe.cdw10 >> GET_FEATURES_SEL_SHIFT & 0x7
     if select == Select.SUPPORTED_CAPABILITIES:
         return _capabilities(fid)
-    if select in (Select.DEFAULT, Select.SAVED):
-        return _default(controller, command, fid)
-    if select != Select.CURRENT:
+    if select not in (Select.CURRENT, Select.DEFAULT, Select.SAVED):
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
+    if fid in features.DATA:
+        return get_data(controller, command, fid, current=select == Select.CURRENT)
+    if select != Select.CURRENT:
+        return _kept(controller, command, fid, saved=select == Select.SAVED)
     getter = _GETTERS.get(fid)
     return controller.features[fid] if getter is None else getter(controller, command)
 
@@ -83,18 +114,22 @@ def _fid(controller: Controller, command: AdminCommand) -> Fid:
 
 def _capabilities(fid: Fid) -> int:
     capabilities = FeatureCapability.CHANGEABLE
-    if fid is Fid.ERROR_RECOVERY:
+    if fid in features.NAMESPACE_SPECIFIC:
         capabilities |= FeatureCapability.NAMESPACE_SPECIFIC
+    if fid in features.SAVEABLE:
+        capabilities |= FeatureCapability.SAVEABLE
     return capabilities
 
 
-def _default(controller: Controller, command: AdminCommand, fid: Fid) -> int:
+def _kept(controller: Controller, command: AdminCommand, fid: Fid, *, saved: bool) -> int:
+    """The saved value, or the default."""
     if fid is Fid.INTERRUPT_VECTOR_CONFIGURATION:
         return _vector(controller, command)
+    value = controller.features.saved(fid) if saved else features.defaults(controller.settings)[fid]
     if fid is Fid.TEMPERATURE_THRESHOLD:
         under = _threshold(command).thsel == TemperatureThresholdType.UNDER
-        return 0 if under else WARNING_TEMPERATURE
-    return features.defaults(controller.settings)[fid]
+        return value >> UNDER_THRESHOLD_SHIFT if under else value & 0xFFFF
+    return value
 
 
 # --- setting ---
@@ -196,7 +231,55 @@ def _set_coalescing(controller: Controller, command: AdminCommand) -> int:
     return 0
 
 
+def _set_async_events(controller: Controller, command: AdminCommand) -> int:
+    """Events that there are not (OAES) cannot be asked for."""
+    wanted = AsyncEventConfig(command.sqe.cdw11)
+    controller.features[Fid.ASYNC_EVENT_CONFIGURATION] = wanted & features.ASYNC_EVENTS
+    return 0
+
+
+def _set_keep_alive(controller: Controller, command: AdminCommand) -> int:
+    """KATO in milliseconds, rounded up to the granularity (KAS); 0 for none."""
+    timeout = -(-command.sqe.cdw11 // GRANULARITY_MS) * GRANULARITY_MS
+    controller.features[Fid.KEEP_ALIVE_TIMER] = min(timeout, _KATO_MAX)
+    controller.keep_alive.restart()
+    return 0
+
+
+def _set_command_set(_controller: Controller, command: AdminCommand) -> int:
+    """There is one combination: the NVM command set."""
+    if command.sqe.cdw11 & IO_COMMAND_SET_COMBINATION_MASK:
+        raise NvmeError(CommandStatus.IOCS_COMBINATION_REJECTED, Field.CDW11)
+    return 0
+
+
+def _set_write_protection(controller: Controller, command: AdminCommand) -> int:
+    """Of one namespace, or of all that are attached."""
+    wanted = command.sqe.cdw11 & WRITE_PROTECTION_STATE_MASK
+    if wanted not in _OFFERED_PROTECTION:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
+    check_nsid(command.sqe.nsid, broadcast=True)
+    if command.sqe.nsid == NSID_ALL:
+        nsids = [namespace.nsid for namespace in controller.namespaces]
+    else:
+        _check_active(controller, command)
+        nsids = [command.sqe.nsid]
+    locked = WriteProtectionState.UNTIL_POWER_CYCLE
+    if any(controller.write_protection[nsid] == locked != wanted for nsid in nsids):
+        raise NvmeError(CommandStatus.FEATURE_NOT_CHANGEABLE, Field.CDW11)
+    for nsid in nsids:
+        for one in controller.subsystem.attached(nsid):
+            one.write_protection[nsid] = WriteProtectionState(wanted)
+    return 0
+
+
 # --- getting ---
+
+
+def _get_write_protection(controller: Controller, command: AdminCommand) -> int:
+    check_nsid(command.sqe.nsid)
+    _check_active(controller, command)
+    return controller.write_protection[command.sqe.nsid]
 
 
 def _get_temperature(controller: Controller, command: AdminCommand) -> int:
@@ -229,7 +312,7 @@ def _check_active(controller: Controller, command: AdminCommand) -> None:
 
 _MASKS: dict[Fid, int] = {
     Fid.WRITE_ATOMICITY: WRITE_ATOMICITY_DN,
-    Fid.ASYNC_EVENT_CONFIGURATION: 0xFFFF_FFFF,
+    Fid.SOFTWARE_PROGRESS_MARKER: 0xFF,
 }
 """The bits that are kept of features that need nothing more."""
 
@@ -242,6 +325,10 @@ _SETTERS: dict[Fid, Callable[[Controller, AdminCommand], Outcome]] = {
     Fid.NUMBER_OF_QUEUES: _set_number_of_queues,
     Fid.INTERRUPT_COALESCING: _set_coalescing,
     Fid.INTERRUPT_VECTOR_CONFIGURATION: _set_vector_configuration,
+    Fid.ASYNC_EVENT_CONFIGURATION: _set_async_events,
+    Fid.KEEP_ALIVE_TIMER: _set_keep_alive,
+    Fid.IO_COMMAND_SET_PROFILE: _set_command_set,
+    Fid.NAMESPACE_WRITE_PROTECTION: _set_write_protection,
 }
 """Features that are more than a value."""
 
@@ -249,5 +336,6 @@ _GETTERS: dict[Fid, Callable[[Controller, AdminCommand], int]] = {
     Fid.TEMPERATURE_THRESHOLD: _get_temperature,
     Fid.ERROR_RECOVERY: _get_error_recovery,
     Fid.INTERRUPT_VECTOR_CONFIGURATION: _get_vector_configuration,
+    Fid.NAMESPACE_WRITE_PROTECTION: _get_write_protection,
 }
 """Features whose value depends on more than the FID."""

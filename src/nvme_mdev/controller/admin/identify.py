@@ -12,6 +12,7 @@ from nvme_mdev.controller.admin.identify_lists import check_csi
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import RECOMMENDED_ARBITRATION_BURST
 from nvme_mdev.controller.health import CRITICAL_TEMPERATURE, WARNING_TEMPERATURE
+from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULARITY_MS
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
@@ -24,6 +25,7 @@ from nvme_mdev.spec.nvme_identify import (
     Cmic,
     Cns,
     CntrlType,
+    Ctratt,
     Dlfeat,
     Frmw,
     IdentifyController,
@@ -39,6 +41,7 @@ from nvme_mdev.spec.nvme_identify import (
     Nsfeat,
     NsIdDescriptor,
     Nstat,
+    Nwpc,
     Oacs,
     Oaes,
     Oncs,
@@ -72,6 +75,7 @@ _IO_SQES = ADMIN_SQES << 4 | ADMIN_SQES
 """I/O queues have the entries of the admin queues, and no others: maximum and required size."""
 _IO_CQES = ADMIN_CQES << 4 | ADMIN_CQES
 _MIN_PAGE_SIZE = 4096
+_KAS_UNIT_MS = 100
 _FIRMWARE_SLOTS = 1
 _WORD_MAX = 0xFFFF
 
@@ -104,6 +108,7 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         rtd3r=_RESUME_LATENCY_US,
         rtd3e=_SHUTDOWN_LATENCY_US,
         oaes=Oaes.NSAN,
+        ctratt=Ctratt.HIDS,
         cntrltype=CntrlType.IO,
         oacs=Oacs.DBCS if settings.shadow_doorbell else 0,
         acl=ABORT_COMMAND_LIMIT - 1,
@@ -114,12 +119,14 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         avscc=1,
         wctemp=WARNING_TEMPERATURE,
         cctemp=CRITICAL_TEMPERATURE,
+        kas=KEEP_ALIVE_GRANULARITY_MS // _KAS_UNIT_MS,
         sqes=_IO_SQES,
         cqes=_IO_CQES,
         nn=MAX_NSID,
         mnan=MAX_NSID,
-        oncs=optional_commands(controller.namespaces),
+        oncs=optional_commands(controller.namespaces) | Oncs.TSS,
         vwc=Vwc.FB_NOT_ALL | (Vwc.VWCP if controller.namespaces.volatile() else 0),
+        nwpc=Nwpc.NWPS | Nwpc.WPUPC,
         subnqn=settings.nqn.encode("ascii"),
     )
     data.tnvmcap[:] = list(u128(sum(one.backend.size for one in controller.namespaces)))
@@ -129,11 +136,13 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
 def optional_commands(namespaces: Namespaces) -> Oncs:
     """ONCS: what the namespaces' backends can do.
 
-    The field speaks for all namespaces. Write Zeroes has to work on each; Deallocate is advice,
-    which a backend that cannot follow ignores.
+    The field speaks for all namespaces. Write Zeroes and Compare have to work on each; Deallocate
+    is advice, which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.NVMCMPS | Oncs.SSFS
+    oncs = Oncs.SSFS
+    if all(backend.can_compare for backend in backends):
+        oncs |= Oncs.NVMCMPS
     if all(backend.can_write_zeroes for backend in backends):
         oncs |= Oncs.NVMWZSV
     if not backends or any(backend.can_deallocate for backend in backends):
@@ -155,7 +164,7 @@ def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespa
     namespace = controller.namespaces.get(command.sqe.nsid)
     if namespace is None:
         return IdentifyNamespace()
-    data = _active_namespace(namespace)
+    data = _active_namespace(controller, namespace)
     data.nmic = _sharing(controller)
     return data
 
@@ -165,7 +174,11 @@ def _sharing(controller: Controller) -> Nmic | int:
     return Nmic.SHRNS if controller.subsystem.sharing else 0
 
 
-def _active_namespace(namespace: Namespace) -> IdentifyNamespace:
+def _attributes(controller: Controller, namespace: Namespace) -> int:
+    return Nsattr.CWP if controller.write_protection.protects(namespace.nsid) else 0
+
+
+def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyNamespace:
     backend = namespace.backend
     data = IdentifyNamespace(
         nsze=namespace.blocks,
@@ -173,7 +186,7 @@ def _active_namespace(namespace: Namespace) -> IdentifyNamespace:
         nuse=namespace.blocks,
         dlfeat=Dlfeat.READS_ZEROES if backend.deallocate_zeroes else 0,
         noiob=min(backend.optimal_io_boundary, _WORD_MAX),
-        nsattr=Nsattr.CWP if backend.read_only else 0,
+        nsattr=_attributes(controller, namespace),
     )
     data.nvmcap[:] = list(u128(backend.size))
     data.nguid[:] = list(namespace.nguid)
@@ -211,7 +224,7 @@ def _namespace_independent(
     return IdentifyNamespaceIndependent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
         nmic=_sharing(controller),
-        nsattr=Nsattr.CWP if backend.read_only else 0,
+        nsattr=_attributes(controller, namespace),
         nstat=Nstat.NRDY,
     )
 

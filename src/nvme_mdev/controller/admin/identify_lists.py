@@ -90,9 +90,10 @@ def primary_capabilities(
     controller: Controller, command: AdminCommand
 ) -> PrimaryControllerCapabilities:
     """CNS 14h: the first primary controller from CNTID on; it has no flexible resources."""
-    if _cntid(command) > controller.settings.cntlid:
-        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
-    return PrimaryControllerCapabilities(cntlid=controller.settings.cntlid)
+    for one in controller.subsystem:
+        if one.settings.cntlid >= _cntid(command):
+            return PrimaryControllerCapabilities(cntlid=one.settings.cntlid)
+    raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
 
 
 def secondary_controllers(
@@ -111,7 +112,8 @@ def _cntid(command: AdminCommand) -> int:
 
 def io_command_sets(controller: Controller, command: AdminCommand) -> IoCommandSetVectors:
     """CNS 1Ch: one combination, which is the NVM command set alone."""
-    if _cntid(command) not in (_THIS_CONTROLLER, controller.settings.cntlid):
+    known = {one.settings.cntlid for one in controller.subsystem} | {_THIS_CONTROLLER}
+    if _cntid(command) not in known:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10_HIGH)
     data = IoCommandSetVectors()
     data.vector[0] = 1 << Csi.NVM

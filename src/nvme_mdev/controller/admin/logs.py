@@ -12,8 +12,13 @@ from nvme_mdev.controller.health import composite_temperature
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.settings import firmware_revision
 from nvme_mdev.datapath.clock import tsc_hz
-from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, GET_LOG_PAGE_RAE, NSID_ALL, NvmOpcode
-from nvme_mdev.spec.nvme_features import Fid
+from nvme_mdev.spec.nvme_commands import (
+    GET_LOG_PAGE_OT,
+    GET_LOG_PAGE_RAE,
+    NSID_ALL,
+    Csi,
+    NvmOpcode,
+)
 from nvme_mdev.spec.nvme_identify import Oncs
 from nvme_mdev.spec.nvme_logs import (
     ChangedNamespacesLog,
@@ -28,6 +33,7 @@ from nvme_mdev.spec.nvme_logs import (
     SmartLog,
     SupportedLogPages,
 )
+from nvme_mdev.spec.nvme_registers import Css
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 from nvme_mdev.spec.vendor import (
     PATH_COUNTERS_LID,
@@ -138,10 +144,13 @@ def _changed_namespaces(controller: Controller, _command: AdminCommand) -> Chang
     return ChangedNamespacesLog.from_buffer_copy(controller.state.changed_namespaces)
 
 
-def _commands_effects(controller: Controller, _command: AdminCommand) -> CommandsEffectsLog:
+def _commands_effects(controller: Controller, command: AdminCommand) -> CommandsEffectsLog:
     # The dispatch table has the handlers of this file, so it cannot be imported before it.
     from nvme_mdev.controller.admin.dispatch import supported
 
+    # With one command set alone (CC.CSS = 000b) the field means nothing.
+    if controller.registers.cc.css == Css.IOCS and command.sqe.cdw14 >> 24 != Csi.NVM:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.LOG_CSI)
     data = CommandsEffectsLog()
     for opcode, entry in supported(controller).items():
         data.acs[opcode] = entry.effects
@@ -172,7 +181,7 @@ def _feature_effects(controller: Controller, _command: AdminCommand) -> FeatureE
     for fid in features.supported(controller.settings, controller.namespaces):
         scope = (
             FeatureEffect.SCOPE_NAMESPACE
-            if fid == Fid.ERROR_RECOVERY
+            if fid in features.NAMESPACE_SPECIFIC
             else FeatureEffect.SCOPE_CONTROLLER
         )
         data.fids[fid] = FeatureEffect.FSUPP | scope

@@ -14,6 +14,7 @@ cdef class Backend:
     cdef readonly unsigned int block_size
     cdef readonly bint read_only
     cdef readonly bint volatile_cache
+    cdef readonly bint can_compare
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate
     cdef readonly bint deallocate_zeroes

@@ -1,5 +1,7 @@
 """What every backend can be asked."""
 
+from nvme_mdev.datapath.memory import GuestMemory
+
 class Backend:
     """A place where a namespace's blocks live. Sizes and capabilities come from it."""
 
@@ -14,6 +16,8 @@ class Backend:
     read_only: bool
     #: Writes are volatile until flushed (VWC).
     volatile_cache: bool
+    #: Compare can be done.
+    can_compare: bool
     #: Write Zeroes, Dataset Management/deallocate and FUA can be done.
     can_write_zeroes: bool
     can_deallocate: bool
@@ -23,6 +27,18 @@ class Backend:
     optimal_io_boundary: int
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
+
+    #: Bytes that one command can move at most; 0: as many as you like.
+    transfer_limit: int
+
+    def use_memory(self, memory: GuestMemory) -> None:
+        """It will be asked to move data to and from this memory: make that possible.
+
+        OSError: it is not.
+        """
+
+    def leave_memory(self, memory: GuestMemory) -> None:
+        """No command will touch this memory any more."""
 
     def medium_size(self) -> int:
         """Bytes that the medium has now, in whole blocks: others may have changed it.

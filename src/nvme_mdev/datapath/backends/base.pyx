@@ -8,6 +8,9 @@ from nvme_mdev.datapath.iothread cimport IOThread
 cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
+    def __cinit__(self, *args, **kwargs):
+        self.can_compare = True
+
     cdef int attach(self, IOThread iothread) except -1:
         return 0
 
@@ -21,6 +24,17 @@ cdef class Backend:
 
     cdef int set_read_only(self, bint read_only) except -1:
         self.read_only = read_only
+        return 0
+
+    def use_memory(self, memory):
+        """It sees what this process sees."""
+
+    def leave_memory(self, memory):
+        """As `use_memory`."""
+
+    @property
+    def transfer_limit(self):
+        """Nothing here has one."""
         return 0
 
     def medium_size(self):

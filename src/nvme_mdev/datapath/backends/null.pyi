@@ -3,6 +3,9 @@
 from nvme_mdev.datapath.backends.base import Backend
 
 class NullBackend(Backend):
-    """Completes everything at once; for measuring the path itself."""
+    """Completes everything at once; for measuring the path itself.
 
-    def __init__(self, size: int, block_size: int = 512) -> None: ...
+    With `latency_ns` (nanoseconds) each command takes at least so long: a stand-in for a drive.
+    """
+
+    def __init__(self, size: int, block_size: int = 512, latency_ns: int = 0) -> None: ...

@@ -1,13 +1,36 @@
-"""A namespace without a medium: writes vanish, reads leave the guest's memory alone."""
+"""A namespace without a medium: writes vanish, reads leave the guest's memory alone.
 
-from libc.stdint cimport int32_t
+With a latency each command takes at least so long from when it was fetched, however many are
+outstanding, as on a drive with as many channels: a stand-in for hardware.
+"""
 
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
+from nvme_mdev.datapath.clock cimport ticks_hz
+from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
+
+cdef enum:
+    #: IOThreads that one namespace with a latency can be served by.
+    PLACES = 64
+    #: Commands that one look completes.
+    REAP = 64
+
+#: The commands of one IOThread that are not old enough yet, oldest first.
+cdef struct delay_t:
+    iothread_t *thread
+    #: Controllers on that IOThread that the namespace is attached to.
+    uint32_t users
+    #: Time-stamp counter ticks.
+    uint64_t latency
+    chain_t commands
 
 
 cdef void null_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -20,7 +43,7 @@ cdef void null_complete(iothread_t *thread, request_t *request, int32_t result) 
 
 
 cdef void null_cancel(iothread_t *thread, request_t *request) noexcept nogil:
-    """Nothing is ever under way."""
+    """What is under way ends by itself."""
 
 
 cdef backend_ops_t null_ops
@@ -29,14 +52,89 @@ null_ops.complete = null_complete
 null_ops.cancel = null_cancel
 
 
-cdef class NullBackend(Backend):
-    """Completes everything at once; for measuring the path itself."""
+cdef void delayed_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    cdef delay_t *delay = <delay_t *> request.ns.backend.context
+    while delay.thread != thread:
+        delay += 1
+    request.status = SC_SUCCESS
+    thread.inflight += 1
+    chain_append(&delay.commands, request)
 
-    def __init__(self, size, block_size=512):
+
+cdef uint32_t delayed_poll(iothread_t *thread, void *context) noexcept nogil:
+    """Complete what is old enough. Commands are fetched, and so get old, one after the other."""
+    cdef delay_t *delay = <delay_t *> context
+    cdef uint64_t now = read_tsc()
+    cdef uint32_t count = 0
+    while (count < REAP and delay.commands.first != NULL
+            and now - delay.commands.first.started >= delay.latency):
+        thread.inflight -= 1
+        request_done(thread, chain_take(&delay.commands))
+        count += 1
+    return count
+
+
+cdef backend_ops_t delayed_ops
+delayed_ops.submit = delayed_submit
+delayed_ops.complete = null_complete
+delayed_ops.cancel = null_cancel
+
+
+cdef class NullBackend(Backend):
+    """No medium (see null.pyi)."""
+
+    #: Free ones have no thread; all threads that submit have one.
+    cdef delay_t delays[PLACES]
+
+    def __init__(self, size, block_size=512, latency_ns=0):
+        cdef uint32_t i
         self.size = check_block_size(size, block_size)
         self.block_size = block_size
         self.name = f"null:{size}"
         self.identity = ""
         self.can_write_zeroes = self.can_deallocate = True
-        self.backend.ops = &null_ops
+        self.backend.ops = &delayed_ops if latency_ns else &null_ops
         self.backend.size = self.size
+        self.backend.context = self.delays
+        for i in range(PLACES):
+            self.delays[i].latency = latency_ns * ticks_hz() // 1000000000
+
+    cdef delay_t *delay_of(self, iothread_t *thread) noexcept:
+        """The IOThread's commands, or (NULL) a free place for some; NULL: there is none."""
+        cdef uint32_t i
+        for i in range(PLACES):
+            if self.delays[i].thread == thread:
+                return &self.delays[i]
+        return NULL
+
+    cdef int attach(self, IOThread iothread) except -1:
+        cdef delay_t *delay
+        if self.backend.ops != &delayed_ops:
+            return 0
+        delay = self.delay_of(iothread.thread)
+        if delay == NULL:
+            delay = self.delay_of(NULL)
+            if delay == NULL:
+                raise OSError(28, "too many IOThreads serve this namespace", self.name)
+            iothread.pause()
+            try:
+                iothread.add_poller(delayed_poll, delay)
+            finally:
+                iothread.resume()
+            delay.users = 0
+            delay.thread = iothread.thread
+        delay.users += 1
+        return 0
+
+    cdef int detach(self, IOThread iothread) except -1:
+        cdef delay_t *delay
+        if self.backend.ops != &delayed_ops:
+            return 0
+        delay = self.delay_of(iothread.thread)
+        delay.users -= 1
+        if delay.users == 0:
+            delay.thread = NULL
+            iothread.pause()
+            iothread.remove_poller(delay)
+            iothread.resume()
+        return 0

@@ -67,6 +67,8 @@ cdef extern from *:
     void *aligned_alloc(size_t alignment, size_t size) nogil
 
 cdef enum:
+    #: Segments of one operation (UIO_MAXIOV); what is beyond comes after it, as after a short one.
+    SEGMENTS = 1024
     #: Stages of a request that takes several operations after one another, kept in `request.result`
     #: until it completes (no NVM command here has a result of its own).
     STAGE_FIRST = 0
@@ -162,7 +164,8 @@ cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) no
         io_uring_prep_read(sqe, slot, <uint8_t *> request.bounce + request.done,
                            <uint32_t> (request.length - request.done), offset)
     elif request.iov_count > 1:
-        io_uring_prep_readv2(sqe, slot, request.iov, request.iov_count, offset, 0)
+        io_uring_prep_readv2(
+            sqe, slot, request.iov, min(request.iov_count, <uint32_t> SEGMENTS), offset, 0)
     elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
         io_uring_prep_read_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                  offset, <int> request.buffer)
@@ -178,7 +181,8 @@ cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) n
     if sqe == NULL:
         return
     if request.iov_count > 1:
-        io_uring_prep_writev2(sqe, slot, request.iov, request.iov_count, offset, 0)
+        io_uring_prep_writev2(
+            sqe, slot, request.iov, min(request.iov_count, <uint32_t> SEGMENTS), offset, 0)
     elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
         io_uring_prep_write_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                   offset, <int> request.buffer)

@@ -1,0 +1,89 @@
+"""A drive for direct mode that is nothing but memory: a queue, completions written in advance.
+
+What is counted is then the path of a command to the drive's queue and back, and nothing of the
+drive.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from nvme_mdev.datapath.backends.drive import DriveNamespace
+from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
+
+if TYPE_CHECKING:
+    from nvme_mdev.datapath.iothread import IOThread
+
+_ENTRIES = 256
+_PAGE = 4096
+_PHASE = 1
+
+
+class MemoryDrive:
+    """Implements `nvme_mdev.datapath.backends.nvme.Parent` for one IOThread."""
+
+    def __init__(self, capacity: int) -> None:
+        self.cq = bytearray(_ENTRIES * 16)
+        self._written = 0
+        self._queue: LowerQueue | None = None
+        self.backend = NvmeBackend(
+            self,
+            DriveNamespace(
+                name="memory drive",
+                identity="",
+                nsid=1,
+                block_size=512,
+                start=2048,
+                blocks=capacity // 512,
+                max_transfer=1 << 20,
+            ),
+        )
+
+    def complete(self, count: int) -> None:
+        """Write the completions of the next ``count`` commands; they get the lowest identifiers."""
+        for cid in range(count):
+            entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, _PHASE)
+            self.cq[self._written * 16 : self._written * 16 + 16] = entry
+            self._written += 1
+
+    def take_queue(self, iothread: IOThread) -> LowerQueue:
+        """The only one."""
+        self._queue = LowerQueue(iothread, _ENTRIES)
+        self._queue.run(
+            sq=memoryview(bytearray(_ENTRIES * 64)),
+            cq=memoryview(self.cq),
+            tail_register=memoryview(bytearray(4)),
+            head_register=memoryview(bytearray(4)),
+            pages=memoryview(bytearray(_ENTRIES * _PAGE)),
+            pages_iova=1 << 32,
+        )
+        return self._queue
+
+    def give_queue(self, _iothread: IOThread) -> None:
+        """The end."""
+        if self._queue is not None:
+            self._queue.close()
+
+    def map(self, address: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Nobody looks at the data."""
+
+    def unmap(self, address: int, size: int) -> None:
+        """As `map`."""
+
+    def current_blocks(self, backend: NvmeBackend) -> int:
+        """It never changes."""
+        return backend.size // backend.block_size
+
+    def is_read_only(self, _backend: NvmeBackend) -> bool:
+        """It never is."""
+        return False
+
+    def flush(self, backend: NvmeBackend) -> None:
+        """Nothing is kept."""
+
+    def temperature(self) -> None:
+        """It has none."""
+
+    def release(self, backend: NvmeBackend) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,83 @@
+"""Commands for the controller below, rewritten from a guest's: all but the data pointer.
+
+What both forms of direct mode have in common: NSID and LBA are those of the namespace below, the rest
+is what the guest asked for and was checked (NVM Command Set 1.x, section 3).
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from nvme_mdev.datapath.host_rings cimport sqe_t
+from nvme_mdev.datapath.runtime cimport (
+    OP_COMPARE, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE,
+    REQUEST_FUA, request_t,
+)
+from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_OPCODE, SC_SUCCESS
+
+cdef enum:
+    NVME_FLUSH = 0x00
+    NVME_WRITE = 0x01
+    NVME_READ = 0x02
+    NVME_COMPARE = 0x05
+    NVME_WRITE_ZEROES = 0x08
+    NVME_DATASET_MANAGEMENT = 0x09
+    CDW12_DEAC = 1 << 25
+    CDW12_FUA = 1 << 30
+    #: Limited Retry.
+    CDW12_LR = 1 << 31
+    CDW11_AD = 1 << 2
+    DSM_RANGE_SIZE = 16
+
+#: A namespace below, or a range of it.
+cdef struct below_t:
+    #: First block.
+    uint64_t start
+    uint32_t nsid
+    uint32_t block_shift
+
+
+cdef inline bint moves_data(request_t *request) noexcept nogil:
+    """The command has a data pointer to the guest's memory."""
+    return request.operation in (OP_READ, OP_WRITE, OP_COMPARE)
+
+
+cdef inline uint32_t rewrite(below_t *below, request_t *request, sqe_t *sqe) noexcept nogil:
+    """Everything but command identifier and data pointer; the NVMe status: 0, or why not."""
+    memset(sqe, 0, sizeof(sqe_t))
+    sqe.nsid = below.nsid
+    if request.operation == OP_FLUSH:
+        sqe.opcode = NVME_FLUSH
+        return SC_SUCCESS
+    if request.operation == OP_DEALLOCATE:
+        sqe.opcode = NVME_DATASET_MANAGEMENT
+        sqe.slba = (request.iov_count - 1) | <uint64_t> CDW11_AD << 32
+        return SC_SUCCESS
+    sqe.slba = below.start + (request.offset >> below.block_shift)
+    sqe.cdw12 = (<uint32_t> (request.length >> below.block_shift) - 1) | (
+        CDW12_FUA if request.flags & REQUEST_FUA else 0)
+    if request.operation == OP_WRITE_ZEROES:
+        sqe.opcode = NVME_WRITE_ZEROES
+        if request.flags & REQUEST_DEALLOCATE:
+            sqe.cdw12 |= CDW12_DEAC
+        return SC_SUCCESS
+    sqe.cdw12 |= request.slot.sqe.cdw12 & (CDW12_LR | CDW12_FUA)
+    if request.operation == OP_READ:
+        sqe.opcode = NVME_READ
+    elif request.operation == OP_WRITE:
+        sqe.opcode = NVME_WRITE
+    elif request.operation == OP_COMPARE:
+        sqe.opcode = NVME_COMPARE
+    else:
+        return SC_INVALID_OPCODE | SC_DNR
+    return SC_SUCCESS
+
+
+cdef inline void write_ranges(below_t *below, request_t *request, uint8_t *data) noexcept nogil:
+    """Dataset Management's ranges, moved to where the namespace begins: 16 bytes each, 256 at most."""
+    cdef uint32_t i
+    memset(data, 0, request.iov_count * DSM_RANGE_SIZE)
+    for i in range(request.iov_count):
+        (<uint32_t *> (data + i * DSM_RANGE_SIZE + 4))[0] = <uint32_t> (
+            request.iov[i].iov_len >> below.block_shift)
+        (<uint64_t *> (data + i * DSM_RANGE_SIZE + 8))[0] = below.start + (
+            <uint64_t> request.iov[i].iov_base >> below.block_shift)

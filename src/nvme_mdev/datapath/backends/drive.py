@@ -1,0 +1,115 @@
+"""What an NVMe controller below says it can do with a namespace, for the guest to be told the same.
+
+Direct mode puts a guest's commands on a real controller's queues, so that the guest is offered what
+that controller offers, and nothing else: LBA format, transfer size, optional commands, volatile
+cache, optimal sizes. Alignments are counted from a namespace's first block; a partition that does
+not begin on one of them has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Vwc
+
+if TYPE_CHECKING:
+    from nvme_mdev.spec.nvme_identify import IdentifyController, IdentifyNamespace
+
+#: A page of PRP list holds 512 entries, and the first page of data is not in it.
+MAX_TRANSFER = 2 << 20
+_PAGE_SIZE = 4096
+_BLOCK_SIZES = (512, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class DriveNamespace:
+    """A namespace of a controller below, or a range of its blocks."""
+
+    name: str
+    """As the user wrote it."""
+    identity: str
+    """The same at each start."""
+    nsid: int
+    block_size: int
+    """Bytes, 512 or 4096."""
+    start: int
+    """First block that is served."""
+    blocks: int
+    """How many are."""
+    max_transfer: int
+    """Bytes of one command."""
+    read_only: bool = False
+    volatile_cache: bool = False
+    can_compare: bool = False
+    can_write_zeroes: bool = False
+    can_deallocate: bool = False
+    deallocate_zeroes: bool = False
+    optimal_io_boundary: int = 0
+    """Blocks, as the two below; 0: no preference."""
+    preferred_write: int = 0
+    preferred_deallocate: int = 0
+
+
+def block_size_of(namespace: IdentifyNamespace) -> int:
+    """Bytes of a logical block; ValueError: a format that cannot be served."""
+    index = namespace.flbas & 0xF | (namespace.flbas >> 5 & 0x3) << 4
+    current = namespace.lbaf[index]
+    size = 1 << current.lbads
+    if size not in _BLOCK_SIZES or current.ms:
+        what = f"{size} bytes" + (f" and {current.ms} of metadata" if current.ms else "")
+        raise ValueError(
+            f"its blocks have {what}: format it with 512 or 4096 bytes and no metadata"
+        )
+    return size
+
+
+def max_transfer_of(controller: IdentifyController) -> int:
+    """Bytes of one command: MDTS in pages of 4 KiB, as far as a page of PRP list reaches."""
+    return min(_PAGE_SIZE << controller.mdts, MAX_TRANSFER) if controller.mdts else MAX_TRANSFER
+
+
+def describe(
+    controller: IdentifyController,
+    namespace: IdentifyNamespace,
+    *,
+    name: str,
+    identity: str,
+    nsid: int,
+    start: int = 0,
+    blocks: int | None = None,
+    read_only: bool = False,
+) -> DriveNamespace:
+    """What is offered of blocks ``start`` ... of a namespace; ValueError: it cannot be served.
+
+    ``blocks`` None: all to its end.
+    """
+    size = block_size_of(namespace)
+    rest = max(namespace.nsze - start, 0)
+    count = rest if blocks is None else blocks
+    if not 0 < count <= rest:
+        raise ValueError(f"it has {namespace.nsze} blocks: offset and length do not lie within")
+    preferences = bool(namespace.nsfeat & Nsfeat.OPTPERF)
+    return DriveNamespace(
+        name=name,
+        identity=identity,
+        nsid=nsid,
+        block_size=size,
+        start=start,
+        blocks=count,
+        max_transfer=max_transfer_of(controller),
+        read_only=read_only or bool(namespace.nsattr & Nsattr.CWP),
+        volatile_cache=bool(controller.vwc & Vwc.VWCP),
+        can_compare=bool(controller.oncs & Oncs.NVMCMPS),
+        can_write_zeroes=bool(controller.oncs & Oncs.NVMWZSV),
+        can_deallocate=bool(controller.oncs & Oncs.NVMDSMSV),
+        deallocate_zeroes=namespace.dlfeat & 0x7 == Dlfeat.READS_ZEROES,
+        optimal_io_boundary=_aligned(namespace.noiob, start),
+        preferred_write=_aligned(namespace.npwg + 1, start) if preferences else 0,
+        preferred_deallocate=_aligned(namespace.npdg + 1, start) if preferences else 0,
+    )
+
+
+def _aligned(granularity: int, start: int) -> int:
+    """A granularity that still holds when blocks are counted from ``start`` on, else 0."""
+    return granularity if granularity and start % granularity == 0 else 0

@@ -1,0 +1,479 @@
+"""A controller that our driver holds, and whose queues are set aside for virtual controllers.
+
+`Parent` attaches to it, claims its namespaces and parts of them, gives each IOThread a queue pair,
+lets the controller reach guest memory, and looks after it: a controller that fails is reset, one
+that goes away is waited for, and what is outstanding is executed again when it is back. Everything
+runs on the control plane's thread; what happens per command is `nvme_mdev.datapath.backends.nvme`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from nvme_mdev.datapath.backends.drive import block_size_of, describe
+from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
+from nvme_mdev.errors import UserError
+from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.host.errors import AttachError, DmaMemoryError, HostError
+from nvme_mdev.host.memory import PAGE_SIZE
+from nvme_mdev.host.partitions import Extent, find_partition
+from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
+from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvme_mdev.datapath.iothread import IOThread
+    from nvme_mdev.host.io import IoQueue
+    from nvme_mdev.host.memory import DmaMemory
+    from nvme_mdev.spec.nvme_identify import IdentifyNamespace
+
+_log = logging.getLogger(__name__)
+
+QUEUE_ENTRIES = 256
+"""Of a queue pair that is set aside; more commands wait in this process."""
+PATIENCE_S = 10.0
+"""How long a controller may be away before its namespaces are lost."""
+_OWN_ENTRIES = 16
+"""Of the queue pair for what is not a guest's: partition tables, flushes."""
+_OWN_MEMORY = 4 << 20
+"""Bytes of DMA memory for queues and admin data."""
+_TIMEOUT_S = 5.0
+"""For an admin command."""
+_LOOK_S = 0.5
+"""How often the controller is looked after, at most."""
+_HEALTH_S = 30.0
+"""How often its SMART log is read."""
+_CHANGED_LIST_SIZE = 4096
+_ATTACH_AGAIN_S = 0.02
+_ATTACH_WITHIN_S = 2.0
+"""How long the session of a process before us may take to end."""
+_BUSY = (errno.EBUSY, errno.ECONNRESET, errno.EPIPE)
+
+
+@dataclass
+class _Share:
+    """An IOThread's queue pair."""
+
+    queue: LowerQueue
+    users: int = 0
+    pair: IoQueue | None = None
+    pages: DmaMemory | None = None
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a backend serves: blocks [start, start + blocks); None: all to the end."""
+
+    nsid: int
+    block_size: int
+    start: int
+    blocks: int | None
+    read_only: bool
+
+    def overlaps(self, other: _Claim) -> bool:
+        if self.nsid != other.nsid:
+            return False
+        end = float("inf") if self.blocks is None else self.start + self.blocks
+        other_end = float("inf") if other.blocks is None else other.start + other.blocks
+        return self.start < other_end and other.start < end
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(
+    method: Callable[Concatenate[Parent, P], R],
+) -> Callable[Concatenate[Parent, P], R]:
+    """One such method of a parent runs at a time."""
+
+    @functools.wraps(method)
+    def alone(self: Parent, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
+class Parent:
+    """One controller below, for all namespaces that this process serves from it.
+
+    Implements `nvme_mdev.datapath.backends.nvme.Parent`. HostError when it cannot be had.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_close: Callable[[Parent], None] = lambda _parent: None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Attach to the controller at ``address`` (as of `NvmeHost`) and reset it.
+
+        ``on_close``: called when the last namespace is released.
+        """
+        self.address = address
+        self._on_close = on_close
+        self._patience_s = patience_s
+        self._shares: dict[IOThread, _Share] = {}
+        self._maps: dict[int, tuple[int, int, int, bool]] = {}
+        self._claims: dict[NvmeBackend, _Claim] = {}
+        self._namespaces: dict[int, IdentifyNamespace] = {}
+        self._aborted: set[tuple[IOThread, int]] = set()
+        #: Targets are opened in a thread of their own, while others are served.
+        self._lock = threading.RLock()
+        self._own_lock = threading.Lock()
+        self._own: IoQueue | None = None
+        self._away_since: float | None = None
+        self._gone = False
+        self._look_at = self._health_at = 0.0
+        self._temperature: int | None = None
+        self._host: NvmeHost | None = _attach_patiently(address)
+        try:
+            self._set_up(self._host)
+        except BaseException:
+            self._host.close()
+            raise
+
+    @property
+    def host(self) -> NvmeHost:
+        """The driver; HostError: the controller is away."""
+        if self._host is None:
+            raise HostError(f"{self.address} is away")
+        return self._host
+
+    def _set_up(self, host: NvmeHost) -> None:
+        """After each enabling: what the controller has forgotten."""
+        if not host.doorbells_mapped:
+            raise AttachError(
+                f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
+            )
+        self._namespaces.clear()
+        host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+        host.request_events()
+        with self._own_lock:
+            self._own = host.create_queue_pair(_OWN_ENTRIES)
+        for share in self._shares.values():
+            self._run(host, share)
+
+    # -- namespaces ------------------------------------------------------------------------------
+
+    @_alone
+    def open(
+        self,
+        name: str,
+        nsid: int,
+        partition: int | None = None,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        read_only: bool = False,
+    ) -> NvmeBackend:
+        """Claim a namespace, a partition of it, or ``length`` bytes from ``offset`` on in either.
+
+        HostError, ValueError: it is not there, or cannot be served; OSError EBUSY: it is claimed.
+        """
+        namespace = self.host.namespace(nsid).identify
+        size = block_size_of(namespace)
+        extent = Extent(0, namespace.nsze)
+        if partition is not None:
+            extent = self._partition(nsid, partition, size, namespace.nsze)
+        if offset % size or (length or 0) % size:
+            raise ValueError(f"offset and length must be multiples of {size} bytes, its block size")
+        start = extent.start + offset // size
+        whole = partition is None and length is None
+        blocks = None if whole else (length or extent.blocks * size - offset) // size
+        if blocks is not None and not 0 < blocks <= extent.blocks - offset // size:
+            raise ValueError("offset and length do not lie within")
+        claim = _Claim(nsid, size, start, blocks, read_only)
+        if any(claim.overlaps(other) for other in self._claims.values()):
+            raise OSError(errno.EBUSY, "this part of the drive is being served already", name)
+        controller = self.host.identify_controller()
+        serial = bytes(controller.sn).decode("ascii", "replace").strip()
+        drive = describe(
+            controller,
+            namespace,
+            name=name,
+            identity=f"nvme:{serial}:{nsid}@{start}",
+            nsid=nsid,
+            start=start,
+            blocks=blocks,
+            read_only=read_only,
+        )
+        backend = NvmeBackend(self, drive)
+        self._claims[backend] = claim
+        return backend
+
+    def _partition(self, nsid: int, number: int, size: int, blocks: int) -> Extent:
+        with self._own_lock:
+            own = self._own_queue()
+            return find_partition(
+                number, size, blocks, lambda lba, count: own.read(nsid, lba, count, block_size=size)
+            )
+
+    def _own_queue(self) -> IoQueue:
+        if self._own is None:
+            raise HostError(f"{self.address} is away")
+        return self._own
+
+    @_alone
+    def release(self, backend: NvmeBackend) -> None:
+        """A namespace is closed; the controller with the last."""
+        self._claims.pop(backend, None)
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """Close it when no namespace of it is open."""
+        if not self._claims:
+            self.close()
+
+    @_alone
+    def close(self) -> None:
+        """Shut the controller down and let go of it."""
+        self._on_close(self)
+        host, self._host, self._own = self._host, None, None
+        if host is not None:
+            host.close()
+
+    @_alone
+    def current_blocks(self, backend: NvmeBackend) -> int:
+        """Looks after the controller, too: it is what is asked every second."""
+        self.look()
+        claim = self._claims[backend]
+        if self._away_since is not None and not self._gone:
+            return backend.size // claim.block_size
+        namespace = self._namespace(claim)
+        rest = max(namespace.nsze - claim.start, 0)
+        return rest if claim.blocks is None else min(rest, claim.blocks)
+
+    def _namespace(self, claim: _Claim) -> IdentifyNamespace:
+        """As it is now; OSError: it is not what it was."""
+        try:
+            if claim.nsid not in self._namespaces:
+                self._namespaces[claim.nsid] = self.host.identify_namespace(claim.nsid)
+            namespace = self._namespaces[claim.nsid]
+            if not namespace.nsze:
+                raise OSError(errno.ENODEV, "the controller has no such namespace any more")
+            if block_size_of(namespace) != claim.block_size:
+                raise OSError(errno.ENODEV, "it was formatted with other blocks")
+        except (HostError, ValueError) as error:
+            raise OSError(errno.ENODEV, str(error)) from error
+        return namespace
+
+    def is_read_only(self, backend: NvmeBackend) -> bool:
+        """By itself, or because the user wants it so."""
+        claim = self._claims[backend]
+        if claim.read_only or self._away_since is not None:
+            return backend.read_only
+        return bool(self._namespace(claim).nsattr & 1)
+
+    def flush(self, backend: NvmeBackend) -> None:
+        """From any thread: on the queue pair that no guest uses."""
+        try:
+            with self._own_lock:
+                self._own_queue().flush(self._claims[backend].nsid)
+        except HostError as error:
+            raise OSError(errno.EIO, str(error), backend.name) from error
+
+    def temperature(self) -> int | None:
+        """As read last."""
+        return self._temperature
+
+    # -- queues and memory -----------------------------------------------------------------------
+
+    @_alone
+    def take_queue(self, iothread: IOThread) -> LowerQueue:
+        """Set a queue pair aside for an IOThread; UserError: the controller has none left."""
+        share = self._shares.get(iothread)
+        if share is None:
+            host = self._host
+            if host is None:
+                raise UserError(f"{self.address} does not answer at the moment: try again")
+            share = _Share(LowerQueue(iothread, min(QUEUE_ENTRIES, host.max_entries)))
+            try:
+                self._run(host, share)
+            except HostError as error:
+                share.queue.close()
+                raise UserError(
+                    f"{self.address}: no queue is left to set aside: {error}"
+                ) from error
+            self._shares[iothread] = share
+        share.users += 1
+        return share.queue
+
+    def _run(self, host: NvmeHost, share: _Share) -> None:
+        """Create the queue pair on the controller and let the IOThread use it."""
+        entries = share.queue.entries
+        if share.pages is None:
+            share.pages = host.map_memory(entries * PAGE_SIZE)
+        pair = share.pair = host.create_queue_pair(entries)
+        tail, head = pair.rings.registers
+        if tail is None or head is None:
+            raise HostError(f"the doorbells of queue {pair.qid} are not in mapped memory")
+        share.queue.run(
+            sq=pair.rings.sq.view,
+            cq=pair.rings.cq.view,
+            tail_register=tail,
+            head_register=head,
+            pages=share.pages.view,
+            pages_iova=share.pages.iova,
+        )
+
+    @_alone
+    def give_queue(self, iothread: IOThread) -> None:
+        """Give an IOThread's queue pair back to the controller with its last use."""
+        share = self._shares[iothread]
+        share.users -= 1
+        if share.users:
+            return
+        del self._shares[iothread]
+        share.queue.close()
+        if self._host is None:
+            return
+        with suppress(HostError):
+            if share.pair is not None:
+                self._host.delete_queue_pair(share.pair)
+            if share.pages is not None:
+                self._host.unmap_memory(share.pages)
+
+    @_alone
+    def map(self, address: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
+        """Guest memory, at its address here. The controller may be away: it is told later."""
+        self._maps[address] = (size, fd, offset, writable)
+        if self._host is None:
+            return
+        try:
+            self._host.map_file(address, size, fd, offset, writable=writable)
+        except HostError as error:
+            del self._maps[address]
+            raise OSError(errno.EIO, str(error), self.address) from error
+
+    @_alone
+    def unmap(self, address: int, size: int) -> None:
+        """Guest memory that is used no more."""
+        if self._maps.pop(address, None) is None or self._host is None:
+            return
+        try:
+            self._host.unmap_file(address, size)
+        except HostError as error:
+            _log.debug("%s", error)
+
+    # -- looking after it ------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """See whether the controller is well, and do what must be done; never raises.
+
+        Called about once a second for each namespace, so most calls do nothing.
+        """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        try:
+            if self._host is None:
+                self._come_back(now)
+            else:
+                self._check(self._host, now)
+        except (HostError, OSError) as error:
+            self._lose_contact(error)
+
+    def _check(self, host: NvmeHost, now: float) -> None:
+        csts = host.csts()
+        if csts.cfs or not csts.rdy:
+            _log.warning("%s: it has failed or was reset: starting it again", self.address)
+            self._reset(host)
+            return
+        if host.events():
+            # Read, or the next change is no event.
+            host.get_log_page(LogPage.CHANGED_NAMESPACES, _CHANGED_LIST_SIZE)
+            self._namespaces.clear()
+            host.request_events()
+        if now >= self._health_at:
+            self._health_at = now + _HEALTH_S
+            log = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
+            self._temperature = SmartLog.from_buffer_copy(log).ctemp or None
+        self._abort_expired(host)
+
+    def _reset(self, host: NvmeHost) -> None:
+        """Reset it, and execute again what it had."""
+        for share in self._shares.values():
+            share.queue.stop()
+        self._aborted.clear()
+        host.enable()
+        self._set_up(host)
+
+    def _abort_expired(self, host: NvmeHost) -> None:
+        """Commands that take too long are aborted; the controller is reset if that is in vain."""
+        for iothread, share in self._shares.items():
+            waits, cids = share.queue.expired()
+            if waits or any((iothread, cid) in self._aborted for cid in cids):
+                _log.warning("%s: commands do not end: resetting it", self.address)
+                self._reset(host)
+                return
+            self._aborted = {entry for entry in self._aborted if entry[0] is not iothread}
+            for cid in cids:
+                if share.pair is not None:
+                    host.abort(share.pair.qid, cid)
+                self._aborted.add((iothread, cid))
+
+    def _lose_contact(self, error: Exception) -> None:
+        """The controller does not answer: wait for it to come back."""
+        if self._host is None:
+            return
+        _log.warning("%s does not answer: %s", self.address, error)
+        for share in self._shares.values():
+            share.queue.stop()
+            share.pair = share.pages = None
+        host, self._host, self._own = self._host, None, None
+        self._away_since = time.monotonic()
+        host.abandon()
+
+    def _come_back(self, now: float) -> None:
+        """Attach again, or give up on what is outstanding when it has been away for too long."""
+        try:
+            host = NvmeHost(self.address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S)
+        except (HostError, DmaMemoryError) as error:
+            since = self._away_since if self._away_since is not None else now
+            if not self._gone and now - since >= self._patience_s:
+                self._give_up(error)
+            return
+        try:
+            for address, (size, fd, offset, writable) in self._maps.items():
+                host.map_file(address, size, fd, offset, writable=writable)
+            self._host = host
+            self._set_up(host)
+        except BaseException:
+            self._host = self._own = None
+            host.abandon()
+            raise
+        self._away_since, self._gone = None, False
+        _log.info("%s is back", self.address)
+
+    def _give_up(self, error: Exception) -> None:
+        _log.error("%s is gone: %s", self.address, error)
+        self._gone = True
+        for share in self._shares.values():
+            share.queue.fail()
+
+
+def _attach_patiently(address: str) -> NvmeHost:
+    """Attach; the controller may still be busy with the session of a process that died."""
+    deadline = time.monotonic() + _ATTACH_WITHIN_S
+    while True:
+        try:
+            return NvmeHost(address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S)
+        except AttachError as error:
+            cause = error.__cause__
+            busy = isinstance(cause, OSError) and cause.errno in _BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(_ATTACH_AGAIN_S)

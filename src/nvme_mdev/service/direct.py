@@ -1,0 +1,138 @@
+"""Direct targets: namespaces and partitions of an NVMe controller, past the host's block layer.
+
+======================================  ==========================================================
+target                                  how commands reach the controller
+======================================  ==========================================================
+``direct:vfio-user:SOCKET/n1p3``        queue pairs of our own, on a vfio-user controller
+``direct:vfio:0000:44:00.0/n1p3``       queue pairs of our own, on a drive bound to vfio-pci
+======================================  ==========================================================
+
+Without ``/n...`` it is namespace 1. One driver holds a controller for all targets of this process;
+the controller is let go of with the last of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvme_mdev.errors import UserError
+
+if TYPE_CHECKING:
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.host.parent import Parent
+
+PREFIX = "direct:"
+VFIO_USER = "vfio-user:"
+VFIO = "vfio:"
+_PART = re.compile(r"(.+)/n([1-9]\d*)(?:p([1-9]\d*))?", re.ASCII | re.DOTALL)
+
+_parents: dict[str, Parent] = {}
+"""By address: the controllers that this process holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectName:
+    """A direct target, taken apart."""
+
+    scheme: str
+    """``vfio-user:`` or ``vfio:``."""
+    controller: str
+    """The socket's path, or the PCI address."""
+    nsid: int = 1
+    partition: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> DirectName:
+        """Take ``direct:...`` apart; UserError: it is none of those above."""
+        rest = name.removeprefix(PREFIX)
+        scheme = next((one for one in (VFIO_USER, VFIO) if rest.startswith(one)), None)
+        if scheme is None:
+            raise UserError(
+                f"{name}: write direct:vfio-user:SOCKET/n1 or direct:vfio:0000:44:00.0/n1"
+            )
+        controller = rest.removeprefix(scheme)
+        match = _PART.fullmatch(controller)
+        if match is None:
+            return cls(scheme, controller)
+        return cls(scheme, match[1], int(match[2]), int(match[3]) if match[3] else None)
+
+    @property
+    def absolute(self) -> DirectName:
+        """With an absolute path, which means the same to every process."""
+        if self.scheme != VFIO_USER:
+            return self
+        return DirectName(
+            self.scheme, str(Path(self.controller).absolute()), self.nsid, self.partition
+        )
+
+    @property
+    def address(self) -> str:
+        """The controller, as `nvme_mdev.host.driver.NvmeHost` knows it."""
+        if self.scheme == VFIO_USER:
+            return str(Path(self.controller).resolve())
+        return self.scheme + self.controller.lower()
+
+    def __str__(self) -> str:
+        part = "" if self.partition is None else f"p{self.partition}"
+        return f"{PREFIX}{self.scheme}{self.controller}/n{self.nsid}{part}"
+
+
+def open_direct(
+    text: str,
+    name: DirectName,
+    *,
+    block_size: int | None,
+    read_only: bool,
+    offset: int,
+    length: int | None,
+) -> Backend:
+    """Attach to the controller, unless this process holds it already, and claim the part.
+
+    ``text``: the target as it was written. UserError: it cannot be had.
+    """
+    from nvme_mdev.host.errors import HostError
+
+    try:
+        parent = _parent(name.address)
+        try:
+            backend = parent.open(
+                text, name.nsid, name.partition, offset=offset, length=length, read_only=read_only
+            )
+            if block_size not in {None, backend.block_size}:
+                backend.close()
+                raise ValueError(
+                    f"its blocks have {backend.block_size} bytes: leave block-size out"
+                )
+        except BaseException:
+            parent.close_if_unused()
+            raise
+    except HostError as error:
+        raise UserError(_line(text, name, str(error))) from error
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise UserError(f"{text}: {error.strerror}: a namespace needs a part of its own") from error
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from error
+    return backend
+
+
+def _line(text: str, name: DirectName, error: str) -> str:
+    """The driver's errors name the controller already, most of them."""
+    return error if name.address in error or name.controller in error else f"{text}: {error}"
+
+
+def _parent(address: str) -> Parent:
+    from nvme_mdev.host.parent import Parent
+
+    if address not in _parents:
+        _parents[address] = Parent(address, on_close=_forget)
+    return _parents[address]
+
+
+def _forget(parent: Parent) -> None:
+    _parents.pop(parent.address, None)

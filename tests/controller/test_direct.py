@@ -1,0 +1,474 @@
+"""Direct mode on virtual controllers: commands on the queues of another controller of ours.
+
+"Below" is the controller that plays the drive, "above" the one that a guest would have; the host
+driver plays the guest. Both are in this process, each with its own threads and event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.uring import UringBackend
+from nvme_mdev.host import commands
+from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.errors import HostError, NvmeStatusError
+from nvme_mdev.host.memory import Prps, build_prps, prps_for
+from nvme_mdev.host.parent import Parent
+from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
+from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Vwc
+from nvme_mdev.spec.nvme_logs import LogPage
+from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
+
+from .assembly import SIZE
+from .statuses import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.datapath.backends.nvme import NvmeBackend
+    from tests.controller.conftest import Served
+
+BLOCKS = SIZE // 512
+PATIENCE = 15
+DATA = bytes(range(256)) * 16
+
+
+class Nest:
+    """A controller below, and parents and controllers on top of it."""
+
+    def __init__(self, serve: Callable[..., Served], *backends: Backend, **settings: Any) -> None:
+        self._serve = serve
+        self.below = serve(*backends, **settings)
+        self.parent = Parent(str(self.below.path), patience_s=0.5)
+        self.opened: list[NvmeBackend] = []
+
+    def above(self, *parts: dict[str, Any], **settings: Any) -> Served:
+        """A controller whose namespaces are these parts of namespace 1 below."""
+        opened = [self.parent.open(f"part{i}", 1, **part) for i, part in enumerate(parts or ({},))]
+        self.opened += opened
+        return self._serve(*opened, **settings)
+
+
+@pytest.fixture
+def nest(serve: Callable[..., Served]) -> Callable[..., Nest]:
+    def make(*backends: Backend, **settings: Any) -> Nest:
+        return Nest(serve, *backends, **settings)
+
+    return make
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "drive.img"
+    path.write_bytes(b"\xff" * SIZE)
+    return path
+
+
+def translated(served: Served) -> int:
+    """I/O commands that a controller has taken."""
+    count: int = served.call(lambda: served.controller.queues.statistics().translated.count)
+    return count
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [512, 4096, 8192, 12288, 131072, 1 << 20])
+@pytest.mark.parametrize("offset", [0, 1536])
+def test_data_goes_through_both_controllers_and_back(
+    nest: Callable[..., Nest], size: int, offset: int
+) -> None:
+    with NvmeHost(nest().above().path) as host:
+        queue = host.create_queue_pair()
+        buffer = host.memory.allocate(size + 4096)
+        data = random.Random(size).randbytes(size)
+        for opcode in (commands.write, commands.read):
+            sqe = opcode(1, 8, size // 512)
+            prps = prps_at(host, buffer.iova + offset, size)
+            sqe.prp1, sqe.prp2 = prps.prp1, prps.prp2
+            if opcode is commands.write:
+                buffer.write(data, offset)
+            else:
+                buffer.fill(0)
+            assert queue.finish(queue.start(sqe)).ok
+            assert buffer.read(offset, size) == data
+        assert buffer.read(0, offset) == bytes(offset)
+
+
+def prps_at(host: NvmeHost, iova: int, size: int) -> Prps:
+    return prps_for(host.memory, iova, size)
+
+
+def test_scattered_pages_arrive_in_their_order(nest: Callable[..., Nest]) -> None:
+    with NvmeHost(nest().above().path) as host:
+        queue = host.create_queue_pair()
+        pages = [host.memory.allocate(4096) for _ in range(64)]
+        random.Random(1).shuffle(pages)
+        for number, page in enumerate(pages):
+            page.fill(number)
+        prps = build_prps(host.memory, [page.iova for page in pages])
+        sqe = commands.write(1, 0, 512)
+        sqe.prp1, sqe.prp2 = prps.prp1, prps.prp2
+        assert queue.finish(queue.start(sqe)).ok
+        for number in range(64):
+            assert queue.read(1, 8 * number, 8) == bytes([number]) * 4096
+
+
+def test_every_command_reaches_only_its_part_of_the_drive(
+    nest: Callable[..., Nest], image: Path
+) -> None:
+    part = {"offset": 1 << 20, "length": 1 << 20}
+    served = nest(UringBackend(str(image))).above(part)
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair()
+        assert host.namespace(1).blocks == 2048
+        queue.write(1, 0, DATA)
+        queue.write(1, 2040, DATA, fua=True)
+        queue.write_zeroes(1, 8, 8)
+        queue.write_zeroes(1, 16, 8, deallocate=True)
+        queue.deallocate(1, [(24, 8), (2032, 8)])
+        queue.flush(1)
+        assert queue.compare(1, 0, DATA)
+        assert not queue.compare(1, 8, DATA)
+        for slba in (2041, 2048, 1 << 40):
+            with refused(GenericStatus.LBA_OUT_OF_RANGE):
+                queue.write(1, slba, DATA, block_size=512)
+    expected = bytearray(b"\xff" * SIZE)
+    expected[1 << 20 : (1 << 20) + 16384] = DATA + bytes(12288)
+    expected[(2 << 20) - 8192 : 2 << 20] = bytes(4096) + DATA
+    assert image.read_bytes() == bytes(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_stream_of_commands_touches_a_block_outside(
+    nest: Callable[..., Nest], image: Path, seed: int
+) -> None:
+    """Random opcodes, blocks, counts and addresses; the drive is compared byte for byte."""
+    rng = random.Random(seed)
+    served = nest(UringBackend(str(image))).above({"offset": 1 << 20, "length": 1 << 20})
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair(64)
+        buffer = host.memory.allocate(1 << 20)
+        buffer.fill(0xAA)
+        for _ in range(50):
+            cids = []
+            for _ in range(32):
+                sqe = commands.write(
+                    rng.choice([0, 1, 1, 1, 2, 0xFFFFFFFF]),
+                    rng.choice([rng.randrange(4096), rng.getrandbits(64), 2048 - rng.randrange(9)]),
+                    rng.choice([1, 8, rng.randrange(1, 65536)]),
+                )
+                sqe.opc = rng.choice([0, 1, 1, 1, 2, 5, 8, 9, rng.randrange(256)])
+                sqe.prp1 = rng.choice([buffer.iova, buffer.iova + 2048, rng.getrandbits(64)])
+                sqe.prp2 = rng.choice([0, buffer.iova + 4096, rng.getrandbits(64)])
+                cids.append(queue.start(sqe))
+            for cid in cids:
+                queue.finish(cid)
+    data = image.read_bytes()
+    assert data[: 1 << 20] == b"\xff" * (1 << 20)
+    assert data[2 << 20 :] == b"\xff" * (SIZE - (2 << 20))
+    assert data[1 << 20 : 2 << 20] != b"\xff" * (1 << 20)
+
+
+def test_an_address_outside_the_guests_window_never_reaches_the_drive(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest()
+    first, second = (tree.above({"offset": i * SIZE // 2, "length": SIZE // 2}) for i in range(2))
+    with NvmeHost(first.path) as host, NvmeHost(second.path, iova=1 << 42) as other:
+        queue, secret = host.create_queue_pair(), other.memory.allocate(4096)
+        secret.fill(0x5E)
+        before = translated(tree.below)
+        for prp1, prp2, blocks in (
+            (0xDEAD000, 0, 8),
+            (host.memory.iova, 0xDEAD000, 16),
+            (host.memory.iova, host.memory.allocate(4096).iova, 64),
+            (secret.iova, 0, 8),
+        ):
+            sqe = commands.write(1, 0, blocks)
+            sqe.prp1, sqe.prp2 = prp1, prp2
+            assert queue.finish(queue.start(sqe)).status.code == GenericStatus.DATA_TRANSFER_ERROR
+        assert translated(tree.below) == before
+
+
+def test_a_list_that_changes_after_it_was_checked_leads_nowhere_else(
+    nest: Callable[..., Nest],
+) -> None:
+    """The drive gets a list of its own, in memory that no guest has."""
+    tree = nest()
+    served = tree.above()
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair()
+        tree.below.run(tree.below.controller.pause())
+        buffer = host.memory.allocate(65536)
+        prps = prps_at(host, buffer.iova, 65536)
+        sqe = commands.read(1, 0, 128)
+        sqe.prp1, sqe.prp2 = prps.prp1, prps.prp2
+        cid = queue.start(sqe)
+        while not translated(served):
+            time.sleep(0.001)
+        prps.lists[0].fill(0xEE)
+        tree.below.call(tree.below.controller.resume)
+        assert queue.finish(cid).ok
+
+
+# -- what the guest is told ------------------------------------------------------------------------
+
+
+def test_the_guest_is_told_what_the_drive_can_do(nest: Callable[..., Nest]) -> None:
+    tree = nest(MemoryBackend(SIZE, 4096), max_transfer=65536)
+    with NvmeHost(tree.above(max_transfer=65536).path) as host:
+        namespace = host.namespace(1)
+        assert (namespace.block_size, namespace.blocks) == (4096, SIZE // 4096)
+        assert host.max_transfer == 65536
+        assert not host.identify_controller().vwc & Vwc.VWCP
+        assert host.identify_controller().oncs & Oncs.NVMWZSV
+        assert tree.opened[0].transfer_limit == 65536
+
+
+def test_the_status_of_the_drive_is_the_guests(nest: Callable[..., Nest], image: Path) -> None:
+    tree = nest(UringBackend(str(image)))
+    with NvmeHost(tree.above().path) as host:
+        queue = host.create_queue_pair()
+        sqe = commands.compare(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        status = queue.finish(queue.start(sqe)).status
+        assert (status.code, status.dnr) == (MediaStatus.COMPARE_FAILURE, True)
+        tree.below.call(tree.below.controller.namespaces.remove, 1)
+        tree.below.call(tree.below.controller.queues.retire_namespace, 1)
+        with refused(GenericStatus.INVALID_FIELD):
+            queue.read(1, 0, 8, block_size=512)
+        log = host.get_log_page(LogPage.ERROR, 64)
+        assert struct.unpack_from("<Q", log)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ({"offset": SIZE}, "do not lie within"),
+        ({"length": 2 * SIZE}, "do not lie within"),
+        ({"offset": 100}, "multiples of 512"),
+        ({"partition": 1}, "there is no partition p1: there are none"),
+        ({"nsid": 2}, "there is no namespace 2: the controller has 1"),
+    ],
+)
+def test_parts_that_are_not_there(
+    nest: Callable[..., Nest], part: dict[str, Any], what: str
+) -> None:
+    parent = nest().parent
+    with pytest.raises((ValueError, HostError), match=what):
+        parent.open("x", **{"nsid": 1, **part})
+    parent.close()
+
+
+def test_parts_that_overlap_are_refused(nest: Callable[..., Nest]) -> None:
+    parent = nest().parent
+    first = parent.open("x", 1, offset=4096, length=8192)
+    for part in ({}, {"offset": 8192}, {"length": 4608}, {"offset": 4096, "length": 512}):
+        with pytest.raises(OSError, match="being served already"):
+            parent.open("x", 1, **part)
+    second = parent.open("x", 1, offset=12288)
+    first.close()
+    second.close()
+    with pytest.raises(HostError, match="is away"):
+        _ = parent.host
+
+
+# -- load ------------------------------------------------------------------------------------------
+
+
+def test_more_commands_than_the_drives_queue_holds_wait_their_turn(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest(NullBackend(SIZE, latency_ns=2_000_000))
+    with NvmeHost(tree.above().path, memory_size=64 << 20) as host:
+        queues = [host.create_queue_pair(1024) for _ in range(2)]
+        buffer = host.memory.allocate(4096)
+        started = []
+        for _ in range(900):
+            for queue in queues:
+                sqe = commands.read(1, 0, 8)
+                sqe.prp1 = buffer.iova
+                started.append((queue, queue.start(sqe)))
+        for queue, cid in started:
+            assert queue.finish(cid).ok
+    assert translated(tree.below) == 1800
+
+
+def test_two_guests_share_the_drive_and_each_has_its_part(
+    nest: Callable[..., Nest], image: Path
+) -> None:
+    tree = nest(UringBackend(str(image)))
+    halves = [tree.above({"offset": i * SIZE // 2, "length": SIZE // 2}) for i in range(2)]
+    with contextlib.ExitStack() as stack:
+        hosts = [stack.enter_context(NvmeHost(half.path)) for half in halves]
+        queues = [host.create_queue_pair() for host in hosts]
+        for number, queue in enumerate(queues):
+            for slba in range(0, BLOCKS // 2, 2048):
+                queue.write(1, slba, bytes([number]) * 65536)
+    data = image.read_bytes()
+    for number in range(2):
+        for at in range(number * SIZE // 2, (number + 1) * SIZE // 2, 1 << 20):
+            assert data[at : at + 65536] == bytes([number]) * 65536
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_guest_memory_is_the_drives_only_while_the_guest_has_it(nest: Callable[..., Nest]) -> None:
+    tree = nest(MemoryBackend(SIZE), MemoryBackend(SIZE))
+
+    def windows() -> int:
+        ranges: list[object] = tree.below.call(tree.below.controller.queues.memory.ranges)
+        return len(ranges)
+
+    served = tree.above()
+    before = windows()
+    with NvmeHost(served.path) as host:
+        assert windows() == before + 1
+        window = host.map_memory(1 << 20)
+        assert windows() == before + 2
+        host.unmap_memory(window)
+        assert windows() == before + 1
+        served.call(served.controller.add_namespace, 2, added := tree.parent.open("y", 2))
+        assert windows() == before + 1
+        served.run(served.controller.remove_namespace(2))
+        added.close()
+        assert windows() == before + 1
+    end = time.monotonic() + PATIENCE
+    while windows() != before:
+        assert time.monotonic() < end, "the drive still has the memory of a guest that is gone"
+        time.sleep(0.01)
+
+
+# -- when the drive changes ------------------------------------------------------------------------
+
+
+def listen(host: NvmeHost) -> None:
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+    host.request_events()
+
+
+def wait_changed(host: NvmeHost) -> None:
+    assert host.events(PATIENCE) == [AsyncEvent(2, 0, LogPage.CHANGED_NAMESPACES)]
+    host.request_events()
+    host.get_log_page(LogPage.CHANGED_NAMESPACES, 4096)
+
+
+def test_another_size_of_the_drives_namespace_is_followed(nest: Callable[..., Nest]) -> None:
+    tree = nest()
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        for size in (2 * SIZE, SIZE // 2):
+            tree.below.run(tree.below.controller.resize_namespace(1, size))
+            wait_changed(host)
+            assert host.identify_namespace(1).nsze == size // 512
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a drive that becomes read-only")
+def test_write_protection_of_the_drive_is_followed(nest: Callable[..., Nest]) -> None:
+    tree = nest()
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        below = tree.below
+        for protected in (True, False):
+            below.call(below.controller.queues.protect_namespace, 1, protected)
+            below.call(below.controller.events.namespace_changed, 1)
+            wait_changed(host)
+            assert bool(host.identify_namespace(1).nsattr & Nsattr.CWP) is protected
+
+
+def test_a_namespace_that_the_drive_loses_is_lost_and_found(nest: Callable[..., Nest]) -> None:
+    tree = nest()
+    below = tree.below
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        backend = below.run(below.controller.remove_namespace(1))
+        wait_changed(host)
+        assert host.active_namespaces() == []
+        below.call(below.controller.add_namespace, 1, backend)
+        wait_changed(host)
+        assert host.active_namespaces() == [1]
+        host.create_queue_pair().write(1, 0, DATA)
+
+
+def test_a_drive_that_fails_is_reset_and_every_command_is_executed(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest(NullBackend(SIZE, latency_ns=300_000_000))
+    with NvmeHost(tree.above().path) as host:
+        queue = host.create_queue_pair(256)
+        buffer = host.memory.allocate(4096)
+
+        def submit() -> int:
+            sqe = commands.read(1, 0, 8)
+            sqe.prp1 = buffer.iova
+            return queue.start(sqe)
+
+        cids = [submit() for _ in range(100)]
+        tree.below.call(tree.below.controller.fail)
+        cids += [submit() for _ in range(100)]
+        assert all(queue.finish(cid).ok for cid in cids)
+
+
+def test_a_command_that_the_drive_does_not_answer_is_aborted(nest: Callable[..., Nest]) -> None:
+    tree = nest()
+    with NvmeHost(tree.above(io_timeout_ms=200).path) as host:
+        queue = host.create_queue_pair()
+        tree.below.run(tree.below.controller.pause())
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        status = queue.finish(queue.start(sqe), PATIENCE).status
+        assert (status.code, status.dnr) == (GenericStatus.ABORT_REQUESTED, False)
+        tree.below.call(tree.below.controller.resume)
+        queue.write(1, 0, DATA)
+
+
+def test_a_drive_that_goes_away_takes_its_namespace_and_brings_it_back(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest(NullBackend(SIZE, latency_ns=900_000_000))
+    below = tree.below
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        queue = host.create_queue_pair()
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        cid = queue.start(sqe)
+        below.run(below.server.close())
+        assert queue.finish(cid, PATIENCE).status.code == GenericStatus.INTERNAL_ERROR
+        wait_changed(host)
+        assert host.active_namespaces() == []
+        with pytest.raises(NvmeStatusError):
+            queue.read(1, 0, 8, block_size=512)
+        below.run(below.server.start())
+        wait_changed(host)
+        assert host.active_namespaces() == [1]
+        queue.read(1, 0, 8)
+
+
+def test_a_drive_that_is_away_for_a_moment_only_takes_its_time(nest: Callable[..., Nest]) -> None:
+    tree = nest()
+    tree.parent._patience_s = PATIENCE
+    below = tree.below
+    with NvmeHost(tree.above().path) as host:
+        queue = host.create_queue_pair()
+        queue.write(1, 0, DATA)
+        below.run(below.server.close())
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        cid = queue.start(sqe)
+        below.run(below.server.start())
+        assert queue.finish(cid, PATIENCE).ok
+        assert queue.read(1, 0, 8) == DATA
