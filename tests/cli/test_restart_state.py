@@ -10,11 +10,23 @@ from tests.controller.statuses import error_log, refused
 
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_features import Fid, Select, Timestamp
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
+from nvme_mdev.spec.nvme_maintenance import (
+    SANITIZE_NDAS,
+    SANITIZE_OWPASS_SHIFT,
+    SANITIZE_PASSES_SHIFT,
+    SanitizeAction,
+    SanitizeLog,
+    SanitizeState,
+    SelfTestCode,
+    SelfTestLog,
+)
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.cli.conftest import Serve
@@ -73,3 +85,60 @@ def test_a_kill_is_neither_a_power_cycle_nor_an_unsafe_shutdown(
     with NvmeHost(tmp_path / "s") as host:
         log = SmartLog.from_buffer_copy(host.get_log_page(LogPage.SMART, 512))
         assert (log.pwrc[0], log.upl[0]) == (3, 1)
+
+
+def test_a_format_and_a_self_test_go_on_in_the_next_process(serve: Serve, tmp_path: Path) -> None:
+    size = 128 << 20
+    options = ["--allow-erase", "--size", str(size)]
+    daemon = serve(tmp_path / "image", *options, "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair()
+        queue.write(1, size // 512 - 8, b"x" * 4096, block_size=512)
+        host.admin(SQE(opc=AdminOpcode.DEVICE_SELF_TEST, nsid=1, cdw10=SelfTestCode.EXTENDED))
+        kill(daemon)
+        wait_for(lambda: self_test_log(host).current == 0)
+        assert self_test_log(host).results[0].status == SelfTestCode.EXTENDED << 4
+        cid = host.admin_queue.start(SQE(opc=AdminOpcode.FORMAT_NVM, nsid=1, cdw10=1 | 1 << 9))
+        wait_for(lambda: host.identify_namespace(1).fpi & 0x7F)
+        kill(daemon)
+        assert host.admin_queue.finish(cid, 60).ok
+        kill(daemon)
+        assert host.namespace(1).block_size == 4096
+        assert queue.read(1, size // 4096 - 1, 1, block_size=4096) == bytes(4096)
+
+
+def test_a_sanitize_operation_goes_on_in_the_next_process(serve: Serve, tmp_path: Path) -> None:
+    size = 64 << 20
+    options = ["--allow-erase", "--size", str(size)]
+    daemon = serve(tmp_path / "image", *options, "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair()
+        host.request_events()
+        cdw10 = SanitizeAction.OVERWRITE | 8 << SANITIZE_OWPASS_SHIFT | SANITIZE_NDAS
+        host.admin(SQE(opc=AdminOpcode.SANITIZE, cdw10=cdw10, cdw11=0x1234_5678))
+        for _ in range(3):
+            kill(daemon)
+            before = sanitize_log(host).sprog
+            with refused(GenericStatus.SANITIZE_IN_PROGRESS, dnr=False):
+                queue.read(1, 0, 1, block_size=512)
+            wait_for(lambda: sanitize_log(host).sprog > before)  # noqa: B023
+        assert [event.log_page for event in host.events(60)] == [LogPage.SANITIZE_STATUS]
+        assert sanitize_log(host).sstat == SanitizeState.COMPLETED | 8 << SANITIZE_PASSES_SHIFT
+        for slba in (0, size // 512 - 1):
+            pattern = (0x1234_5678).to_bytes(4, "little") * 128
+            assert queue.read(1, slba, 1, block_size=512) == pattern
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def self_test_log(host: NvmeHost) -> SelfTestLog:
+    return SelfTestLog.from_buffer_copy(host.get_log_page(LogPage.DEVICE_SELF_TEST, 564))
+
+
+def sanitize_log(host: NvmeHost) -> SanitizeLog:
+    return SanitizeLog.from_buffer_copy(host.get_log_page(LogPage.SANITIZE_STATUS, 512))

@@ -9,7 +9,7 @@ import pytest
 
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
-from nvme_mdev.spec.nvme_identify import Cns
+from nvme_mdev.spec.nvme_identify import Cns, Oacs
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 from .statuses import error_log, refused
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nvme_mdev.host.driver import NvmeHost
     from tests.controller.conftest import Served
 
-KNOWN = {0x00, 0x01, 0x02, 0x04, 0x05, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18, 0x7C}
+KNOWN = {0x00, 0x01, 0x02, 0x04, 0x05, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x14, 0x18, 0x7C}
 
 
 def test_every_other_opcode_is_invalid(host: NvmeHost) -> None:
@@ -86,7 +86,7 @@ def test_doorbell_buffer_config_is_not_there_when_switched_off(
     from nvme_mdev.host.driver import NvmeHost
 
     with NvmeHost(serve(shadow_doorbell=False).path) as host:
-        assert host.identify_controller().oacs == 0
+        assert not host.identify_controller().oacs & Oacs.DBCS
         page = host.memory.allocate(2 * 4096)
         with refused(GenericStatus.INVALID_OPCODE):
             host.admin(commands.doorbell_buffer_config(page.iova, page.iova + 4096))

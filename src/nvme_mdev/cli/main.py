@@ -35,6 +35,7 @@ COMMANDS = {
     "pause": "nvme_mdev.cli.control",
     "resume": "nvme_mdev.cli.control",
     "unplug": "nvme_mdev.cli.control",
+    "restart": "nvme_mdev.cli.control",
     "bench": "nvme_mdev.cli.bench",
     "conformance": "nvme_mdev.cli.conformance",
     "demo": "nvme_mdev.cli.demo",

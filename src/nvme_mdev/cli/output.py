@@ -215,6 +215,11 @@ def _unplugged(result: api.Unplugged) -> None:
         click.echo("the client was disconnected" if result.forced else "the client has gone")
 
 
+def _daemon(result: api.DaemonInfo) -> None:
+    names = ", ".join(result.controllers) or "nothing"
+    click.echo(f"process {result.pid} (nvme-mdev {result.version}) serves {_printable(names)}")
+
+
 _TABLES: dict[type, Callable[[Any], None]] = {
     api.ControllerList: _controllers,
     api.ControllerInfo: _controller,
@@ -224,4 +229,5 @@ _TABLES: dict[type, Callable[[Any], None]] = {
     api.Stats: _stats,
     api.PauseState: _pause_state,
     api.Unplugged: _unplugged,
+    api.DaemonInfo: _daemon,
 }

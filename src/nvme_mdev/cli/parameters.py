@@ -61,10 +61,10 @@ class ControllerType(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """N of nvme-NQ_V1."""
-        for queues in range(1, MAX_IOTHREADS + 1):
-            if value in (queues, f"nvme-{queues}Q_V1"):
-                return queues
-        self.fail(f"{value!r}: give nvme-1Q_V1 to nvme-{MAX_IOTHREADS}Q_V1", param, ctx)
+        types = {f"nvme-{queues}Q_V1": queues for queues in range(1, MAX_IOTHREADS + 1)}
+        if value not in types:
+            self.fail(f"{value!r}: give nvme-1Q_V1 to nvme-{MAX_IOTHREADS}Q_V1", param, ctx)
+        return types[value]
 
 
 CONTROLLER_TYPE = ControllerType()

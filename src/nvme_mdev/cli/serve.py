@@ -118,6 +118,11 @@ from nvme_mdev.service.targets import Access, Target
     help="Cancel I/O that the host has not completed by then.",
 )
 @click.option(
+    "--allow-erase",
+    is_flag=True,
+    help="Offer Format NVM and Sanitize: the guest can erase the whole medium.",
+)
+@click.option(
     "--keeper/--no-keeper",
     default=True,
     show_default=True,

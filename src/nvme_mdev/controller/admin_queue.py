@@ -11,6 +11,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+from nvme_mdev.controller.admin.background import is_begun
 from nvme_mdev.controller.admin.command import AdminCommand
 from nvme_mdev.controller.admin.dispatch import dispatch
 from nvme_mdev.controller.admin.queues import is_done
@@ -76,12 +77,13 @@ class AdminQueue:
         """Execute what a process before us has fetched and not completed.
 
         Asynchronous Event Requests are as they should be. Creating and deleting a queue may be done
-        already: then it has succeeded.
+        already, a self-test or a sanitize operation begun: then it has succeeded.
         """
         for slot, sqe in self._queues.pending_admin():
             if sqe[_OPCODE] == AdminOpcode.ASYNC_EVENT_REQUEST:
                 continue
-            if is_done(self._controller, self._command(slot, sqe)):
+            command = self._command(slot, sqe)
+            if is_done(self._controller, command) or is_begun(self._controller, command):
                 self.complete(slot, 0)
             else:
                 self._execute(slot, sqe)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.admin.queues import being_deleted
 from nvme_mdev.controller.admin_queue import AdminQueue
+from nvme_mdev.controller.erasing import Erasing
 from nvme_mdev.controller.events import Events
 from nvme_mdev.controller.features import Features
 from nvme_mdev.controller.health import Health
@@ -23,6 +24,7 @@ from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
+from nvme_mdev.controller.self_test import SelfTest
 from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.controller.transitions import Event, State
 from nvme_mdev.controller.write_protection import WriteProtection
@@ -110,6 +112,8 @@ class Controller:
         self.health = Health(state, queues, self.namespaces, on_temperature=self.events.temperature)
         self.keep_alive = KeepAlive(self)
         self.write_protection = WriteProtection(state, queues, self.namespaces)
+        self.erasing = Erasing(self)
+        self.self_test = SelfTest(self)
         self.namespace_changes = NamespaceChanges(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -144,6 +148,8 @@ class Controller:
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.queues.set_intms(self.registers[Register.INTMS])
         try:
+            self.erasing.resume()
+            self.self_test.resume()
             self.life_cycle.resume()
             if self.life_cycle.state is State.READY:
                 if self.state.scratch[Scratch.DMA_BLOCKED]:
@@ -163,6 +169,8 @@ class Controller:
             self._tick = None
         self.health.stop()
         self.keep_alive.stop()
+        self.erasing.stop()
+        self.self_test.stop()
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
@@ -393,6 +401,7 @@ class Controller:
         self._take_over_settings()
         self.features.reset()
         self.keep_alive.stop()
+        self.self_test.reset()
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
 

@@ -15,6 +15,7 @@ from nvme_mdev.controller.memory_map import MAX_EVENTS, Scratch
 from nvme_mdev.spec.nvme_commands import (
     AsyncEventType,
     ErrorEventInfo,
+    IoEventInfo,
     NoticeEventInfo,
     SmartEventInfo,
     async_event_result,
@@ -65,6 +66,14 @@ class Events:
         wanted = self._features.async_events & AsyncEventConfig.SMART_TEMPERATURE
         if wanted and self._features.temperature_warning:
             self._raise(AsyncEventType.SMART, SmartEventInfo.TEMPERATURE_THRESHOLD, LogPage.SMART)
+
+    def sanitized(self) -> None:
+        """A sanitize operation is over, well or not."""
+        self._raise(
+            AsyncEventType.IO_COMMAND_SET,
+            IoEventInfo.SANITIZE_COMPLETED,
+            LogPage.SANITIZE_STATUS,
+        )
 
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went, or has another size."""
@@ -133,5 +142,6 @@ _TYPES_OF_PAGE: dict[int, int] = {
     LogPage.ERROR: 1 << AsyncEventType.ERROR,
     LogPage.SMART: 1 << AsyncEventType.SMART,
     LogPage.CHANGED_NAMESPACES: 1 << AsyncEventType.NOTICE,
+    LogPage.SANITIZE_STATUS: 1 << AsyncEventType.IO_COMMAND_SET,
 }
 """The event types that reading a log page unmasks."""

@@ -1,7 +1,7 @@
 """Who owns which word of the state's ``scratch`` (1024 words of 32 bits) and ``lifetime`` areas.
 
 The words outlive the process, so a word never changes its meaning: new ones are added. The words of
-``scratch`` are 0 again for the next client, those of ``lifetime`` (1024 words of 64 bits) are kept.
+``scratch`` are 0 again for the next client, those of ``lifetime`` (2048 words of 64 bits) are kept.
 """
 
 from __future__ import annotations
@@ -54,10 +54,35 @@ class Lifetime(enum.IntEnum):
     """Milliseconds at or above CCTEMP."""
     TEMPERATURE = 6
     """Kelvin, as the medium told it last; 0 where it tells none."""
+    SANITIZE_STATE = 16
+    """:class:`SanitizeState`, and the overwrite passes that are done above it, as in SSTAT."""
+    SANITIZE_CDW10 = 17
+    SANITIZE_PATTERN = 18
+    SANITIZE_DONE = 19
+    """Bytes of the namespace in turn that are done, all passes together."""
+    SANITIZE_TOTAL = 20
+    """Bytes of the whole operation."""
+    SANITIZE_BEFORE = 21
+    """Bytes of the namespaces that are done."""
+    SANITIZE_NSIDS = 24
+    """Bit NSID - 1: to be sanitized yet; 4 words."""
+    SELF_TEST = 32
+    """:class:`SelfTestCode` of what runs."""
+    SELF_TEST_NSID = 33
+    SELF_TEST_DONE = 34
+    """Pieces that are read."""
+    SELF_TEST_COUNT = 35
+    """Results so far, of which the last 20 are kept."""
+    SELF_TEST_RESULTS = 64
+    """A :class:`SelfTestEntry` in 4 words each; result n is at n modulo 20."""
     SAVED_FEATURES = 256
     """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
     WRITE_PROTECTION = 512
     """:class:`WriteProtectionState` of a namespace: word NSID - 1 from here."""
+    FORMAT = 768
+    """A format in progress (:mod:`.erasing`), 0: none: word NSID - 1 from here."""
+    BLOCK_SIZE = 1024
+    """Bytes, where the guest has formatted the namespace, else 0: word NSID - 1 from here."""
 
 
 SAVED = 1 << 32

@@ -54,6 +54,7 @@ class NamespaceChanges:
             self._namespaces.remove(nsid)
             raise
         self._controller.write_protection.enforce(nsid)
+        self._controller.erasing.attached(nsid)
 
     def add(self, nsid: int, backend: Backend) -> None:
         """Attach a namespace and tell the guest; errors as of :meth:`attach`."""
@@ -90,6 +91,7 @@ class NamespaceChanges:
             await self.unused(nsid)
             self.queues.set_namespace(nsid, None)
             self._controller.write_protection.forget(nsid)
+            self._controller.erasing.detached(nsid)
         finally:
             self.busy.discard(nsid)
         return namespace.backend
@@ -196,6 +198,7 @@ class NamespaceChanges:
         if nsid in self._namespaces.lost:
             self.queues.retire_namespace(nsid, False)
             self._namespaces.find(nsid)
+            self._controller.erasing.attached(nsid)
 
 
 def _reason(error: OSError) -> str:

@@ -82,6 +82,8 @@ class ControllerSettings:
     """Most bytes a command moves: 8192 times a power of two; the queue table has the same."""
     shadow_doorbell: bool = True
     """Offer Doorbell Buffer Config."""
+    allow_erase: bool = False
+    """Offer Format NVM and Sanitize."""
     io_timeout_ms: int = 30_000
     """Cancel I/O that its backend has not completed by then (milliseconds)."""
     vendor_id: int = PCI_VENDOR_ID

@@ -54,6 +54,15 @@ cdef inline uint32_t refuse(request_t *request, uint32_t status, uint32_t locati
     return status | SC_DNR
 
 
+cdef uint32_t refuse_namespace(request_t *request) noexcept nogil:
+    """Inactive, a valid NSID without a namespace (Base 2.x, section 3.2.1.4); or it is not to be
+    used at the moment, and it is worth trying again."""
+    if request.ns.backend != NULL and request.ns.retired > 1:
+        request.error_location = LOCATION_NONE
+        return request.ns.retired
+    return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+
+
 cdef inline uint32_t check_lbas(request_t *request, uint64_t slba, uint64_t blocks) noexcept nogil:
     """LBA range inside the namespace, without wrapping; sets offset and length (bytes)."""
     cdef namespace_t *ns = request.ns
@@ -229,6 +238,5 @@ cdef unsigned int command_parse(request_t *request) noexcept nogil:
         return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
     request.ns = &request.sq.controller.namespaces[nsid]
     if request.ns.backend == NULL or request.ns.retired:
-        # Inactive: a valid NSID without a namespace (Base 2.x, section 3.2.1.4).
-        return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+        return refuse_namespace(request)
     return parse_by_opcode(request)

@@ -175,7 +175,7 @@ cdef struct controller_state_t:
     uint32_t changed_namespaces[1024]
     uint8_t feature_data[4096]
     #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).
-    uint64_t lifetime[1024]
+    uint64_t lifetime[2048]
     error_entry_t error_log[ERROR_ENTRIES]
     #: A line each for every IOThread: what all of them did is the sum. The last of the path counters
     #: are the control plane's, which serves the admin queue.

@@ -27,11 +27,16 @@ MAX_REGIONS = 131072
 cdef enum:
     #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
     FILES = 1024
-
-    #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
-    PLACES_START = 1 << 36
-    PLACES_END = 1 << 39
     PLACE_ALIGNMENT = 1 << 30
+
+cdef extern from *:
+    """
+    #define PLACES_START (UINT64_C(1) << 36)
+    #define PLACES_END (UINT64_C(1) << 39)
+    """
+    #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
+    const uint64_t PLACES_START
+    const uint64_t PLACES_END
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTFORK

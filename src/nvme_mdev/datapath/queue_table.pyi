@@ -211,12 +211,18 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These six raise KeyError where no namespace is attached.
+    # These eight raise KeyError where no namespace is attached.
     def retire_namespace(self, nsid: int, retired: bool = True) -> None:
         """New commands find the namespace inactive; those in flight complete normally.
 
         With `retired` False it is active again.
         """
+
+    def bar_namespace(self, nsid: int, status: int) -> None:
+        """Refuse new commands with this status (SCT << 8 | SC), 0: serve them again."""
+
+    def format_namespace(self, nsid: int, block_size: int) -> None:
+        """Blocks of another size from the next command on; nothing may be in flight."""
 
     def protect_namespace(self, nsid: int, read_only: bool) -> None:
         """Refuse commands that write, from the next one on, or no longer refuse them."""

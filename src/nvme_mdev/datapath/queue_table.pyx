@@ -646,6 +646,23 @@ cdef class QueueTable:
         ns.retired = bool(retired)
         self._resume()
 
+    def bar_namespace(self, nsid, status):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.retired = status
+        self._resume()
+
+    def format_namespace(self, nsid, block_size):
+        cdef namespace_t *ns = self._namespace(nsid)
+        cdef Backend backend = self.backends[nsid]
+        self._pause()
+        try:
+            backend.format(block_size)
+            ns.block_shift = backend.block_size.bit_length() - 1
+            ns.blocks = backend.size >> ns.block_shift
+        finally:
+            self._resume()
+
     def protect_namespace(self, nsid, read_only):
         cdef namespace_t *ns = self._namespace(nsid)
         cdef Backend backend = self.backends[nsid]

@@ -100,6 +100,7 @@ cdef struct namespace_t:
     uint32_t nsid
     uint32_t read_only
     #: On its way out: new commands find it inactive, those in flight still use it.
+    #: Or the status that new commands are refused with: it is being formatted or sanitized.
     uint32_t retired
     #: What was moved since it was attached, by each of the controller's IOThreads.
     io_counters_t *moved

@@ -50,7 +50,7 @@ class ControllerState:
     error_log: memoryview
     #: Feature data that does not fit 32 bits (timestamp, host identifier, ...), 4096 bytes.
     feature_data: memoryview
-    #: What outlives resets and clients, for the controller's own use: 1024 x 64 bit (format "Q").
+    #: What outlives resets and clients, for the controller's own use: 2048 x 64 bit (format "Q").
     lifetime: memoryview
     #: Number of errors ever logged (the Error Count of the newest entry).
     error_count: int

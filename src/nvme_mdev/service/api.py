@@ -16,6 +16,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 DEFAULT_UNPLUG_TIMEOUT_S = 30.0
+DEFAULT_DRAIN_TIMEOUT_S = 10.0
 
 SettingValue = int | bool | str | None
 
@@ -83,7 +84,7 @@ class NamespaceResize:
 class ControllerSet:
     """Settings by name, see `nvme_mdev.service.settings`."""
 
-    settings: dict[str, int | bool | None]
+    settings: dict[str, int | bool | str | None]
     controller: str | None = None
 
 
@@ -95,6 +96,13 @@ class Unplug:
     force: bool = False
     """Disconnect a client that does not go by itself in that time."""
     controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How patiently to wait for what is in flight."""
+
+    timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -152,7 +160,7 @@ class SettingInfo:
     """A setting as it is."""
 
     name: str
-    value: int | bool | None
+    value: int | bool | str | None
     pending: bool
     """It was changed and takes effect at the next reset of the controller."""
 
@@ -269,6 +277,18 @@ class Unplugged:
 
 
 @dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    """The process that serves."""
+
+    pid: int
+    version: str
+    kept: bool
+    """It is started again when it is killed, and can be restarted."""
+    controllers: list[str]
+    """Their names."""
+
+
+@dataclass(frozen=True, slots=True)
 class MethodInfo:
     """A method as `rpc.discover` tells of it."""
 
@@ -289,6 +309,13 @@ class MethodList:
 # -- the table -----------------------------------------------------------------------------------
 
 DISCOVER = Method("rpc.discover", NoParams, MethodList, "the methods, their parameters and results")
+DAEMON_SHOW = Method("daemon.show", NoParams, DaemonInfo, "the process that serves")
+DAEMON_RESTART = Method(
+    "daemon.restart",
+    Restart,
+    DaemonInfo,
+    "finish what is in flight, and end to be started again; the answer is of the old process",
+)
 CONTROLLER_LIST = Method("controller.list", NoParams, ControllerList, "what the daemon serves")
 CONTROLLER_SHOW = Method(
     "controller.show", OfController, ControllerInfo, "a controller, its settings and namespaces"
@@ -296,7 +323,9 @@ CONTROLLER_SHOW = Method(
 CONTROLLER_SET = Method(
     "controller.set", ControllerSet, SettingList, "change settings, all of them or none"
 )
-CONTROLLER_STATS = Method("controller.stats", OfController, Stats, "counters, queues, the IOThreads")
+CONTROLLER_STATS = Method(
+    "controller.stats", OfController, Stats, "counters, queues, the IOThreads"
+)
 CONTROLLER_PAUSE = Method(
     "controller.pause",
     OfController,
@@ -331,6 +360,8 @@ NAMESPACE_RESIZE = Method(
 
 METHODS: tuple[Method[Any, Any], ...] = (
     DISCOVER,
+    DAEMON_SHOW,
+    DAEMON_RESTART,
     CONTROLLER_LIST,
     CONTROLLER_SHOW,
     CONTROLLER_SET,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import Controller
 from nvme_mdev.controller.settings import (
-    DEFAULT_MAX_TRANSFER,
     ControllerSettings,
     fitting_transfer,
 )
@@ -136,7 +135,8 @@ def _make_controller(
         queue_entries=definition.queue_entries,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
-        max_transfer=fitting_transfer(DEFAULT_MAX_TRANSFER, backends.values()),
+        allow_erase=definition.allow_erase,
+        max_transfer=fitting_transfer(definition.mdts, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from nvme_mdev.service.kept_fds import KeptFds
 
-_MAGIC = 0x3130_5442_4C43_4D4E  # "NMCLBT01"
+FORMAT = 0x3130_5442_4C43_4D4E  # "NMCLBT01"
+"""Changes with the layout."""
 _HEADER = struct.Struct("<Q")
 _EVENTFDS = 64
 """Where the table of eventfds begins: a number of 32 bits each, 0 for none."""
@@ -74,9 +75,9 @@ class ClientTables:
         self._free: list[int] = []
         self._end = 0
         if fd is None:
-            _HEADER.pack_into(self._map, 0, _MAGIC)
+            _HEADER.pack_into(self._map, 0, FORMAT)
             return
-        if _HEADER.unpack_from(self._map)[0] != _MAGIC:
+        if _HEADER.unpack_from(self._map)[0] != FORMAT:
             raise ValueError("the client's tables are of another version of nvme-mdev")
         self._adopt()
 

@@ -28,6 +28,7 @@ from nvme_mdev.service.continuity import Kept
 from nvme_mdev.service.control import ControlServer
 from nvme_mdev.service.definition import from_options
 from nvme_mdev.service.endpoint import why_not_listening
+from nvme_mdev.service.keeper import EXIT_RESTART
 from nvme_mdev.service.methods import handle
 from nvme_mdev.service.registry import Registry
 from nvme_mdev.service.runtime import default_name, publish
@@ -66,10 +67,23 @@ async def _serve(definition: Definition) -> None:
             status = ready_line(next(iter(registry)))
         fd_store.ready(status)
         log.info("%s", status)
-        await stop.wait()
+        if await _until(stop, registry.restart_asked):
+            log.info("restarting, as asked")
+            logging.shutdown()
+            # As if killed: what is kept is for the next process.
+            os._exit(EXIT_RESTART)
         log.debug("stopping")
         if kept is not None:
             kept.end()
+
+
+async def _until(stop: asyncio.Event, restart: asyncio.Event) -> bool:
+    """Wait for the end; whether it is one to start again from."""
+    waiting = [asyncio.create_task(event.wait()) for event in (stop, restart)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    return restart.is_set() and not stop.is_set()
 
 
 def _stop_event() -> asyncio.Event:

@@ -79,6 +79,8 @@ class Definition:
     mapped_doorbells: bool = True
     poll_timeout_ms: int = DEFAULT_POLL_TIMEOUT_MS
     io_timeout_ms: int = DEFAULT_IO_TIMEOUT_MS
+    allow_erase: bool = False
+    """Let the guest format and sanitize its namespaces."""
 
     def __post_init__(self) -> None:
         """Refuse what no controller can have (UserError)."""
@@ -151,12 +153,14 @@ def spread_cpus(cpus: int | str | None, threads: int) -> list[int | None]:
 
     UserError: there are too many, or too few.
     """
-    given = [int(one) for one in str(cpus).split(",")] if cpus is not None else [None]
+    given: list[int | None] = [None]
+    if cpus is not None:
+        given = [int(one) for one in str(cpus).split(",")]
     if len(given) == 1:
         return given * threads
     if len(given) != threads:
         raise UserError(f"{cpus}: give one CPU, or {threads}, as many as there are IOThreads")
-    return list(given)
+    return given
 
 
 def join_cpus(cpus: Sequence[int | None]) -> int | str | None:

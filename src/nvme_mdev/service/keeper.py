@@ -2,9 +2,9 @@
 
 It does what systemd does for a service with an FD store (:mod:`.fdstore`), in a few lines and with
 nothing of the program in it, so that it has no reason to die: it starts the serving process, takes
-the descriptors that it is told to keep, and when the process is killed starts it again and gives
-them back. Stop signals are passed on, and the end that the serving process comes to by itself is
-the keeper's. Neither outlives the other.
+the descriptors that it is told to keep, and when the process is killed, or ends to be restarted
+(:data:`EXIT_RESTART`), starts it again and gives them back. Stop signals are passed on, and any
+other end that the serving process comes to by itself is the keeper's. Neither outlives the other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_GAVE_UP = 1
 EXIT_NOT_EXECUTED = 127
 """As shells have it."""
+EXIT_RESTART = 75
+"""Exit status of a serving process that wants to be started again (EX_TEMPFAIL of sysexits(3))."""
 MAX_RESTARTS = 40
 """Restarts in :data:`WINDOW_S` before the keeper gives up; arbitrary, a crash loop has more."""
 WINDOW_S = 30.0
-MAX_FDS = 4096
-"""Descriptors that are kept at most; there are about 150 for a guest with 64 vCPUs."""
+MAX_FDS = 8192
+"""Descriptors that are kept at most; there are about 150 for a guest with 64 vCPUs. Their names go
+into one environment variable of at most 128 KiB."""
 
 _LISTEN_FDS_START = 3
 _PR_SET_PDEATHSIG = 1
@@ -66,6 +69,8 @@ class Keeper:
             while True:
                 self._start()
                 status = self._wait()
+                if os.WIFEXITED(status) and self._wants_restart(os.WEXITSTATUS(status)):
+                    continue
                 if os.WIFEXITED(status):
                     return os.WEXITSTATUS(status)
                 self._after_death(os.WTERMSIG(status))
@@ -156,6 +161,10 @@ class Keeper:
             os.close(pidfd)
 
     # -- when it has died --------------------------------------------------------------------
+
+    def _wants_restart(self, status: int) -> bool:
+        """Whether it has ended to be started again; not if it was to end, too."""
+        return status == EXIT_RESTART and self._was_ready and not self._stopping
 
     def _after_death(self, number: int) -> None:
         """Die of a signal that was to end it, too, or of one that came before it ever served."""

@@ -7,10 +7,12 @@ To add one: its dataclasses and its `Method` in `api`, and here a function under
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nvme_mdev.service import api
+from nvme_mdev.service.restart import prepare
 from nvme_mdev.service.rpc import ErrorCode, RpcError
 from nvme_mdev.service.schema import SchemaError, describe, from_json, to_json
 from nvme_mdev.service.targets import Access, Target
@@ -29,7 +31,7 @@ R = TypeVar("R")
 
 _UNIT = 512
 """Bytes in a unit of the controller's own counters."""
-_MAX_UNPLUG_TIMEOUT_S = 3600.0
+_MAX_TIMEOUT_S = 3600.0
 
 _HANDLERS: dict[str, Callable[[Registry, Any], Awaitable[Any]]] = {}
 
@@ -72,6 +74,34 @@ async def discover(_registry: Registry, _params: api.NoParams) -> api.MethodList
             for method in api.METHODS
         ],
     )
+
+
+# -- the daemon ----------------------------------------------------------------------------------
+
+
+def _daemon(registry: Registry) -> api.DaemonInfo:
+    return api.DaemonInfo(
+        os.getpid(),
+        version("nvme-mdev"),
+        registry.kept is not None,
+        [served.name for served in registry],
+    )
+
+
+@implements(api.DAEMON_SHOW)
+async def daemon_show(registry: Registry, _params: api.NoParams) -> api.DaemonInfo:
+    """This process."""
+    return _daemon(registry)
+
+
+@implements(api.DAEMON_RESTART)
+async def daemon_restart(registry: Registry, params: api.Restart) -> api.DaemonInfo:
+    """Get ready, answer, end."""
+    if not 0 <= params.timeout_s <= _MAX_TIMEOUT_S:
+        raise RpcError(ErrorCode.INVALID_PARAMS, f"timeout_s must be 0 to {_MAX_TIMEOUT_S:g}")
+    await prepare(registry, params.timeout_s)
+    registry.restart_asked.set()
+    return _daemon(registry)
 
 
 # -- controllers ---------------------------------------------------------------------------------
@@ -168,10 +198,8 @@ async def controller_resume(registry: Registry, params: api.OfController) -> api
 async def controller_unplug(registry: Registry, params: api.Unplug) -> api.Unplugged:
     """Ask, wait, insist."""
     served = registry.get(params.controller)
-    if not 0 <= params.timeout_s <= _MAX_UNPLUG_TIMEOUT_S:
-        raise RpcError(
-            ErrorCode.INVALID_PARAMS, f"timeout_s must be 0 to {_MAX_UNPLUG_TIMEOUT_S:g}"
-        )
+    if not 0 <= params.timeout_s <= _MAX_TIMEOUT_S:
+        raise RpcError(ErrorCode.INVALID_PARAMS, f"timeout_s must be 0 to {_MAX_TIMEOUT_S:g}")
     return api.Unplugged(*await served.unplug(params.timeout_s, force=params.force))
 
 

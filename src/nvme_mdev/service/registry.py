@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ class Registry:
     def __init__(self, backings: Backings, kept: Kept | None) -> None:
         """``kept``: where the next process finds what is served; None: there is none."""
         self.backings = backings
-        self._kept = kept
+        self.kept = kept
+        self.restart_asked = asyncio.Event()
+        """The daemon is ready to be restarted (:mod:`.restart`), and is to end for that."""
         self._controllers: dict[str, ServedController] = {}
         self._subsystems: dict[str, Subsystem] = {}
         self._written: set[int] = set()
@@ -61,10 +64,10 @@ class Registry:
 
     def save(self) -> None:
         """Write down what is served: the next process serves that."""
-        if self._kept is None:
+        if self.kept is None:
             return
         used = {backing.number: backing for one in self for backing in one.backings.values()}
-        self._kept.save(
+        self.kept.save(
             Record(
                 FORMAT,
                 [served.record for served in self],
@@ -73,5 +76,5 @@ class Registry:
         )
         # What the record does not need any more is given up after it, what is new was kept before.
         for number in self._written - used.keys():
-            self._kept.forget_memory(number)
+            self.kept.forget_memory(number)
         self._written = set(used)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.definition import options
-from nvme_mdev.service.record import ControllerRecord
-from nvme_mdev.service.definition import join_cpus, spread_cpus
+from nvme_mdev.service.definition import join_cpus, options, spread_cpus
 from nvme_mdev.service.iothreads import pin
+from nvme_mdev.service.record import ControllerRecord
 from nvme_mdev.service.settings import setting
 from nvme_mdev.spec.vfio_user import PciIrq
 from nvme_mdev.units import MAX_SIZE, format_size

@@ -354,6 +354,14 @@ class NoticeEventInfo(enum.IntEnum):
     ALLOCATED_NS_ATTRIBUTE_CHANGED = 0x09
 
 
+class IoEventInfo(enum.IntEnum):
+    """Asynchronous Event Information of :attr:`AsyncEventType.IO_COMMAND_SET`."""
+
+    RESERVATION_LOG_AVAILABLE = 0
+    SANITIZE_COMPLETED = 1
+    SANITIZE_COMPLETED_DEALLOCATED = 2
+
+
 class ImmediateEventInfo(enum.IntEnum):
     """Asynchronous Event Information of :attr:`AsyncEventType.IMMEDIATE`."""
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SO_PEEK_OFF = 42
 """<asm-generic/socket.h>; Python has no name for it."""
 
-_MAGIC = 0x314E_5253_4453_564E  # "NVSDSRN1"
+FORMAT = 0x314E_5253_4453_564E  # "NVSDSRN1"
+"""Changes with the layout."""
 _HEADER = struct.Struct("<Q")
 _BUFFER = mmap.PAGESIZE
 _SIZE = _BUFFER + MAX_MESSAGE_SIZE
@@ -94,8 +95,8 @@ class Journal:
             raise ValueError("the session's journal is of another version of nvme-mdev")
         self._map = mmap.mmap(self.fd, _SIZE)
         if fresh:
-            _HEADER.pack_into(self._map, 0, _MAGIC)
-        elif _HEADER.unpack_from(self._map)[0] != _MAGIC:
+            _HEADER.pack_into(self._map, 0, FORMAT)
+        elif _HEADER.unpack_from(self._map)[0] != FORMAT:
             raise ValueError("the session's journal is of another version of nvme-mdev")
         self._view = memoryview(self._map)
         self.words = self._view[:_BUFFER].cast("I")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nvme_mdev.controller.admin.abort import abort
 from nvme_mdev.controller.admin.async_events import async_event_request
 from nvme_mdev.controller.admin.dbbuf import doorbell_buffer_config
+from nvme_mdev.controller.admin.erase import check_not_sanitizing, format_nvm, sanitize
 from nvme_mdev.controller.admin.features import get_features, set_features
 from nvme_mdev.controller.admin.identify import identify
 from nvme_mdev.controller.admin.keep_alive import keep_alive
@@ -17,6 +18,7 @@ from nvme_mdev.controller.admin.queues import (
     delete_io_cq,
     delete_io_sq,
 )
+from nvme_mdev.controller.admin.self_test import device_self_test
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.spec.nvme_commands import AdminOpcode
 from nvme_mdev.spec.nvme_logs import CommandEffect
@@ -47,14 +49,28 @@ COMMANDS: dict[AdminOpcode, Entry] = {
     AdminOpcode.GET_FEATURES: Entry(get_features),
     AdminOpcode.ASYNC_EVENT_REQUEST: Entry(async_event_request),
     AdminOpcode.KEEP_ALIVE: Entry(keep_alive),
+    AdminOpcode.DEVICE_SELF_TEST: Entry(device_self_test),
+    AdminOpcode.FORMAT_NVM: Entry(
+        format_nvm,
+        CommandEffect.CSUPP | CommandEffect.LBCC | CommandEffect.NCC | CommandEffect.CSE_SAME_NS,
+    ),
+    AdminOpcode.SANITIZE: Entry(
+        sanitize, CommandEffect.CSUPP | CommandEffect.LBCC | CommandEffect.CSE_ALL
+    ),
     AdminOpcode.DOORBELL_BUFFER_CONFIG: Entry(doorbell_buffer_config),
 }
 """Every admin command. What is not here is an invalid opcode."""
 
 
 def supported(controller: Controller) -> dict[AdminOpcode, Entry]:
-    """The commands that this controller has by its settings."""
-    without = set() if controller.settings.shadow_doorbell else {AdminOpcode.DOORBELL_BUFFER_CONFIG}
+    """The commands that this controller has, by its settings and what its media can do."""
+    without = set()
+    if not controller.settings.shadow_doorbell:
+        without.add(AdminOpcode.DOORBELL_BUFFER_CONFIG)
+    if not controller.erasing.offered:
+        without |= {AdminOpcode.FORMAT_NVM, AdminOpcode.SANITIZE}
+    if not controller.self_test.offered:
+        without.add(AdminOpcode.DEVICE_SELF_TEST)
     return {opcode: entry for opcode, entry in COMMANDS.items() if opcode not in without}
 
 
@@ -66,5 +82,6 @@ def dispatch(controller: Controller, command: AdminCommand) -> Outcome:
     if command.sqe.flags:
         # No fused admin commands (FUSES), no SGLs (SGLS): these bits and the reserved ones are 0.
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.FLAGS)
+    check_not_sanitizing(controller, command.sqe.opc)
     outcome: Outcome = entry.handler(controller, command)
     return outcome

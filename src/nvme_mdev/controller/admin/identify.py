@@ -49,6 +49,7 @@ from nvme_mdev.spec.nvme_identify import (
     ascii_field,
     u128,
 )
+from nvme_mdev.spec.nvme_maintenance import DSTO_ONE_AT_A_TIME, FPI_SUPPORTED, Sanicap
 from nvme_mdev.spec.nvme_registers import ADMIN_CQES, ADMIN_SQES
 from nvme_mdev.spec.nvme_status import GenericStatus
 
@@ -129,6 +130,13 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         nwpc=Nwpc.NWPS | Nwpc.WPUPC,
         subnqn=settings.nqn.encode("ascii"),
     )
+    if controller.self_test.offered:
+        data.oacs |= Oacs.DSTS
+        data.edstt = controller.self_test.extended_minutes
+        data.dsto = DSTO_ONE_AT_A_TIME
+    if controller.erasing.offered:
+        data.oacs |= Oacs.FNVMS
+        data.sanicap = Sanicap.BES | Sanicap.OWS | Sanicap.NODMMAS_NOT_MODIFIED
     data.tnvmcap[:] = list(u128(sum(one.backend.size for one in controller.namespaces)))
     return data
 
@@ -190,7 +198,13 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
     )
     data.nvmcap[:] = list(u128(backend.size))
     data.nguid[:] = list(namespace.nguid)
-    data.lbaf[0].lbads = backend.block_size.bit_length() - 1
+    sizes = controller.erasing.block_sizes(namespace)
+    data.nlbaf = len(sizes) - 1
+    data.flbas = sizes.index(backend.block_size)
+    for index, size in enumerate(sizes):
+        data.lbaf[index].lbads = size.bit_length() - 1
+    if controller.erasing.offered:
+        data.fpi = FPI_SUPPORTED | controller.erasing.remains(namespace.nsid)
     _add_preferences(data, backend)
     return data
 
@@ -225,6 +239,9 @@ def _namespace_independent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
         nmic=_sharing(controller),
         nsattr=_attributes(controller, namespace),
+        fpi=FPI_SUPPORTED | controller.erasing.remains(namespace.nsid)
+        if controller.erasing.offered
+        else 0,
         nstat=Nstat.NRDY,
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
+from nvme_mdev.controller.admin.erase import sanitize_log
 from nvme_mdev.controller.admin.identify import optional_commands
+from nvme_mdev.controller.admin.self_test import self_test_log
 from nvme_mdev.controller.error_log import newest_first
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.health import composite_temperature
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from nvme_mdev.controller.admin.command import AdminCommand
     from nvme_mdev.controller.controller import Controller
 
+    _Builder = Callable[[Controller, AdminCommand], bytes | ctypes.Structure]
+
 _UNITS_PER_DATA_UNIT = 1000
 """512-byte units in a data unit of the SMART log."""
 _MS_PER_MINUTE = 60_000
@@ -66,7 +70,7 @@ def get_log_page(controller: Controller, command: AdminCommand) -> int:
     page_id = sqe.cdw10 & 0xFF
     length = ((sqe.cdw11 & 0xFFFF) << 16 | sqe.cdw10 >> 16) * 4 + 4
     offset = sqe.cdw13 << 32 | sqe.cdw12
-    build = _PAGES.get(page_id)
+    build = _pages(controller).get(page_id)
     if build is None:
         raise NvmeError(CommandStatus.INVALID_LOG_PAGE, Field.CDW10)
     if length > controller.settings.max_transfer:
@@ -88,9 +92,19 @@ def _was_read(controller: Controller, page_id: int) -> None:
     controller.events.log_page_read(page_id)
 
 
-def _supported_log_pages(_controller: Controller, _command: AdminCommand) -> SupportedLogPages:
+def _pages(controller: Controller) -> dict[int, _Builder]:
+    """The log pages that this controller has: some belong to commands that it may not have."""
+    without = set()
+    if not controller.self_test.offered:
+        without.add(LogPage.DEVICE_SELF_TEST)
+    if not controller.erasing.offered:
+        without.add(LogPage.SANITIZE_STATUS)
+    return {page: build for page, build in _PAGES.items() if page not in without}
+
+
+def _supported_log_pages(controller: Controller, _command: AdminCommand) -> SupportedLogPages:
     data = SupportedLogPages()
-    for page_id in _PAGES:
+    for page_id in _pages(controller):
         data.lids[page_id] = LogPageSupport.LSUPP
     return data
 
@@ -204,14 +218,16 @@ def _path_counters(controller: Controller, _command: AdminCommand) -> PathCounte
     return data
 
 
-_PAGES: dict[int, Callable[[Controller, AdminCommand], bytes | ctypes.Structure]] = {
+_PAGES: dict[int, _Builder] = {
     LogPage.SUPPORTED_LOG_PAGES: _supported_log_pages,
     LogPage.ERROR: _error,
     LogPage.SMART: _smart,
     LogPage.FIRMWARE_SLOT: _firmware_slot,
     LogPage.CHANGED_NAMESPACES: _changed_namespaces,
     LogPage.COMMANDS_EFFECTS: _commands_effects,
+    LogPage.DEVICE_SELF_TEST: self_test_log,
     LogPage.FEATURE_EFFECTS: _feature_effects,
+    LogPage.SANITIZE_STATUS: sanitize_log,
     PATH_COUNTERS_LID: _path_counters,
 }
-"""LID to the function that builds the page; it alone says which log pages there are."""
+"""LID to the function that builds the page; :func:`_pages` says which there are."""

@@ -1,5 +1,6 @@
 """What every backend can be asked."""
 
+from nvme_mdev.datapath.backends.raw import NoMedium, RawMedium
 from nvme_mdev.datapath.memory import GuestMemory
 
 class Backend:
@@ -65,5 +66,14 @@ class Backend:
 
     def temperature(self) -> int | None:
         """Kelvin, of the medium; None: it has no sensor. From any thread; may take its time."""
+
+    def raw(self) -> RawMedium | NoMedium | None:
+        """The bytes underneath, for maintenance; None where that cannot be."""
+
+    def can_have_blocks(self, block_size: int) -> bool:
+        """Whether `format` can give it blocks of so many bytes."""
+
+    def format(self, block_size: int) -> None:
+        """Serve blocks of another size; nothing else about the medium changes."""
 
     def close(self) -> None: ...

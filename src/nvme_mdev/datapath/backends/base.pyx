@@ -53,6 +53,25 @@ cdef class Backend:
         """Nothing here has one."""
         return None
 
+    def raw(self):
+        """Nobody can maintain it."""
+        return None
+
+    def can_have_blocks(self, block_size):
+        """As the medium is: in memory blocks of any size can be."""
+        return self.size >= block_size
+
+    def format(self, block_size):
+        """Serve blocks of another size; every IOThread that serves it is paused."""
+        self.optimal_io_boundary = self.optimal_io_boundary * self.block_size // block_size
+        self.preferred_write_granularity = (
+            self.preferred_write_granularity * self.block_size // block_size)
+        self.preferred_deallocate_granularity = (
+            self.preferred_deallocate_granularity * self.block_size // block_size)
+        self.block_size = block_size
+        self.size -= self.size % block_size
+        self.backend.size = self.size
+
     def close(self):
         """Give up what it holds; it serves no more."""
 

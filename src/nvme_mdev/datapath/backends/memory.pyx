@@ -18,6 +18,7 @@ from nvme_mdev.datapath.status cimport SC_COMPARE_FAILURE, SC_SUCCESS
 import os
 
 from nvme_mdev.datapath.backends.base import check_block_size
+from nvme_mdev.datapath.backends.raw import RawMedium
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_REMOVE
@@ -137,6 +138,9 @@ cdef class MemoryBackend(Backend):
         self.size = self.backend.size = size
         os.ftruncate(self.fd, size)
         return 0
+
+    def raw(self):
+        return RawMedium(self.fd)
 
     def close(self):
         if self.backend.context != NULL:

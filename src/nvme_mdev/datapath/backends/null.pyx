@@ -16,6 +16,7 @@ from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
+from nvme_mdev.datapath.backends.raw import NoMedium
 
 cdef enum:
     #: IOThreads that one namespace with a latency can be served by.
@@ -138,3 +139,6 @@ cdef class NullBackend(Backend):
             iothread.remove_poller(delay)
             iothread.resume()
         return 0
+
+    def raw(self):
+        return NoMedium()

@@ -42,6 +42,7 @@ from nvme_mdev.datapath.uring cimport (
 import os
 
 from nvme_mdev.datapath.backends.medium import open_medium
+from nvme_mdev.datapath.backends.raw import RawMedium
 from nvme_mdev.datapath.backends.temperature import temperature
 from nvme_mdev.datapath.backends.base import check_block_size
 
@@ -580,6 +581,15 @@ cdef class UringBackend(Backend):
 
     def temperature(self):
         return temperature(self.name)
+
+    def raw(self):
+        if self.opened is None:
+            return None
+        return RawMedium(self.opened.buffered_fd, self.opened.offset, self.opened.direct_fd)
+
+    def can_have_blocks(self, block_size):
+        return (block_size >= self.opened.logical_block_size
+                and self.opened.offset % block_size == 0 and self.size >= block_size)
 
     def close(self):
         cdef uint32_t slot

@@ -1,0 +1,155 @@
+"""Format NVM (Base 5.1.10), Sanitize (5.1.22) and the Sanitize Status log (5.1.12.1.33).
+
+What they do goes on in :mod:`nvme_mdev.controller.erasing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nvme_mdev.controller.erasing import Format
+from nvme_mdev.controller.errors import Field, NvmeError
+from nvme_mdev.controller.memory_map import Lifetime
+from nvme_mdev.controller.namespaces import check_nsid
+from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
+from nvme_mdev.spec.nvme_maintenance import (
+    FORMAT_LBAFL_MASK,
+    FORMAT_LBAFU_SHIFT,
+    FORMAT_PI_SHIFT,
+    FORMAT_SES_SHIFT,
+    SANITIZE_AUSE,
+    SANITIZE_NO_PROGRESS,
+    SANITIZE_NO_TIME,
+    SanitizeAction,
+    SanitizeLog,
+    SanitizeState,
+    SelfTestResult,
+    Ses,
+)
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+
+if TYPE_CHECKING:
+    from nvme_mdev.controller.admin.command import AdminCommand, Outcome
+    from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.controller.namespaces import Namespace
+
+NOT_WHILE_SANITIZING = frozenset(
+    {AdminOpcode.FORMAT_NVM, AdminOpcode.SANITIZE, AdminOpcode.DEVICE_SELF_TEST}
+)
+"""Admin commands that a sanitize operation excludes (Base 8.1.24.3)."""
+
+
+def check_not_sanitizing(controller: Controller, opcode: int) -> None:
+    """NvmeError while a sanitize operation excludes the command."""
+    if opcode not in NOT_WHILE_SANITIZING:
+        return
+    state = controller.erasing.sanitize_state
+    if state == SanitizeState.IN_PROGRESS:
+        raise NvmeError(GenericStatus.SANITIZE_IN_PROGRESS, dnr=False)
+    if state == SanitizeState.FAILED and opcode != AdminOpcode.SANITIZE:
+        raise NvmeError(GenericStatus.SANITIZE_FAILED, dnr=False)
+
+
+# --- format ---
+
+
+def format_nvm(controller: Controller, command: AdminCommand) -> Outcome:
+    """Erase one namespace or all, and give them blocks of the size that was asked for."""
+    wanted = _formats(controller, command)
+    for nsid in wanted:
+        controller.self_test.abort(SelfTestResult.ABORTED_BY_FORMAT, nsid)
+    tasks = [controller.erasing.format(nsid, what) for nsid, what in wanted.items()]
+    return _done(tasks)
+
+
+async def _done(tasks: list[asyncio.Task[None]]) -> int:
+    """The formats go on when the command is forgotten, by a reset."""
+    for task in tasks:
+        try:
+            await asyncio.shield(task)
+        except OSError as error:
+            raise NvmeError(GenericStatus.INTERNAL_ERROR, dnr=False) from error
+    return 0
+
+
+def _formats(controller: Controller, command: AdminCommand) -> dict[int, Format]:
+    """What to do, by NSID; NvmeError: no part of it can be done."""
+    cdw10 = command.sqe.cdw10
+    ses = cdw10 >> FORMAT_SES_SHIFT & 0x7
+    if ses not in (Ses.NONE, Ses.USER_DATA):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10 + 1)
+    # Protection information needs metadata, which no format has.
+    if cdw10 >> FORMAT_PI_SHIFT & 0x7:
+        raise NvmeError(CommandStatus.INVALID_FORMAT, Field.CDW10)
+    index = cdw10 & FORMAT_LBAFL_MASK | (cdw10 >> FORMAT_LBAFU_SHIFT & 0x3) << 4
+    wanted = {}
+    for namespace in _concerned(controller, command):
+        sizes = controller.erasing.block_sizes(namespace)
+        if index >= len(sizes):
+            raise NvmeError(CommandStatus.INVALID_FORMAT, Field.CDW10)
+        if not controller.erasing.writable(namespace.nsid):
+            raise NvmeError(GenericStatus.NAMESPACE_WRITE_PROTECTED, Field.NSID)
+        wanted[namespace.nsid] = Format(sizes[index], ses)
+    return wanted
+
+
+def _concerned(controller: Controller, command: AdminCommand) -> list[Namespace]:
+    check_nsid(command.sqe.nsid, broadcast=True)
+    if command.sqe.nsid == NSID_ALL:
+        return list(controller.namespaces)
+    namespace = controller.namespaces.get(command.sqe.nsid)
+    if namespace is None:
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
+    return [namespace]
+
+
+# --- sanitize ---
+
+
+def sanitize(controller: Controller, command: AdminCommand) -> int:
+    """Begin to erase all namespaces, or leave the failure mode; complete at once."""
+    action = command.sqe.cdw10 & 0x7
+    if action == SanitizeAction.EXIT_FAILURE_MODE:
+        _leave_failure_mode(controller)
+        return 0
+    if action not in (SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE):
+        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
+    before = int(controller.state.lifetime[Lifetime.SANITIZE_CDW10])
+    failed = controller.erasing.sanitize_state == SanitizeState.FAILED
+    if failed and not before & SANITIZE_AUSE and command.sqe.cdw10 & SANITIZE_AUSE:
+        # What failed in the restricted mode can only be tried again in that mode.
+        raise NvmeError(GenericStatus.SANITIZE_FAILED, Field.CDW10, dnr=False)
+    if not all(controller.erasing.writable(one.nsid) for one in controller.namespaces):
+        raise NvmeError(GenericStatus.NAMESPACE_WRITE_PROTECTED)
+    if any(controller.erasing.remains(one.nsid) for one in controller.namespaces):
+        raise NvmeError(GenericStatus.FORMAT_IN_PROGRESS, dnr=False)
+    controller.self_test.abort(SelfTestResult.ABORTED_BY_SANITIZE)
+    controller.erasing.sanitize(command.sqe.cdw10, command.sqe.cdw11)
+    return 0
+
+
+def _leave_failure_mode(controller: Controller) -> None:
+    """Only what failed in the unrestricted mode."""
+    before = int(controller.state.lifetime[Lifetime.SANITIZE_CDW10])
+    if controller.erasing.sanitize_state == SanitizeState.FAILED and not before & SANITIZE_AUSE:
+        raise NvmeError(GenericStatus.SANITIZE_FAILED, Field.CDW10, dnr=False)
+    controller.erasing.leave_failure_mode()
+
+
+def sanitize_log(controller: Controller, _command: AdminCommand) -> SanitizeLog:
+    """How the most recent sanitize operation stands."""
+    life, erasing = controller.state.lifetime, controller.erasing
+    running = erasing.sanitize_state == SanitizeState.IN_PROGRESS
+    none = SANITIZE_NO_TIME
+    return SanitizeLog(
+        sprog=erasing.sanitize_progress if running else SANITIZE_NO_PROGRESS,
+        sstat=life[Lifetime.SANITIZE_STATE],
+        scdw10=life[Lifetime.SANITIZE_CDW10],
+        eto=none,
+        etbe=none,
+        etce=none,
+        etond=none,
+        etbend=none,
+        etcend=none,
+    )
