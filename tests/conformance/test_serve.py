@@ -21,6 +21,8 @@ IMAGE = ("DIR/image", "--size", "64M", "--block-size", "4096")
 MESSAGES = ("null:64M", "--no-mapped-doorbells", "--no-shadow-doorbell")
 READ_ONLY = ("DIR/protected", "--read-only", "--no-shadow-doorbell")
 
+ERASABLE = ("memory:16M", "--allow-erase", "--block-size", "512")
+
 DATA = {"features", "read_write", "prp", "sgl", "fused", "ranges", "reservations", "error_log"}
 QUEUES = {"queues", "doorbells", "completions", "life_cycle", "shadow_doorbells"}
 
@@ -54,3 +56,8 @@ def test_doorbells_in_messages_conform(check: Check, controller: Callable[..., P
 @pytest.mark.parametrize("check", _of({"read_write"}), ids=lambda check: check.id)
 def test_a_read_only_namespace_conforms(check: Check, controller: Callable[..., Path]) -> None:
     _holds(check, controller(*READ_ONLY))
+
+
+@pytest.mark.parametrize("check", _of({"admin_optional", "log_pages"}), ids=lambda check: check.id)
+def test_what_may_be_erased_conforms(check: Check, controller: Callable[..., Path]) -> None:
+    _holds(check, controller(*ERASABLE))

@@ -28,11 +28,21 @@ T = TypeVar("T")
 class Served:
     """A device, its server, and the event loop that they run on, in a thread."""
 
-    def __init__(self, path: Path, backends: list[Backend], **settings: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        backends: list[Backend],
+        *,
+        iothread: IOThread | None = None,
+        **settings: Any,
+    ) -> None:
+        """``iothread`` None: one of its own."""
         self.path = path
         self.backends = backends
-        self.iothread = IOThread("test", poll_timeout_ms=50)
-        self.iothread.start()
+        self._own_iothread = iothread is None
+        self.iothread = iothread or IOThread("test", poll_timeout_ms=50)
+        if self._own_iothread:
+            self.iothread.start()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
@@ -64,7 +74,8 @@ class Served:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
             self.loop.close()
-            self.iothread.stop()
+            if self._own_iothread:
+                self.iothread.stop()
 
 
 @pytest.fixture

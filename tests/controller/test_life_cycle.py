@@ -81,6 +81,23 @@ def test_an_impossible_admin_queue_is_a_fatal_status(served: Served) -> None:
         assert host.active_namespaces() == [1]
 
 
+@pytest.mark.parametrize("late", [Register.AQA, Register.ASQ, Register.ACQ])
+def test_an_admin_queue_register_that_is_set_just_after_enable_still_counts(
+    host: NvmeHost, late: Register
+) -> None:
+    """QEMU 11.1's user-space driver, as Debian compiles it, sets ACQ after CC.EN."""
+    values = {r: host.read_register(r) for r in (Register.AQA, Register.ASQ, Register.ACQ)}
+    value = values.pop(late)
+    host.device_reset()
+    for register, before in values.items():
+        host.write_register(register, before)
+    assert not csts_after(host, Cc(en=True, iosqes=6, iocqes=4)).rdy
+    host.write_register(late, value)
+    assert host.csts() == Csts(rdy=True)
+    host.enable()
+    assert host.active_namespaces() == [1]
+
+
 def test_a_subsystem_reset_resets_all_registers_and_says_that_it_happened(host: NvmeHost) -> None:
     host.write_register(Register.NSSR, NSSR_NSSRC)
     assert host.csts() == Csts(nssro=True)

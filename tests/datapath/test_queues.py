@@ -473,3 +473,28 @@ def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_
             guest.table.mask_intx(False)
             assert signals(fd) == 0
         os.close(fd)
+
+
+def test_memory_comes_and_goes_under_load_without_losing_a_command() -> None:
+    """Memory that no queue is in; the queues' own, which holds them for a moment."""
+    with null_guest(pages=256) as guest:
+        queue = guest.queue(1, 64)
+        page = guest.allocate(1)
+        extra = 0x9_0000_0000
+        done = 0
+        for round_ in range(300):
+            for _ in range(16):
+                queue.put(read_command(queue, page))
+            queue.ring()
+            guest.table.map(extra + round_ * PAGE, PAGE, guest.fd, 0, readable=True, writable=True)
+            if round_ % 10 == 9:
+                wait_for(lambda: guest.table.try_unmap(IOVA, guest.size), "the memory to be free")
+                assert guest.table.submission_queues()[0].held
+                guest.table.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
+                assert not guest.table.submission_queues()[0].held
+            if round_ % 3 == 2:
+                assert guest.table.try_unmap(extra + round_ * PAGE, PAGE) == PAGE
+            for _ in range(16):
+                assert queue.wait().status == 0
+                done += 1
+        assert done == 300 * 16

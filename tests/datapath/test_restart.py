@@ -125,8 +125,9 @@ class Killed:
         old.state.close()
         os.close(old.table.notify_fd)
         old.state, old.memory, old.iothread, old.table = state, memory, iothread, table
+        old.iothreads = [iothread]
         assert state.features[FID_VOLATILE_WRITE_CACHE] == 1
-        table.adopt(page_size=PAGE)
+        table.adopt(page_size=PAGE, dstrd=0, weighted=False)
         table.execute_again()
 
     def close(self) -> None:
@@ -288,3 +289,60 @@ def test_every_interrupt_is_raised_once_after_adopting(killed: Killed) -> None:
     killed.adopt(eventfd)
     assert os.eventfd_read(eventfd) == 1
     os.close(eventfd)
+
+
+# -- commands that were aborted while they waited ---------------------------------------------
+
+NOTE_SEQUENCE, NOTE_PLACE, NOTE_STATE = 24, 36, 48
+POSTING, POSTED = 1, 2
+
+
+def note(killed: Killed, state: int, cid: int) -> None:
+    """What Abort notes of the first command that waits."""
+    place = killed.word(killed._cq + 16) | cid << 16
+    killed.set_word(killed._sq + NOTE_SEQUENCE, killed.word(killed._sq + 20))
+    killed.set_word(killed._sq + NOTE_PLACE, place)
+    killed.set_word(killed._sq + NOTE_STATE, state | killed.word(killed._cq + 20) << 2)
+
+
+def post_aborted(killed: Killed, cid: int) -> None:
+    """The completion of a command that is still in the SQ."""
+    entry = killed.queue.cq + killed.word(killed._cq + 16) * 16
+    status = killed.word(killed._cq + 20) | 7 << 1
+    killed.guest.poke(entry, bytes(8) + struct.pack("<HHHH", 0, QID, cid, status))
+
+
+@pytest.mark.parametrize("earlier", [0, 1, ENTRIES - 1, ENTRIES])
+@pytest.mark.parametrize("moment", ["noted", "posted", "moved", "done"])
+def test_a_command_that_was_aborted_completes_once_wherever_its_process_was_killed(
+    killed: Killed, moment: str, earlier: int
+) -> None:
+    killed.complete(earlier)
+    killed.kill()
+    killed.queue.put(killed.command(b"aborted", cid=50))
+    killed.queue.put(killed.command(cid=51))
+    killed.queue.doorbell(killed.queue.tail)
+    note(killed, POSTING, 50)
+    if moment != "noted":
+        post_aborted(killed, 50)
+    if moment in ("moved", "done"):
+        killed.move_tail()
+    if moment == "done":
+        killed.set_word(killed._sq + NOTE_STATE, POSTED)
+    killed.adopt()
+    first, second = killed.queue.wait(), killed.queue.wait()
+    assert (first.cid, first.status) == (50, 0 if moment == "noted" else 7)
+    assert (second.cid, second.status) == (51, 0)
+    killed.complete(3 * ENTRIES)
+    assert killed.queue.poll() is None
+    assert killed.guest.table.inflight() == 0
+
+
+def test_a_note_that_makes_no_sense_is_not_followed(killed: Killed) -> None:
+    killed.kill()
+    killed.queue.put(killed.command(cid=50))
+    killed.queue.doorbell(killed.queue.tail)
+    note(killed, POSTING, 50)
+    killed.set_word(killed._sq + NOTE_PLACE, 0xFFFF)
+    killed.adopt()
+    assert killed.queue.wait().cid == 50

@@ -13,7 +13,6 @@ from nvme_mdev.cli.parameters import CONTROLLER_TYPE, CPUS, SIZE
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import (
     DEFAULT_IO_TIMEOUT_MS,
-    DEFAULT_MDTS,
     DEFAULT_POLL_TIMEOUT_MS,
     DEFAULT_QUEUE_ENTRIES,
     DEFAULT_QUEUES,
@@ -67,9 +66,10 @@ from nvme_mdev.service.targets import Access, Target
 @click.option(
     "--mdts",
     type=SIZE,
-    default=DEFAULT_MDTS,
+    default="1M",
+    show_default=True,
     metavar="SIZE",
-    help="Most data of a command: 8K to 32M, a power of two.  [default: 1M]",
+    help="Most data of a command: 8K to 32M, a power of two.",
 )
 @click.option(
     "--type",

@@ -326,6 +326,15 @@ class Controller:
         elif not self.registers.cc.en:
             # AQA, ASQ, ACQ: the admin queue does not move while it is in use.
             self.registers[register] = value
+        elif self.life_cycle.state is State.FAILED and not self._is_ready:
+            # Too late, by the specification (Base 3.5.1). But drives take so long to get ready that
+            # it works, and QEMU's own driver (11.1, as Debian compiles it) sets ACQ after CC.EN.
+            self.registers[register] = value
+            self.life_cycle.fire(Event.ENABLE)
+
+    @property
+    def _is_ready(self) -> bool:
+        return bool(self.registers[Register.CSTS] & CstsBit.RDY)
 
     def _write_cc(self, value: int) -> None:
         before = Cc.unpack(self.state.scratch[Scratch.CC_SEEN])

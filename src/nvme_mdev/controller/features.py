@@ -35,8 +35,16 @@ UNDER_THRESHOLD_SHIFT = 16
 """The under temperature threshold lives above the over temperature threshold."""
 
 
-ASYNC_EVENTS = AsyncEventConfig.SMART_TEMPERATURE | AsyncEventConfig.NSAN
-"""The events that the guest can ask for; errors come unasked."""
+ASYNC_EVENTS = (
+    AsyncEventConfig.SMART_SPARE
+    | AsyncEventConfig.SMART_TEMPERATURE
+    | AsyncEventConfig.SMART_RELIABILITY
+    | AsyncEventConfig.SMART_READ_ONLY
+    | AsyncEventConfig.SMART_VOLATILE_BACKUP
+    | AsyncEventConfig.NSAN
+)
+"""The events that the guest can ask for: every critical warning, since OAES does not speak of them,
+and what OAES has. Errors come unasked."""
 
 SAVEABLE = frozenset(
     {

@@ -100,17 +100,36 @@ cdef uint32_t *find_doorbell(
         controller.memory, shadow_iova + offset, &length, True, &hint)
 
 
-cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
+cdef bint bind_sq_doorbell(controller_t *controller, uint32_t qid) noexcept:
+    """Find the SQ's doorbell and EventIdx. False: the shadow page is away, the queue has to be held
+    and has something else to look at."""
     cdef sq_t *sq = &controller.sqs[qid]
-    cdef cq_t *cq = &controller.cqs[qid]
-    cdef uint64_t shadow = controller.state.shadow_doorbell_iova
     cdef uint64_t events = controller.state.event_idx_iova
-    if sq.size:
-        sq.tail_doorbell = find_doorbell(controller, qid, False, shadow)
-        sq.event_idx = find_doorbell(controller, qid, False, events) if events and qid else NULL
-    if cq.size:
-        cq.head_doorbell = find_doorbell(controller, qid, True, shadow)
-        cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
+    sq.event_idx = find_doorbell(controller, qid, False, events) if events and qid else NULL
+    sq.tail_doorbell = find_doorbell(controller, qid, False, controller.state.shadow_doorbell_iova)
+    if sq.tail_doorbell == NULL:
+        sq.tail_doorbell = &controller.doorbell_page[0]
+        return False
+    return True
+
+
+cdef bint bind_cq_doorbell(controller_t *controller, uint32_t qid) noexcept:
+    """As `bind_sq_doorbell`."""
+    cdef cq_t *cq = &controller.cqs[qid]
+    cdef uint64_t events = controller.state.event_idx_iova
+    cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
+    cq.head_doorbell = find_doorbell(controller, qid, True, controller.state.shadow_doorbell_iova)
+    if cq.head_doorbell == NULL:
+        cq.head_doorbell = &controller.doorbell_page[0]
+        return False
+    return True
+
+
+cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
+    if controller.sqs[qid].size:
+        bind_sq_doorbell(controller, qid)
+    if controller.cqs[qid].size:
+        bind_cq_doorbell(controller, qid)
 
 
 cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
@@ -119,10 +138,7 @@ cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
     cdef bint complete = (bind_list if sq.state.noncontiguous else bind_pages)(
         controller, sq.pages, count, sq.state.iova, False)
     sq.region_hint = 0
-    bind_doorbells(controller, qid)
-    if sq.tail_doorbell == NULL:
-        # Something to look at while the shadow page is away; the queue is held.
-        sq.tail_doorbell = &controller.doorbell_page[0]
+    if not bind_sq_doorbell(controller, qid):
         complete = False
     sq.held = sq.held & ~HELD_MEMORY if complete else sq.held | HELD_MEMORY
 
@@ -132,9 +148,7 @@ cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept:
     cdef uint32_t count = page_count(cq.size, CQE_SIZE)
     cdef bint complete = (bind_list if cq.state.noncontiguous else bind_pages)(
         controller, cq.pages, count, cq.state.iova, True)
-    bind_doorbells(controller, qid)
-    if cq.head_doorbell == NULL:
-        cq.head_doorbell = &controller.doorbell_page[0]
+    if not bind_cq_doorbell(controller, qid):
         complete = False
     cq.held = cq.held & ~HELD_MEMORY if complete else cq.held | HELD_MEMORY
 
@@ -146,6 +160,39 @@ cdef void bind_all(controller_t *controller) noexcept:
             bind_sq(controller, qid)
         if controller.cqs[qid].size:
             bind_cq(controller, qid)
+
+
+cdef inline bint overlap(uint64_t first, uint64_t length, uint64_t iova, uint64_t size) noexcept:
+    return size == 0 or first - iova < size or iova - first < length
+
+
+cdef bint concerns(
+    uint32_t held, uint32_t noncontiguous, uint64_t first, uint64_t length,
+    uint64_t iova, uint64_t size
+) noexcept:
+    """Whether a queue can look different. Where a PRP list leads is not known without reading it."""
+    return held & HELD_MEMORY or noncontiguous or overlap(first, length, iova, size)
+
+
+cdef void bind_changed(controller_t *controller, uint64_t iova, uint64_t size) noexcept:
+    cdef uint64_t shadow = controller.state.shadow_doorbell_iova
+    cdef uint64_t events = controller.state.event_idx_iova
+    cdef sq_t *sq
+    cdef cq_t *cq
+    cdef uint32_t qid
+    cdef bint found = (shadow and overlap(shadow, PAGE_SIZE, iova, size)
+                       or events and overlap(events, PAGE_SIZE, iova, size))
+    for qid in range(QUEUES):
+        sq = &controller.sqs[qid]
+        cq = &controller.cqs[qid]
+        if sq.size:
+            found |= concerns(sq.held, sq.state.noncontiguous, sq.state.iova,
+                              <uint64_t> sq.size * SQE_SIZE, iova, size)
+        if cq.size:
+            found |= concerns(cq.held, cq.state.noncontiguous, cq.state.iova,
+                              <uint64_t> cq.size * CQE_SIZE, iova, size)
+    if found:
+        bind_all(controller)
 
 
 # -- who still uses it --------------------------------------------------------------------------

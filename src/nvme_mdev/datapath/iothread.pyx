@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
+from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.arbitration cimport (
     CLASS_LOW, CLASS_URGENT, arbiter_add, arbiter_remove, class_credit, class_next,
 )
@@ -225,7 +226,7 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
     return count
 
 
-cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
+cdef inline uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     """Fetch, parse and submit a batch of a queue's commands; how many."""
     cdef request_t *batch[BATCH]
     cdef request_t *request
@@ -235,6 +236,8 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     if tail >= sq.size:
         doorbell_error(sq, &sq.controller.sq_error[sq.qid])
         return 0
+    if sq.aborted:
+        tail = skip_aborted(sq, tail)
     count = batch_size(sq, tail)
     if count == 0:
         return 0
@@ -284,6 +287,16 @@ cdef uint32_t arbitrate(iothread_t *thread, arbiter_t *arbiter) noexcept nogil:
     return work
 
 
+cdef uint32_t look_after(iothread_t *thread) noexcept nogil:
+    """What a turn does besides plain queues and requests."""
+    cdef uint32_t i
+    cdef uint32_t work = 0
+    for i in range(thread.arbiter_count):
+        work += arbitrate(thread, thread.arbiters[i])
+    send_held_back(thread)
+    return work
+
+
 cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
     """Tell the control plane of admin doorbells that moved."""
     cdef uint32_t i, tail
@@ -304,8 +317,8 @@ cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
     """Submit what backends prepared this turn, take what is finished; what else is due."""
     cdef uint32_t count = 0
     cdef uint32_t i
-    for i in range(thread.arbiter_count):
-        count += arbitrate(thread, thread.arbiters[i])
+    if thread.arbiter_count or thread.aggregations != NULL:
+        count = thread.look_after(thread)
     if thread.uring != NULL:
         if uring_of(thread).prepared:
             uring_submit(uring_of(thread))
@@ -316,8 +329,6 @@ cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
         count += thread.pollers[i].poll(thread, thread.pollers[i].context)
         if thread.done_count:
             complete_done(thread)
-    if thread.aggregations != NULL:
-        send_held_back(thread)
     return count
 
 
@@ -509,6 +520,7 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
+        self.thread.look_after = look_after
         self.thread.rests = 1
         self.name = name
 

@@ -20,6 +20,8 @@ cdef enum:
     ERROR_ENTRIES = 64
     #: IOThreads that serve one controller at most: N of its type, nvme-NQ_V1.
     HOST_QUEUES = 16
+    #: Commands of one SQ that can be aborted while they wait in it, until they are fetched.
+    ABORTS = 3
 
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
@@ -101,9 +103,13 @@ cdef struct sq_state_t:
     #: word of 64 bits (IOThread).
     uint32_t head
     uint32_t fetched
+    #: Commands that were completed while they waited (`aborts.pyx`): their number, the place of the
+    #: completion with the identifier above it, how far that has come (the control plane).
+    uint32_t aborted_sequence[ABORTS]
+    uint32_t aborted_place[ABORTS]
+    uint32_t aborted_state[ABORTS]
     #: `iova` is that of a PRP list that names the pages (PC = 0).
     uint32_t noncontiguous
-    uint32_t reserved[9]
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:

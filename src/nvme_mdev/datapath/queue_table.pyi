@@ -7,6 +7,7 @@ from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.datapath.statistics import (
+    InFlight,
     IoCounters,
     PathStatistics,
     QueueError,
@@ -178,6 +179,17 @@ class QueueTable:
 
     def pending_admin(self) -> list[tuple[int, bytes]]:
         """Fetched admin commands without a completion (AERs among them), the oldest first."""
+
+    def abort_command(self, qid: int, cid: int) -> InFlight | bool:
+        """Abort an I/O command; KeyError: there is no such SQ.
+
+        True: it waited in the SQ, and is completed with Command Abort Requested. False: there is
+        none, or it cannot be. Of one that is in flight the backend was asked to cancel it, which
+        may come too late.
+        """
+
+    def is_in_flight(self, command: InFlight) -> bool:
+        """Whether it has no completion yet; KeyError: its SQ is gone."""
 
     def log_queue_error(self, qid: int) -> None:
         """Add an entry to the error log that belongs to a queue and to no particular command."""

@@ -11,10 +11,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read as read_fd
 
+from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_waiting
 from nvme_mdev.datapath.admin_pair cimport admin_complete, admin_fetch, admin_room
 from nvme_mdev.datapath.atomics cimport exchange32, load_acquire32, read_tsc, store_release32
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.binding cimport bind_all, memory_in_use
+from nvme_mdev.datapath.binding cimport bind_all, bind_changed, memory_in_use
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.coalescing cimport coalescing_configure
 from nvme_mdev.datapath.interrupts cimport (
@@ -47,7 +48,7 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    IoCounters, QueueError, SubmissionQueue, path_statistics, sum_statistics,
+    InFlight, IoCounters, QueueError, SubmissionQueue, path_statistics, sum_statistics,
 )
 
 cdef enum:
@@ -324,8 +325,9 @@ cdef class QueueTable:
 
     # -- after a process before us ------------------------------------------------------------------
 
-    def adopt(self, *, page_size, dstrd=0):
+    def adopt(self, *, page_size, dstrd=0, weighted=False):
         cdef uint32_t qid
+        self.controller.weighted = weighted
         self.controller.dstrd = dstrd
         self.controller.page_size = page_size
         self._pause()
@@ -492,6 +494,26 @@ cdef class QueueTable:
             cq.path_counters.interrupts += 1
             cq.path_counters.interrupt_cycles += read_tsc() - before
 
+    def abort_command(self, qid, cid):
+        cdef sq_t *sq = self._sq(qid)
+        cdef request_t *request
+        self._pause()
+        try:
+            if abort_waiting(sq, cid):
+                return True
+            request = abort_in_flight(sq, cid)
+            if request == NULL:
+                return False
+            return InFlight(qid, request - sq.requests, request.slot.sequence)
+        finally:
+            self._resume()
+
+    def is_in_flight(self, command):
+        cdef sq_t *sq = self._sq(command.qid)
+        cdef uint32_t slot = command.slot
+        return (slot < sq.slot_count and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
+                and sq.slots[slot].sequence == command.sequence)
+
     def log_queue_error(self, qid):
         log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
 
@@ -530,7 +552,7 @@ cdef class QueueTable:
         self._pause()
         try:
             self.memory.map(iova, size, fd, offset, readable=readable, writable=writable)
-            bind_all(self.controller)
+            bind_changed(self.controller, iova, size)
         finally:
             self._resume()
         self._after_rebind()
@@ -547,7 +569,7 @@ cdef class QueueTable:
             if self._in_use(iova, size):
                 return None
             removed = self.memory.unmap(iova, size)
-            bind_all(self.controller)
+            bind_changed(self.controller, iova, size)
         finally:
             self._resume()
         self._drop_buffers()

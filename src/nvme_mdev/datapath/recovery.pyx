@@ -6,6 +6,7 @@ running guest"); the stores themselves are in `queues.pxd`.
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t
 
+from nvme_mdev.datapath.aborts cimport adopt_aborts
 from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32
 from nvme_mdev.datapath.commands cimport command_parse
 from nvme_mdev.datapath.iothread cimport complete_done
@@ -45,6 +46,7 @@ cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
             if <int32_t> (sq.slots[i].sequence - sq.fetched) >= <int32_t> ahead:
                 ahead = sq.slots[i].sequence - sq.fetched + 1
             settle(sq, i)
+    adopt_aborts(sq)
     sq.fetched += ahead
     sq.head = (sq.head + ahead) % sq.size
     publish_head(sq)

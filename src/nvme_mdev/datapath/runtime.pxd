@@ -89,7 +89,9 @@ cdef struct region_t:
 cdef struct memory_map_t:
     region_t *regions
     uint32_t count
+    #: What was allocated: `regions` begins somewhere in the middle of it.
     uint32_t capacity
+    region_t *storage
 
 #: A controller's namespace as the data path needs it. `backend` NULL: inactive.
 cdef struct namespace_t:
@@ -167,6 +169,8 @@ cdef struct sq_t:
     uint32_t inflight
     uint32_t free_count
     uint32_t qid
+    #: Some of the commands to come were aborted while they waited.
+    uint32_t aborted
     cq_t *cq
     controller_t *controller
     sq_state_t *state
@@ -353,6 +357,9 @@ cdef struct iothread_t:
     #: Turns without work since `idle_since_ns` was taken.
     uint32_t idle_turns
     uint64_t idle_since_ns
+    #: Serve arbiters and send what is held back and due; how many commands. Called through here, so
+    #: that it does not become part of every turn.
+    uint32_t (*look_after)(iothread_t *thread) noexcept nogil
     #: Interrupts held back.
     aggregation_t *aggregations
     #: Controllers with weighted round robin.

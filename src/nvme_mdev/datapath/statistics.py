@@ -81,6 +81,15 @@ class SubmissionQueue(NamedTuple):
     """Nothing is fetched from it: paused, being deleted, its memory unmapped, or in error."""
 
 
+class InFlight(NamedTuple):
+    """A command that a backend was asked to cancel."""
+
+    qid: int
+    slot: int
+    sequence: int
+    """The how manieth of its SQ."""
+
+
 class QueueError(NamedTuple):
     """A doorbell value that the data path found invalid; the queue is not served until a reset."""
 

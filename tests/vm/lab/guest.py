@@ -235,13 +235,17 @@ class Guest:
 
     def reboot(self) -> Self:
         """Reboot from inside the guest, in the same QEMU, and wait until it is up again."""
-        self._across_reset(lambda: self._agent.send("sync; reboot -f"))
+        self.across_restart("sync; reboot -f")
         return self
 
     def reset(self) -> Self:
         """Press the reset button, and wait until the guest is up again."""
         self._across_reset(lambda: self.qmp("system_reset"))
         return self
+
+    def across_restart(self, script: str) -> None:
+        """Run a script that makes the guest start again, and wait until it is up again."""
+        self._across_reset(lambda: self._agent.send(script))
 
     def _across_reset(self, cause: Callable[[], object]) -> None:
         self.qmp("set-action", reboot="reset")

@@ -67,8 +67,11 @@ def programs_disk(lab: Lab, kernel: str | None) -> list[str]:
 
 
 def kernel_arguments(kernel: str | None) -> str:
-    """What each of the lab's kernels is told."""
-    return f"console={platform(kernel).console} panic=-1 loglevel=7"
+    """What each of the lab's kernels is told.
+
+    Not to look for soft lockups: an emulated processor stands still whenever the host is busy.
+    """
+    return f"console={platform(kernel).console} panic=-1 loglevel=7 nosoftlockup"
 
 
 def direct_boot(lab: Lab, kernel: str, append: str) -> list[str]:

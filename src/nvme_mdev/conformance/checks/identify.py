@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 GROUP = Group("identify")
 
 _CSI_ZNS = 2
+_THIS_CONTROLLER = 0xFFFF
+"""CNTID that stands for the controller that executes the command."""
 
 
 def _data(subject: Subject, cns: int, nsid: int = 0, *, cntid: int = 0, csi: int = 0) -> bytes:
@@ -321,7 +323,9 @@ def another_command_set_is_refused(subject: Subject) -> None:
 @GROUP.check("Base 5.1.13.2.18", needs=needs.cap(CapBit.CSS_IOCSS))
 def the_command_set_combinations_are_there(subject: Subject) -> None:
     """CNS 1Ch has at least one combination, which includes the NVM command set."""
-    data = IoCommandSetVectors.from_buffer_copy(_data(subject, Cns.IO_COMMAND_SETS))
+    data = IoCommandSetVectors.from_buffer_copy(
+        _data(subject, Cns.IO_COMMAND_SETS, cntid=_THIS_CONTROLLER)
+    )
     require(any(vector & 1 for vector in data.vector), "no combination has the NVM command set")
 
 

@@ -13,7 +13,7 @@ from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport backend_ops_t, iothread_t, request_t
-from nvme_mdev.datapath.status cimport SC_SUCCESS
+from nvme_mdev.datapath.status cimport SC_ABORT_REQUESTED, SC_SUCCESS
 
 from nvme_mdev.datapath.backends.base import check_block_size
 from nvme_mdev.datapath.backends.raw import NoMedium
@@ -44,7 +44,7 @@ cdef void null_complete(iothread_t *thread, request_t *request, int32_t result) 
 
 
 cdef void null_cancel(iothread_t *thread, request_t *request) noexcept nogil:
-    """What is under way ends by itself."""
+    """Nothing is ever under way."""
 
 
 cdef backend_ops_t null_ops
@@ -60,6 +60,11 @@ cdef void delayed_submit(iothread_t *thread, request_t *request) noexcept nogil:
     request.status = SC_SUCCESS
     thread.inflight += 1
     chain_append(&delay.commands, request)
+
+
+cdef void delayed_cancel(iothread_t *thread, request_t *request) noexcept nogil:
+    """It ends when it is old enough, but not well."""
+    request.status = SC_ABORT_REQUESTED
 
 
 cdef uint32_t delayed_poll(iothread_t *thread, void *context) noexcept nogil:
@@ -78,7 +83,7 @@ cdef uint32_t delayed_poll(iothread_t *thread, void *context) noexcept nogil:
 cdef backend_ops_t delayed_ops
 delayed_ops.submit = delayed_submit
 delayed_ops.complete = null_complete
-delayed_ops.cancel = null_cancel
+delayed_ops.cancel = delayed_cancel
 
 
 cdef class NullBackend(Backend):

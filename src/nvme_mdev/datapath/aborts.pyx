@@ -1,0 +1,143 @@
+"""Aborting I/O commands (see aborts.pxd).
+
+A command in flight is cancelled in its backend. One that waits in the SQ (the queue is paused, or
+behind others) is completed at once, and dropped when it is fetched. Which one that is cannot be told by
+its identifier, which the guest can use again at once, but by its number: the how manieth command of
+the queue it is. The notes on that are in shared memory: a command must not be completed twice after
+a death. A note is made before the completion is posted, with the place where that goes; whether it
+went is seen there.
+"""
+
+from libc.stdint cimport int32_t, uint32_t
+
+from nvme_mdev.datapath.atomics cimport load_acquire32, store_release32
+from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, sq_state_t
+from nvme_mdev.datapath.queues cimport (
+    cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
+    sq_waiting,
+)
+from nvme_mdev.datapath.runtime cimport cq_t, request_t, sq_t
+from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_REQUESTED
+
+cdef enum:
+    #: States of a note; the phase tag of the completion is above.
+    NOTE_FREE = 0
+    NOTE_POSTING = 1
+    NOTE_POSTED = 2
+    STATE_MASK = 3
+    PHASE_SHIFT = 2
+
+
+cdef bint is_stale(sq_t *sq, uint32_t note) noexcept nogil:
+    """Whether the command that a note is about has come and gone."""
+    return (sq.state.aborted_state[note] == NOTE_FREE
+            or <int32_t> (sq.state.aborted_sequence[note] - sq.fetched) < 0)
+
+
+cdef bint is_noted(sq_state_t *state, uint32_t sequence) noexcept nogil:
+    cdef uint32_t note
+    for note in range(ABORTS):
+        if state.aborted_state[note] != NOTE_FREE and state.aborted_sequence[note] == sequence:
+            return True
+    return False
+
+
+cdef uint32_t skip_aborted(sq_t *sq, uint32_t tail) noexcept nogil:
+    cdef uint32_t waiting, ahead, note
+    while sq.head != tail and is_noted(sq.state, sq.fetched):
+        sq.fetched += 1
+        sq.head = 0 if sq.head + 1 == sq.size else sq.head + 1
+    publish_head(sq)
+    waiting = sq_waiting(sq, tail)
+    sq.aborted = 0
+    for note in range(ABORTS):
+        if not is_stale(sq, note):
+            sq.aborted = 1
+            ahead = sq.state.aborted_sequence[note] - sq.fetched
+            if ahead < waiting:
+                waiting = ahead
+    return (sq.head + waiting) % sq.size
+
+
+cdef bint has_room(cq_t *cq) noexcept:
+    if cq.held:
+        return False
+    return cq_room(cq) > 0 or (cq_read_head(cq) and cq_room(cq) > 0)
+
+
+cdef bint abort_waiting(sq_t *sq, uint32_t cid) noexcept:
+    cdef uint32_t tail = load_acquire32(sq.tail_doorbell)
+    cdef uint32_t i, index, note
+    if tail >= sq.size:
+        return False
+    for i in range(sq_waiting(sq, tail)):
+        index = (sq.head + i) % sq.size
+        if sq.pages[index >> 6] == NULL:
+            return False
+        if sq_entry(sq, index).cid == cid and not is_noted(sq.state, sq.fetched + i):
+            break
+    else:
+        return False
+    for note in range(ABORTS):
+        if is_stale(sq, note):
+            break
+    else:
+        return False
+    if not has_room(sq.cq):
+        return False
+    post_aborted(sq, note, sq.fetched + i, cid)
+    return True
+
+
+cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid) noexcept:
+    """Complete a command that is still in the SQ."""
+    cdef cq_t *cq = sq.cq
+    cdef sq_state_t *state = sq.state
+    store_release32(&state.aborted_state[note], NOTE_FREE)
+    state.aborted_sequence[note] = sequence
+    state.aborted_place[note] = cq.tail | cid << 16
+    store_release32(&state.aborted_state[note], NOTE_POSTING | cq.phase << PHASE_SHIFT)
+    sq.aborted = 1
+    log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED, LOCATION_NONE, 0, 0)
+    cq_post(cq, 0, sq.head, sq.qid, cid, SC_ABORT_REQUESTED)
+    store_release32(&state.aborted_state[note], NOTE_POSTED)
+    if cq.interrupts:
+        raise_interrupt(cq)
+
+
+cdef request_t *abort_in_flight(sq_t *sq, uint32_t cid) noexcept:
+    cdef request_t *request
+    cdef uint32_t i
+    for i in range(sq.slot_count):
+        request = &sq.requests[i]
+        if sq.slots[i].state == SLOT_BUSY and sq.slots[i].sqe.cid == cid and request.ns != NULL:
+            request.ns.backend.ops.cancel(sq.thread, request)
+            return request
+    return NULL
+
+
+cdef void adopt_aborts(sq_t *sq) noexcept:
+    cdef sq_state_t *state = sq.state
+    cdef uint32_t note, index, phase
+    for note in range(ABORTS):
+        if state.aborted_state[note] & STATE_MASK == NOTE_POSTING:
+            index = state.aborted_place[note] & 0xffff
+            phase = state.aborted_state[note] >> PHASE_SHIFT & 1
+            if is_posted(sq, index, phase, state.aborted_place[note] >> 16):
+                if index == sq.cq.tail and phase == sq.cq.phase:
+                    cq_advance(sq.cq)
+                store_release32(&state.aborted_state[note], NOTE_POSTED)
+            else:
+                # Not aborted yet: the Abort command is executed again.
+                store_release32(&state.aborted_state[note], NOTE_FREE)
+        if state.aborted_state[note] != NOTE_FREE:
+            sq.aborted = 1
+
+
+cdef bint is_posted(sq_t *sq, uint32_t index, uint32_t phase, uint32_t cid) noexcept:
+    """Whether the completion of the command is at its place."""
+    cdef nvme_cqe_t *entry
+    if index >= sq.cq.size:
+        return False
+    entry = <nvme_cqe_t *> (sq.cq.pages[index >> 8] + (index & 255) * 16)
+    return entry.cid == cid and entry.sqid == sq.qid and (entry.status & 1) == phase
