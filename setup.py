@@ -10,6 +10,7 @@ SOURCE = Path("src")
 #: Modules that use io_uring; they alone link against liburing.
 NEEDS_LIBURING = {
     "nvme_mdev.bench.floor",
+    "nvme_mdev.datapath.backends.passthru",
     "nvme_mdev.datapath.backends.uring",
     "nvme_mdev.datapath.uring",
 }

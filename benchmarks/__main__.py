@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: count, and compare with the budget, record it, or show the stages.
+"""``python -m benchmarks``: count, and compare with the budget, record it, show stages or times.
 
 Exit status: 0 within the budget (or not comparable), 1 a path grew, 2 nothing could be counted.
 """
@@ -13,6 +13,7 @@ from benchmarks.budget import BUDGET_FILE, Budget, Comparison, compare, counted
 from benchmarks.callgrind import CallgrindError, Place, profile_paths
 from benchmarks.paths import PATHS
 from benchmarks.stages import by_function, by_stage
+from benchmarks.timing import time_path
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--record", action="store_true", help="write the budget anew")
     action.add_argument("--stages", action="store_true", help="show where the instructions are")
+    action.add_argument("--time", action="store_true", help="time the paths of 32 commands a turn")
     options = parser.parse_args(arguments)
+    if options.time:
+        print_times()
+        return 0
     try:
         profiles = profile_paths()
     except CallgrindError as error:
@@ -42,6 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{BUDGET_FILE.name}: {len(now.instructions)} paths recorded, {now.compiler}")
         return 0
     return report(Budget.load(), now)
+
+
+def print_times() -> None:
+    """Nanoseconds of a command on the paths that take batches: a clock is read for each."""
+    print(f"{'ns a command':<18} {'median':>8} {'min':>8} {'p90':>8}")
+    for path in PATHS:
+        if path.batch > 1:
+            numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_path(path))
+            print(f"{path.name:<18} {numbers}")
 
 
 def report(recorded: Budget, now: Budget) -> int:

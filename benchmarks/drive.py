@@ -43,8 +43,9 @@ class MemoryDrive:
     def complete(self, count: int) -> None:
         """Write the completions of the next ``count`` commands; they get the lowest identifiers."""
         for cid in range(count):
-            entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, _PHASE)
-            self.cq[self._written * 16 : self._written * 16 + 16] = entry
+            wraps, index = divmod(self._written, _ENTRIES)
+            entry = struct.pack("<IIHHHH", 0, 0, 0, 1, cid, _PHASE ^ (wraps & 1))
+            self.cq[index * 16 : index * 16 + 16] = entry
             self._written += 1
 
     def take_queue(self, iothread: IOThread) -> LowerQueue:

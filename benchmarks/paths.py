@@ -88,7 +88,7 @@ def _backend(path: Path) -> tuple[Backend, MemoryDrive | None]:
     return (MemoryBackend(CAPACITY) if path.memory else NullBackend(CAPACITY)), None
 
 
-def _scattered_prps(guest: Guest, size: int) -> tuple[int, int]:
+def scattered_prps(guest: Guest, size: int) -> tuple[int, int]:
     """PRP1 and PRP2 for pages of which no two are neighbours, so that each stays a segment."""
     pages = [guest.allocate(2) for _ in range(size // PAGE)]
     if len(pages) == 1:
@@ -101,7 +101,7 @@ def _scattered_prps(guest: Guest, size: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _prepared(path: Path) -> Iterator[tuple[Guest, QueuePair, MemoryDrive | None]]:
+def prepared(path: Path) -> Iterator[tuple[Guest, QueuePair, MemoryDrive | None]]:
     """A guest with the path's queues, the first of which is used, and the drive below."""
     backend, drive = _backend(path)
     with Guest(backend, running=False) as guest:
@@ -135,9 +135,9 @@ class _Doorbell:
 
 def take(path: Path) -> None:
     """Take a path twice, `take_turns` once each; AssertionError when not every command is done."""
-    with _prepared(path) as (guest, queue, drive):
+    with prepared(path) as (guest, queue, drive):
         doorbell = _Doorbell(path, guest, queue)
-        prp1, prp2 = _scattered_prps(guest, path.size)
+        prp1, prp2 = scattered_prps(guest, path.size)
         sqe = queue.command(path.opcode, blocks=path.size // 512, prp1=prp1, prp2=prp2)
         commands = path.turns * path.batch
         for _run in ("warm", "counted"):

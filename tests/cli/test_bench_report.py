@@ -51,6 +51,18 @@ def test_the_rows_are_the_bare_target_ours_and_the_peers(
     assert image.read_bytes() == before
 
 
+def test_direct_mode_is_compared_with_the_hardware_below_it(nvme_mdev: RunCommand) -> None:
+    result = nvme_mdev("bench", "report", "--hardware", "100us", *QUICK, "--json")
+    assert (result.status, result.err) == (0, "")
+    for test in json.loads(result.out)["tests"].values():
+        assert list(test) == ["null", "memory", "hardware", "mdev/direct"]
+        for row in ("hardware", "mdev/direct"):
+            assert test[row]["lat_mean_ns"]["min"] >= 100_000
+        assert test["hardware"]["iops_to_host"]["median"] == 1
+        assert test["mdev/direct"]["iops_to_host"]["median"] > 0
+        assert test["null"]["iops_to_host"] is None
+
+
 def test_the_tables_fit_a_terminal_and_say_what_they_are(nvme_mdev: RunCommand) -> None:
     result = nvme_mdev("bench", "report", *QUICK)
     assert result.status == 0

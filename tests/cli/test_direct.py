@@ -57,6 +57,16 @@ def test_the_first_part_of_a_vfio_user_controller_is_served(here: Path, serve: S
     assert above.stop().status == 0
 
 
+def test_a_controller_on_the_queues_of_another_conforms(
+    here: Path, serve: Serve, nvme_mdev: RunCommand
+) -> None:
+    serve("memory:64M", "--socket", "drive")
+    serve("direct:vfio-user:drive/n1,offset=16M", "--socket", "vm1")
+    result = nvme_mdev("conformance", "vm1", "--destructive")
+    assert result.status == 0, result
+    assert " 0 failed" in result.out
+
+
 @pytest.mark.parametrize("victim", ["above", "below"])
 def test_verified_io_goes_on_while_either_daemon_is_killed(
     here: Path, serve: Serve, victim: str
@@ -83,7 +93,13 @@ def test_verified_io_goes_on_while_either_daemon_is_killed(
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        ("direct:drive", "write direct:vfio-user:SOCKET/n1 or direct:vfio:"),
+        ("direct:", "write direct:/dev/nvme0n1p1, direct:vfio-user:SOCKET/n1 or direct:vfio:"),
+        ("direct:drive", "it is not a block device: serve it without direct:"),
+        ("direct:nowhere", "nowhere: No such file or directory"),
+        ("direct:/dev/loop0", "loop0 is no NVMe namespace: serve it without direct:"),
+        ("direct:/dev/nvme4242/n1p1", "there is no such NVMe controller"),
+        ("direct:vfio:44:00.0", "write a PCI address as lspci -D does"),
+        ("direct:vfio:ffff:ff:1f.7", "there is no such PCI function"),
         ("direct:vfio-user:nowhere", "there is no such socket"),
         ("direct:vfio-user:drive/n7", "there is no namespace 7: the controller has 1"),
         ("direct:vfio-user:drive/n1p1", "there is no partition p1: there are none"),

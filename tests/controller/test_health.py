@@ -10,7 +10,7 @@ from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
+from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import MediaStatus
 
 from .statuses import error_log
@@ -102,6 +102,48 @@ def test_time_with_io_in_flight_is_busy_time(served: Served, host: NvmeHost) -> 
 class Busy:
     def inflight(self) -> int:
         return 1
+
+
+def test_media_that_cannot_be_read_are_a_warning_and_an_event_until_they_can(
+    served: Served, host: NvmeHost
+) -> None:
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_RELIABILITY)
+    host.request_events()
+    health = served.controller.health
+    served.call(lambda: health.media_tested(readable=False))
+    assert host.events(5) == [AsyncEvent(1, 0, LogPage.SMART)]
+    assert smart(host).cw == CriticalWarning.RELIABILITY
+    served.call(lambda: health.media_tested(readable=True))
+    assert smart(host).cw == 0
+
+
+def test_a_warning_that_is_not_asked_for_is_no_event_and_comes_once(
+    served: Served, host: NvmeHost
+) -> None:
+    host.request_events()
+    health = served.controller.health
+    served.call(lambda: health.media_tested(readable=False))
+    assert host.events(0.05) == []
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_RELIABILITY)
+    served.call(lambda: health.media_tested(readable=False))
+    assert host.events(0.05) == []
+    assert smart(host).cw == CriticalWarning.RELIABILITY
+
+
+def test_media_that_are_all_read_only_are_a_warning(served: Served, host: NvmeHost) -> None:
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_READ_ONLY)
+    host.request_events()
+    controller = served.controller
+
+    def protect(read_only: bool) -> None:
+        controller.queues.protect_namespace(1, read_only)
+        controller.namespace_changes.medium_protected(1)
+
+    served.call(protect, True)
+    assert host.events(5) == [AsyncEvent(1, 0, LogPage.SMART)]
+    assert smart(host).cw == CriticalWarning.READ_ONLY
+    served.call(protect, False)
+    assert smart(host).cw == 0
 
 
 def measure(served: Served, kelvin: int) -> None:

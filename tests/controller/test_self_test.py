@@ -14,7 +14,7 @@ from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_identify import Oacs
-from nvme_mdev.spec.nvme_logs import LogPage
+from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage
 from nvme_mdev.spec.nvme_maintenance import SelfTestCode, SelfTestLog, SelfTestResult
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
 
@@ -118,6 +118,7 @@ def test_a_medium_that_cannot_be_read_fails_where_that_is(
         assert (entry.segment, entry.valid, entry.nsid) == (1, 0xF, 2)
         assert entry.flba == (5 << 20) // 512
         assert (entry.sct, entry.sc) == (2, MediaStatus.UNRECOVERED_READ)
+        assert host.get_log_page(LogPage.SMART, 4)[0] == CriticalWarning.RELIABILITY
 
 
 def test_the_progress_is_told_and_only_one_test_runs(host: NvmeHost, gate: Gate) -> None:

@@ -17,6 +17,7 @@ from benchmarks.budget import BUDGET_FILE, IDLE_QUEUE, Budget, compare, counted
 from benchmarks.callgrind import Place, read_profile
 from benchmarks.paths import PATHS, take
 from benchmarks.stages import OTHER, STAGES, by_function, by_stage, function_of, plain_name
+from benchmarks.timing import time_path
 
 SOURCES = {".pyx", ".pxd", ".h"}
 PROFILE = """\
@@ -72,8 +73,17 @@ def test_every_command_of_a_path_completes_without_error(path):
     take(path)
 
 
+@pytest.mark.parametrize("path", [path for path in PATHS if path.batch > 1], ids=lambda p: p.name)
+def test_the_batches_of_a_path_can_be_timed(path):
+    # So many that the queues below and above wrap.
+    timing = time_path(path, 100)
+    assert 0 < timing.least <= timing.median
+
+
 def test_paths_take_whole_rounds_of_the_admin_poll():
-    assert [path.name for path in PATHS if path.turns % 16] == []
+    # Direct mode's take the first two turns of their thread, neither of which looks.
+    assert [path.name for path in PATHS if path.turns % 16 and not path.direct] == []
+    assert {path.turns for path in PATHS if path.direct} == {1}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from lab import MIB, Daemon, Guest, Rig, checksum, content
-from lab.daemon import PROGRAM
+from lab.daemon import control
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,20 +26,6 @@ LOAD = f"""
         sleep 0.1
     done
 """
-
-
-def control(daemon: Daemon, *command: object) -> Any:
-    """Run a command on the daemon's controller, as a user does; its result."""
-    words = [str(word) for word in command]
-    at = 2 if words[0] == "namespace" else 1
-    done = subprocess.run(
-        [PROGRAM, *words[:at], str(daemon.socket), *words[at:], "-o", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def wait_for_size(guest: Guest, disk: str, size: int) -> None:

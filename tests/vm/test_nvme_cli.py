@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import MIB, Daemon, Guest, Rig, content
+from lab.daemon import control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,10 @@ BLOCK = 512
 PAGE = 4096
 BLOCKS = 128 * MIB // BLOCK
 HOST_ID = bytes(range(1, 17))
+
+# SSTAT of the Sanitize Status log page (Base 5.1.12.1.33).
+SANITIZE_STATE = 0x7
+SANITIZE_COMPLETED = 1
 
 # What asks, and what is in its answer.
 ANSWERS = {
@@ -36,6 +41,8 @@ ANSWERS = {
     f"fw-log {CONTROLLER}": r"afi +: 0x1",
     f"effects-log {CONTROLLER} --csi=0": r"IOCS1 +\[Write +\] 0000000[13]",
     f"supported-log-pages {CONTROLLER}": r"LID 0x2 ",
+    f"self-test-log {CONTROLLER}": r"Current operation +: 0",
+    f"sanitize-log {CONTROLLER}": r"\(SSTAT\) *: +0",
     f"get-feature {CONTROLLER} --feature-id=1 --human-readable": r"Arbitration",
     f"get-feature {CONTROLLER} --feature-id=2 --human-readable": r"Power State",
     f"get-feature {CONTROLLER} --feature-id=4 --human-readable": r"Temperature Threshold",
@@ -61,7 +68,7 @@ FEATURES = {
 
 @pytest.fixture(scope="class")
 def daemon(shared_rig: Rig) -> Daemon:
-    return shared_rig.serve(options=["--serial", "COMMANDS"])
+    return shared_rig.serve(options=["--serial", "COMMANDS", "--allow-erase"])
 
 
 @pytest.fixture(scope="class")
@@ -81,10 +88,9 @@ def feature(guest: Guest, fid: int) -> int:
 
 
 def fill(guest: Guest, lba: int, blocks: int) -> None:
-    """Random data on some blocks."""
-    guest.sh(
-        f"dd if=/dev/urandom of={DISK} bs={BLOCK} seek={lba} count={blocks} oflag=direct conv=fsync"
-    )
+    """Random data on some blocks of 512 bytes, in whole pages: those of the disk may be larger."""
+    at, pages = lba * BLOCK // PAGE, blocks * BLOCK // PAGE
+    guest.sh(f"dd if=/dev/urandom of={DISK} bs={PAGE} seek={at} count={pages} oflag=direct,dsync")
 
 
 @pytest.mark.xdist_group("nvme-cli")
@@ -178,3 +184,56 @@ class TestNvmeCli:
         guest.sh(f"nvme subsystem-reset {CONTROLLER}; nvme reset {CONTROLLER}")
         assert feature(guest, 8) == 0
         guest.fio(DISK, "--rw=randrw --bs=4k --iodepth=16 --size=8M")
+
+    def test_a_namespace_that_comes_is_on_the_changed_list_until_it_was_read(
+        self, guest: Guest, daemon: Daemon, shared_rig: Rig
+    ) -> None:
+        guest.allow("rescanning namespaces|nvme0n2")
+        control(daemon, "namespace", "add", shared_rig.image(16 * MIB, "second"))
+        guest.wait_for_path("/dev/nvme0n2")  # Linux has read the list by then
+        listed = guest.sh(f"nvme changed-ns-list-log {CONTROLLER}")
+        assert "0x2" not in listed
+        control(daemon, "namespace", "remove", 2)
+        guest.sh("for i in $(seq 300); do test -e /dev/nvme0n2 || exit 0; sleep 0.1; done; exit 1")
+
+    @pytest.mark.parametrize(("code", "number"), [("1h", 1), ("2h", 2)])
+    def test_a_self_test_ends_without_an_error_in_its_log(
+        self, guest: Guest, code: str, number: int
+    ) -> None:
+        guest.sh(f"nvme device-self-test {CONTROLLER} --self-test-code={code}")
+        done = rf"Operation Result +: 0\b(?s:.)*?Self Test Code +: {number}"
+        for _ in range(300):
+            said = guest.sh(f"nvme self-test-log {CONTROLLER} --dst-entries=1; sleep 0.2")
+            if re.search(r"Current operation +: 0\b", said):
+                break
+        assert re.search(done, said), said
+
+    @pytest.mark.parametrize(("index", "size"), [(1, 4096), (0, 512)])
+    def test_a_format_changes_the_block_size_and_leaves_zeroes(
+        self, guest: Guest, daemon: Daemon, index: int, size: int
+    ) -> None:
+        guest.allow("rescanning namespaces|nvme0n1")
+        fill(guest, 8192, 64)
+        guest.sh(f"nvme format {DISK} --lbaf={index} --force --reset")
+        assert guest.sh(f"blockdev --getss {DISK}") == f"{size}\n"
+        assert content(daemon.image, 8192 * BLOCK, 64 * BLOCK) == bytes(64 * BLOCK)
+        guest.fio(DISK, "--rw=randrw --bs=4k --iodepth=16 --size=4M")
+
+    @pytest.mark.parametrize(
+        "action", ["start-block-erase", "start-overwrite --no-dealloc --ovrpat=0x5a5a5a5a"]
+    )
+    def test_a_sanitize_leaves_nothing_of_what_was_written(
+        self, guest: Guest, daemon: Daemon, action: str
+    ) -> None:
+        fill(guest, 8192, 64)
+        guest.sh(f"nvme sanitize {CONTROLLER} --sanact={action}")
+        for _ in range(300):
+            said = guest.sh(f"nvme sanitize-log {CONTROLLER}; sleep 0.2")
+            if re.search(r"\(SPROG\) *: +65535", said):
+                break
+        status = re.search(r"\(SSTAT\) *: +(\w+)", said)
+        assert status, said
+        assert int(status[1], 0) & SANITIZE_STATE == SANITIZE_COMPLETED, said
+        left = content(daemon.image, 8192 * BLOCK, 64 * BLOCK)
+        assert set(left) == ({0x5A} if "ovrpat" in action else {0})
+        guest.fio(DISK, "--rw=randrw --bs=4k --iodepth=16 --size=4M")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 HOST = "host"
 """Name of the row that the others are compared with."""
+HARDWARE, DIRECT = "hardware", "mdev/direct"
+"""A controller that takes its time, bare and below another: direct mode is compared with that."""
 
 
 class Point(NamedTuple):
@@ -190,8 +192,9 @@ class Report:
         return self.cells.get((point, subject))
 
     def against_host(self, point: Point, subject: str) -> Spread | None:
-        """IOPS as a share of the bare target's in the same round."""
-        one, host = self.cell(point, subject), self.cell(point, HOST)
+        """IOPS as a share of the bare target's, or hardware's, in the same round."""
+        bare = HARDWARE if subject in {HARDWARE, DIRECT} else HOST
+        one, host = self.cell(point, subject), self.cell(point, bare)
         if one is None or host is None:
             return None
         return Spread(tuple(a / b for a, b in zip(one.iops, host.iops, strict=True)))

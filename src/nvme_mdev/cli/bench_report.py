@@ -12,7 +12,7 @@ import click
 
 from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
-from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.cli.parameters import DURATION, SIZE
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.errors import UserError
 
@@ -52,6 +52,13 @@ class Peer(click.ParamType[tuple[str, str]]):
 @click.option(
     "--peer", "peers", type=Peer(), multiple=True, help="Another vfio-user server; repeatable."
 )
+@click.option(
+    "--hardware",
+    "hardware_ns",
+    type=DURATION,
+    metavar="TIME",
+    help="Direct mode, on a controller of ours that takes so long for a command (6.4us).",
+)
 @click.option("--size", type=SIZE, help="Bytes of TARGET to read from.  [default: all]")
 @click.option(
     "--cpu",
@@ -83,6 +90,7 @@ def report(
     *,
     target: str | None,
     peers: tuple[tuple[str, str], ...],
+    hardware_ns: int | None,
     cpus: tuple[int, ...],
     runtime: float | None,
     quick: bool,
@@ -96,7 +104,8 @@ def report(
     TARGET is an image file or block device, which is only read; a sparse image is measured as the
     holes that it has. A daemon is started for it, for a null and for a memory namespace. Each
     --peer is the socket of another server, whose namespace 1 is read. The row "host" is fio on
-    the bare TARGET, where fio is installed.
+    the bare TARGET, where fio is installed. With --hardware there are two rows more: a null
+    controller that takes its time, and the daemon in direct mode on the queues of another such.
     """
     _check(target, html)
     seconds = runtime or (_QUICK_RUNTIME if quick else _RUNTIME)
@@ -107,6 +116,8 @@ def report(
             serve_privately(interrupts, lambda _folder: _arguments(target), floor_cpus[1])
         )
         subjects = _subjects(stack, daemon, target, size, peers)
+        if hardware_ns is not None:
+            subjects += _direct_subjects(stack, interrupts, hardware_ns, floor_cpus[1])
         found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
         _fill_in(found, subjects, job_cpus, floor_cpus, show=not as_json)
     if html:
@@ -171,6 +182,33 @@ def _subjects(
     for name, socket in peers:
         subjects.append(Namespace(name, stack.enter_context(NvmeHost(socket)), 1))
     return subjects
+
+
+def _direct_subjects(
+    stack: ExitStack, interrupts: Interrupts, latency_ns: int, cpu: int
+) -> list[Subject]:
+    """A controller that takes its time, and the daemon on the queues of another one like it.
+
+    The controller below runs on whatever CPU is free. Where there is no third one, it shares one
+    with whoever waits for it, and the row tells of that.
+    """
+    from nvme_mdev.bench.report import DIRECT, HARDWARE, Namespace
+    from nvme_mdev.host.driver import NvmeHost
+
+    sleepy = ["--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
+    target = f"null:{NULL_SIZE},latency={latency_ns}ns"
+
+    def serve(argument: str, cpu: int | None) -> Daemon:
+        return stack.enter_context(
+            serve_privately(interrupts, lambda _folder: [argument, *sleepy], cpu)
+        )
+
+    bare, below = serve(target, cpu), serve(target, None)
+    above = serve(f"direct:vfio-user:{below.socket}", cpu)
+    return [
+        Namespace(HARDWARE, stack.enter_context(NvmeHost(bare.socket)), 1),
+        Namespace(DIRECT, stack.enter_context(NvmeHost(above.socket)), 1),
+    ]
 
 
 def _fill(memory: Namespace) -> None:

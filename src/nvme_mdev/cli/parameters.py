@@ -9,7 +9,7 @@ import click
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import MAX_IOTHREADS
 from nvme_mdev.service.settings import SETTINGS
-from nvme_mdev.units import parse_size
+from nvme_mdev.units import parse_duration_ns, parse_size
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,7 +30,23 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class DurationType(click.ParamType[int]):
+    """A duration in nanoseconds, written as ``6.4us`` or ``80ns``."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Nanoseconds; click's own error, which names the option, when it is none."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration_ns(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+
 SIZE = SizeType()
+DURATION = DurationType()
 
 
 class CpuListType(click.ParamType[int | str]):

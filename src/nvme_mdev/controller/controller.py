@@ -109,7 +109,13 @@ class Controller:
             on_clear=self._controller_level_reset,
             volatile=self.namespaces.volatile,
         )
-        self.health = Health(state, queues, self.namespaces, on_temperature=self.events.temperature)
+        self.health = Health(
+            state,
+            queues,
+            self.namespaces,
+            on_temperature=self.events.temperature,
+            on_warning=self.events.critical_warning,
+        )
         self.keep_alive = KeepAlive(self)
         self.write_protection = WriteProtection(state, queues, self.namespaces)
         self.erasing = Erasing(self)

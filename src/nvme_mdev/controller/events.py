@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.features import Features
     from nvme_mdev.datapath.state import ControllerState
+    from nvme_mdev.spec.nvme_logs import CriticalWarning
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,11 @@ class Events:
         wanted = self._features.async_events & AsyncEventConfig.SMART_TEMPERATURE
         if wanted and self._features.temperature_warning:
             self._raise(AsyncEventType.SMART, SmartEventInfo.TEMPERATURE_THRESHOLD, LogPage.SMART)
+
+    def critical_warning(self, warning: CriticalWarning) -> None:
+        """A critical warning has begun: the bits of the feature are those of the SMART log."""
+        if self._features.async_events & warning:
+            self._raise(AsyncEventType.SMART, SmartEventInfo.RELIABILITY, LogPage.SMART)
 
     def sanitized(self) -> None:
         """A sanitize operation is over, well or not."""

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.memory_map import Lifetime, Scratch
+from nvme_mdev.spec.nvme_logs import CriticalWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,15 +48,40 @@ class Health:
         namespaces: Namespaces,
         *,
         on_temperature: Callable[[], None],
+        on_warning: Callable[[CriticalWarning], None],
     ) -> None:
-        """``on_temperature``: the composite temperature is another one."""
+        """``on_temperature``: the composite temperature is another one; ``on_warning``: a critical
+        warning of another kind has begun."""
         self._state = state
         self._queues = queues
         self._namespaces = namespaces
         self._on_temperature = on_temperature
+        self._on_warning = on_warning
         self._last = time.monotonic()
         self._measured: float | None = None
         self._measurement: asyncio.Task[None] | None = None
+
+    @property
+    def warnings(self) -> CriticalWarning:
+        """The critical warnings in force, but for the temperature."""
+        return CriticalWarning(int(self._state.lifetime[Lifetime.WARNINGS]))
+
+    def media_tested(self, *, readable: bool) -> None:
+        """A self-test is over: media that cannot be read are not to be relied on."""
+        self._warn(CriticalWarning.RELIABILITY, not readable)
+
+    def media_changed(self) -> None:
+        """A medium became read-only, or writable again; as a warning it counts when all are so."""
+        self._warn(
+            CriticalWarning.READ_ONLY, all(one.backend.read_only for one in self._namespaces)
+        )
+
+    def _warn(self, warning: CriticalWarning, on: bool) -> None:
+        before = self.warnings
+        after = before | warning if on else before & ~warning
+        self._state.lifetime[Lifetime.WARNINGS] = after
+        if after & ~before:
+            self._on_warning(warning)
 
     def power_on(self) -> None:
         """A client is there, or the controller is new."""

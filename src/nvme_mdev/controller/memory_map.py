@@ -54,6 +54,8 @@ class Lifetime(enum.IntEnum):
     """Milliseconds at or above CCTEMP."""
     TEMPERATURE = 6
     """Kelvin, as the medium told it last; 0 where it tells none."""
+    WARNINGS = 7
+    """:class:`CriticalWarning`, but for the temperature, which is compared anew each time."""
     SANITIZE_STATE = 16
     """:class:`SanitizeState`, and the overwrite passes that are done above it, as in SSTAT."""
     SANITIZE_CDW10 = 17

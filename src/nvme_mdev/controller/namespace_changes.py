@@ -189,9 +189,10 @@ class NamespaceChanges:
             self._namespaces.lose(nsid)
             self._controller.events.namespace_changed(nsid)
 
-    def enforce_protection(self, nsid: int) -> None:
-        """Refuse to write what the guest has protected."""
+    def medium_protected(self, nsid: int) -> None:
+        """The medium became read-only or writable: what the guest has protected stays so."""
         self._controller.write_protection.enforce(nsid)
+        self._controller.health.media_changed()
 
     def find(self, nsid: int) -> None:
         """The medium has come back."""
@@ -223,8 +224,7 @@ def _adapt(
         with _standing(sharers):
             for one in sharers:
                 one.queues.protect_namespace(nsid, read_only)
-                # What the guest has protected stays so on a medium that can be written again.
-                one.enforce_protection(nsid)
+                one.medium_protected(nsid)
         state = "read-only" if read_only else "writable"
         _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
         changed = True

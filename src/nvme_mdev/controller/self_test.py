@@ -196,6 +196,8 @@ class SelfTest:
             self._words[_place(count) + word] = value
         self._words[Lifetime.SELF_TEST_COUNT] = count + 1
         self._words[Lifetime.SELF_TEST] = SelfTestCode.NONE
+        if result in (SelfTestResult.PASSED, SelfTestResult.FAILED):
+            self._controller.health.media_tested(readable=result == SelfTestResult.PASSED)
 
     def _entry(self, number: int) -> SelfTestEntry:
         words = self._words[_place(number) : _place(number) + _ENTRY_WORDS].tolist()

@@ -24,6 +24,8 @@ from nvme_mdev.host.errors import (
 from nvme_mdev.host.io import CommandQueue, IoQueue, Reply, Rings
 from nvme_mdev.host.memory import DmaMemory, round_up
 from nvme_mdev.host.transport import Transport
+from nvme_mdev.host.vfio import PREFIX as VFIO
+from nvme_mdev.host.vfio import VfioTransport
 from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE, SQE_SIZE
 from nvme_mdev.spec.nvme_features import Fid, NumberOfQueues
 from nvme_mdev.spec.nvme_identify import (
@@ -117,6 +119,8 @@ class NvmeHost:
     ) -> None:
         """Attach to the socket at ``path`` (a directory stands for ``cntrl`` in it).
 
+        ``vfio:0000:44:00.0`` is a drive bound to vfio-pci (`nvme_mdev.host.vfio`).
+
         ``shadow_doorbells`` None decides by itself; True is an AttachError when the controller
         does not support them. With ``enable`` False the controller is left as it is found.
         """
@@ -144,7 +148,7 @@ class NvmeHost:
         self._lock = threading.Lock()
         self._doorbells: mmap.mmap | None = None
         self._doorbell_base = 0
-        self.transport = Transport(path)
+        self.transport = _open_transport(path)
         try:
             self._attach(map_doorbells, memory_size)
             if enable:
@@ -638,6 +642,13 @@ class NvmeHost:
             if found or time.monotonic() >= deadline:
                 return found
             time.sleep(_REGISTER_POLL)
+
+
+def _open_transport(path: str | os.PathLike[str]) -> Transport:
+    name = os.fspath(path)
+    if not name.startswith(VFIO):
+        return Transport(path)
+    return VfioTransport(name.removeprefix(VFIO))
 
 
 def _event(completion: Completion) -> AsyncEvent:

@@ -50,6 +50,16 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return found / SOCKET_NAME if found.is_dir() else found
 
 
+def check_class(name: object, code: bytes) -> None:
+    """AttachError unless a function's class code is that of an NVMe controller."""
+    found = int.from_bytes(code, "little")
+    if found != pci.CLASS_NVME:
+        raise AttachError(
+            f"{name}: this is not an NVMe controller but a device of PCI class"
+            f" {found:06x}: give an NVMe controller's"
+        )
+
+
 class Transport:
     """One vfio-user client session with a PCI function. Not for several threads at once."""
 
@@ -91,12 +101,7 @@ class Transport:
         """AttachError unless this is an NVMe controller (PCI class 01 08 02)."""
         with self._errors("reading the PCI class"):
             code = self.client.region_read(PciRegion.CONFIG, pci.ConfigOffset.CLASS_CODE, 3)
-        found = int.from_bytes(code, "little")
-        if found != pci.CLASS_NVME:
-            raise AttachError(
-                f"{self.path}: this is not an NVMe controller but a device of PCI class"
-                f" {found:06x}: give an NVMe controller's socket"
-            )
+        check_class(self.path, code)
 
     def enable_pci(self) -> None:
         """Memory space and bus mastering on, INTx off."""

@@ -3,12 +3,14 @@
 ======================================  ==========================================================
 target                                  how commands reach the controller
 ======================================  ==========================================================
+``direct:/dev/nvme0n1p3``               the queues of the kernel's driver (io_uring passthrough)
+``direct:/dev/nvme0/n1p3``              the same, by the controller (or its PCI address) and number
 ``direct:vfio-user:SOCKET/n1p3``        queue pairs of our own, on a vfio-user controller
 ``direct:vfio:0000:44:00.0/n1p3``       queue pairs of our own, on a drive bound to vfio-pci
 ======================================  ==========================================================
 
-Without ``/n...`` it is namespace 1. One driver holds a controller for all targets of this process;
-the controller is let go of with the last of them.
+With queue pairs of our own, without ``/n...`` it is namespace 1. One driver holds a controller for
+all targets of this process; the controller is let go of with the last of them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.errors import UserError
+from nvme_mdev.service.parents import Part
 
 if TYPE_CHECKING:
     from nvme_mdev.datapath.backends.base import Backend
@@ -39,9 +42,9 @@ class DirectName:
     """A direct target, taken apart."""
 
     scheme: str
-    """``vfio-user:`` or ``vfio:``."""
+    """``vfio-user:``, ``vfio:``, or empty for the kernel's driver."""
     controller: str
-    """The socket's path, or the PCI address."""
+    """The socket's path, the PCI address, or what names a namespace of the kernel's driver."""
     nsid: int = 1
     partition: int | None = None
 
@@ -49,12 +52,15 @@ class DirectName:
     def parse(cls, name: str) -> DirectName:
         """Take ``direct:...`` apart; UserError: it is none of those above."""
         rest = name.removeprefix(PREFIX)
-        scheme = next((one for one in (VFIO_USER, VFIO) if rest.startswith(one)), None)
-        if scheme is None:
-            raise UserError(
-                f"{name}: write direct:vfio-user:SOCKET/n1 or direct:vfio:0000:44:00.0/n1"
-            )
+        scheme = next((one for one in (VFIO_USER, VFIO) if rest.startswith(one)), "")
         controller = rest.removeprefix(scheme)
+        if not controller:
+            raise UserError(
+                f"{name}: write direct:/dev/nvme0n1p1, direct:vfio-user:SOCKET/n1 or"
+                " direct:vfio:0000:44:00.0/n1"
+            )
+        if not scheme:
+            return cls(scheme, controller)
         match = _PART.fullmatch(controller)
         if match is None:
             return cls(scheme, controller)
@@ -63,7 +69,7 @@ class DirectName:
     @property
     def absolute(self) -> DirectName:
         """With an absolute path, which means the same to every process."""
-        if self.scheme != VFIO_USER:
+        if self.scheme == VFIO or (not self.scheme and Part.parse(self.controller)):
             return self
         return DirectName(
             self.scheme, str(Path(self.controller).absolute()), self.nsid, self.partition
@@ -77,6 +83,8 @@ class DirectName:
         return self.scheme + self.controller.lower()
 
     def __str__(self) -> str:
+        if not self.scheme:
+            return f"{PREFIX}{self.controller}"
         part = "" if self.partition is None else f"p{self.partition}"
         return f"{PREFIX}{self.scheme}{self.controller}/n{self.nsid}{part}"
 
@@ -96,6 +104,15 @@ def open_direct(
     """
     from nvme_mdev.host.errors import HostError
 
+    if not name.scheme:
+        return _open_passthrough(
+            text,
+            name.controller,
+            block_size=block_size,
+            read_only=read_only,
+            offset=offset,
+            length=length,
+        )
     try:
         parent = _parent(name.address)
         try:
@@ -118,6 +135,31 @@ def open_direct(
         raise UserError(f"{text}: {error.strerror}: a namespace needs a part of its own") from error
     except ValueError as error:
         raise UserError(f"{text}: {error}") from error
+    return backend
+
+
+def _open_passthrough(
+    text: str,
+    controller: str,
+    *,
+    block_size: int | None,
+    read_only: bool,
+    offset: int,
+    length: int | None,
+) -> Backend:
+    """On the queues of the kernel's driver; OSError: as the kernel says."""
+    from nvme_mdev.datapath.backends.kernel_drive import NoCharacterDeviceError
+    from nvme_mdev.datapath.backends.passthru import PassthruBackend
+
+    part = Part.parse(controller)
+    path = str(part.block_device()) if part is not None else controller
+    try:
+        backend = PassthruBackend(path, read_only=read_only, offset=offset, length=length)
+    except NoCharacterDeviceError as error:
+        raise UserError(f"{text}: {error.strerror}: serve it without direct:") from error
+    if block_size not in {None, backend.block_size}:
+        backend.close()
+        raise UserError(f"{text}: its blocks have {backend.block_size} bytes: leave block-size out")
     return backend
 
 

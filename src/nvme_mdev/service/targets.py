@@ -407,6 +407,8 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
 def _why_not_opened(target: Target, access: Access, error: Exception) -> str:
     """What to tell the user about an error that opening a target raised."""
     name = str(target.path) if target.kind == "path" else target.name
+    if target.kind == "direct" and isinstance(error, OSError) and error.filename:
+        name = os.fspath(error.filename)
     if target.kind == "memory" and not isinstance(error, ValueError):
         return f"{name}: there is not that much memory: give a smaller size"
     if not isinstance(error, OSError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,3 +128,17 @@ class Daemon:
         self._process.kill()
         self._process.wait()
         self._stopped = True
+
+
+def control(daemon: Daemon, *command: object) -> Any:
+    """Run a command on the daemon's controller, as a user does; its result."""
+    words = [str(word) for word in command]
+    at = 2 if words[0] == "namespace" else 1
+    done = subprocess.run(
+        [PROGRAM, *words[:at], str(daemon.socket), *words[at:], "-o", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

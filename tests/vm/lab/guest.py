@@ -70,7 +70,7 @@ class Guest:
 
     `devices` are properties as QEMU's `-device` takes them. `kernel` names one of the lab's
     kernels, booted directly with its initramfs; None boots from the devices by firmware.
-    `arguments` are added to QEMU's command line.
+    `blocks` are QEMU's `-blockdev`, for the devices; `arguments` are added to its command line.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Guest:
         firmware: Literal["seabios", "ovmf"] = "seabios",
         memory_mib: int = 512,
         smp: int = 2,
+        blocks: Sequence[str] = (),
         arguments: Sequence[str] = (),
     ) -> None:
         self.lab = lab
@@ -102,6 +103,8 @@ class Guest:
             options += direct_boot(lab, kernel, append)
         if firmware == "ovmf":
             options += self._ovmf()
+        for block in blocks:
+            options += ["-blockdev", block]
         for device in devices:
             options += ["-device", json.dumps(device)]
         if platform(kernel).debug_port:

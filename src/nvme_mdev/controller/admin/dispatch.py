@@ -64,20 +64,25 @@ COMMANDS: dict[AdminOpcode, Entry] = {
 
 def supported(controller: Controller) -> dict[AdminOpcode, Entry]:
     """The commands that this controller has, by its settings and what its media can do."""
-    without = set()
-    if not controller.settings.shadow_doorbell:
-        without.add(AdminOpcode.DOORBELL_BUFFER_CONFIG)
-    if not controller.erasing.offered:
-        without |= {AdminOpcode.FORMAT_NVM, AdminOpcode.SANITIZE}
-    if not controller.self_test.offered:
-        without.add(AdminOpcode.DEVICE_SELF_TEST)
-    return {opcode: entry for opcode, entry in COMMANDS.items() if opcode not in without}
+    return {opcode: entry for opcode, entry in COMMANDS.items() if _is_here(controller, opcode)}
+
+
+def _is_here(controller: Controller, opcode: int) -> bool:
+    match opcode:
+        case AdminOpcode.DOORBELL_BUFFER_CONFIG:
+            return controller.settings.shadow_doorbell
+        case AdminOpcode.FORMAT_NVM | AdminOpcode.SANITIZE:
+            return controller.erasing.offered
+        case AdminOpcode.DEVICE_SELF_TEST:
+            return controller.self_test.offered
+        case _:
+            return True
 
 
 def dispatch(controller: Controller, command: AdminCommand) -> Outcome:
     """Check what all commands have in common, then execute it."""
-    entry = supported(controller).get(command.sqe.opc)  # type: ignore[call-overload]
-    if entry is None:
+    entry = COMMANDS.get(command.sqe.opc)  # type: ignore[call-overload]
+    if entry is None or not _is_here(controller, command.sqe.opc):
         raise NvmeError(GenericStatus.INVALID_OPCODE, Field.OPC)
     if command.sqe.flags:
         # No fused admin commands (FUSES), no SGLs (SGLS): these bits and the reserved ones are 0.

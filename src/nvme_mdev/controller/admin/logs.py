@@ -120,7 +120,8 @@ def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
     counters = controller.state.counters()
     life = controller.state.lifetime
     data = SmartLog(
-        cw=CriticalWarning.TEMPERATURE if controller.features.temperature_warning else 0,
+        cw=controller.health.warnings
+        | (CriticalWarning.TEMPERATURE if controller.features.temperature_warning else 0),
         ctemp=composite_temperature(controller.state),
         avsp=_FULL_SPARE_PERCENT,
         avspt=_SPARE_THRESHOLD_PERCENT,

@@ -486,6 +486,9 @@ cdef class NvmeBackend(Backend):
     def change_medium(self, size):
         raise OSError(95, "the namespace below is resized by its owner", self.name)
 
+    def can_have_blocks(self, block_size):
+        return block_size == self.block_size
+
     def flush(self):
         self.parent.flush(self)
 

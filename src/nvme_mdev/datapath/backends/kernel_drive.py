@@ -1,0 +1,175 @@
+"""A namespace or partition of a drive that the kernel's NVMe driver runs, opened for passthrough.
+
+Its block device is claimed, as for any other backend, so that the host cannot mount it meanwhile;
+commands go to the namespace's character device (``/dev/ng0n1``; Linux 5.13 and newer), on which
+LBAs are those of the whole namespace. Where the partition begins comes from sysfs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import stat
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvme_mdev.datapath.backends.drive import DriveNamespace, block_size_of, describe
+from nvme_mdev.datapath.backends.medium import Medium, open_medium
+from nvme_mdev.spec.nvme_commands import AdminOpcode
+from nvme_mdev.spec.nvme_identify import (
+    IDENTIFY_SIZE,
+    Cns,
+    IdentifyController,
+    IdentifyNamespace,
+)
+
+SYSFS = Path("/sys")
+_NAMESPACE = re.compile(r"nvme(\d+n\d+)", re.ASCII)
+_SECTOR = 512
+"""The unit of a partition's start in sysfs."""
+_NVME_IOCTL_ADMIN_CMD = 0xC0484E41
+"""``<linux/nvme_ioctl.h>``: _IOWR('N', 0x41, struct nvme_passthru_cmd)."""
+_NVME_IOCTL_ID = 0x4E40
+
+
+class _PassthruCommand(ctypes.Structure):
+    """struct nvme_passthru_cmd of ``<linux/nvme_ioctl.h>``."""
+
+    _fields_ = (
+        ("opcode", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("rsvd1", ctypes.c_uint16),
+        ("nsid", ctypes.c_uint32),
+        ("cdw2", ctypes.c_uint32),
+        ("cdw3", ctypes.c_uint32),
+        ("metadata", ctypes.c_uint64),
+        ("addr", ctypes.c_uint64),
+        ("metadata_len", ctypes.c_uint32),
+        ("data_len", ctypes.c_uint32),
+        ("cdw10", ctypes.c_uint32),
+        ("cdw11", ctypes.c_uint32),
+        ("cdw12", ctypes.c_uint32),
+        ("cdw13", ctypes.c_uint32),
+        ("cdw14", ctypes.c_uint32),
+        ("cdw15", ctypes.c_uint32),
+        ("timeout_ms", ctypes.c_uint32),
+        ("result", ctypes.c_uint32),
+    )
+
+
+class NoCharacterDeviceError(OSError):
+    """A block device that has no NVMe character device beside it."""
+
+
+@dataclass
+class KernelDrive:
+    """Open and claimed."""
+
+    medium: Medium
+    """The block device; what is served of it."""
+    fd: int
+    """The character device."""
+    namespace: DriveNamespace
+    polled: bool
+    """The driver has poll queues for it."""
+
+    def current_size(self) -> int:
+        """Bytes now (OSError: the drive has gone)."""
+        return self.medium.current_size()
+
+    def is_read_only(self) -> bool:
+        """Whether it can be written to now."""
+        return self.medium.is_read_only()
+
+    def flush(self) -> None:
+        """Through the block device, which is the same drive."""
+        os.fdatasync(self.medium.buffered_fd)
+
+    def close(self) -> None:
+        """Give up the claim."""
+        os.close(self.fd)
+        self.medium.close()
+
+
+def open_drive(
+    path: str, *, read_only: bool, offset: int = 0, length: int | None = None
+) -> KernelDrive:
+    """Open ``length`` bytes from ``offset`` on of an NVMe block device or partition of one.
+
+    OSError as of `open_medium`; NoCharacterDeviceError: it is no NVMe namespace, or the kernel is
+    too old. ValueError: it cannot be served.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISBLK(status.st_mode):
+        raise NoCharacterDeviceError(errno.ENOTBLK, "it is not a block device", path)
+    disk, start = locate(os.major(status.st_rdev), os.minor(status.st_rdev))
+    character = character_device(disk, path)
+    with ExitStack() as undo:
+        medium = open_medium(path, read_only=read_only, offset=offset, length=length)
+        undo.callback(medium.close)
+        fd = os.open(character, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        nsid = fcntl.ioctl(fd, _NVME_IOCTL_ID)
+        namespace = IdentifyNamespace.from_buffer_copy(_identify(fd, Cns.NAMESPACE, nsid))
+        controller = IdentifyController.from_buffer_copy(_identify(fd, Cns.CONTROLLER, 0))
+        size = block_size_of(namespace)
+        if (start + offset) % size or medium.size % size:
+            raise ValueError(f"{path}: it does not begin and end on blocks of {size} bytes")
+        described = describe(
+            controller,
+            namespace,
+            name=path,
+            identity=f"direct:{medium.identity}",
+            nsid=nsid,
+            start=(start + offset) // size,
+            blocks=medium.size // size,
+            read_only=read_only,
+        )
+        undo.pop_all()
+    return KernelDrive(medium, fd, described, polled=queue_limit(disk, "io_poll") == 1)
+
+
+def locate(major: int, minor: int, sysfs: Path = SYSFS) -> tuple[str, int]:
+    """Name of the disk that a block device is or lies on, and the byte of it where it begins."""
+    device = (sysfs / f"dev/block/{major}:{minor}").resolve()
+    if (device / "partition").exists():
+        return device.parent.name, int((device / "start").read_text()) * _SECTOR
+    return device.name, 0
+
+
+def character_device(disk: str, path: str, dev: Path = Path("/dev")) -> Path:
+    """The character device beside a disk; NoCharacterDeviceError: there is none."""
+    match = _NAMESPACE.fullmatch(disk)
+    if match is None:
+        raise NoCharacterDeviceError(errno.ENOTTY, f"{disk} is no NVMe namespace", path)
+    found = dev / f"ng{match[1]}"
+    if not found.exists():
+        raise NoCharacterDeviceError(errno.ENOENT, f"{disk} has no character device {found}", path)
+    return found
+
+
+def queue_limit(disk: str, name: str, sysfs: Path = SYSFS) -> int:
+    """An attribute of the disk's request queue; 0: it does not tell."""
+    try:
+        return int((sysfs / "block" / disk / "queue" / name).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _identify(fd: int, cns: int, nsid: int) -> bytes:
+    data = ctypes.create_string_buffer(IDENTIFY_SIZE)
+    command = _PassthruCommand(
+        opcode=AdminOpcode.IDENTIFY,
+        nsid=nsid,
+        addr=ctypes.addressof(data),
+        data_len=IDENTIFY_SIZE,
+        cdw10=cns,
+    )
+    status = fcntl.ioctl(fd, _NVME_IOCTL_ADMIN_CMD, command)
+    if status:
+        raise OSError(errno.EIO, f"Identify failed with status {status:#x}")
+    return data.raw

@@ -1,0 +1,79 @@
+"""What a guest is told of a namespace of the controller below."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nvme_mdev.datapath.backends.drive import DriveNamespace, describe
+from nvme_mdev.spec.nvme_identify import (
+    Dlfeat,
+    IdentifyController,
+    IdentifyNamespace,
+    Nsattr,
+    Nsfeat,
+    Oncs,
+    Vwc,
+)
+
+ALL = Oncs.NVMCMPS | Oncs.NVMWZSV | Oncs.NVMDSMSV
+
+
+def drive(
+    controller: dict[str, int] | None = None, namespace: dict[str, int] | None = None, **part: int
+) -> DriveNamespace:
+    told = IdentifyNamespace(nsze=10000, **(namespace or {}))
+    told.lbaf[0].lbads = 9
+    told.lbaf[1].lbads = 12
+    told.lbaf[2].lbads, told.lbaf[2].ms = 9, 8
+    told.lbaf[3].lbads = 16
+    return describe(
+        IdentifyController(**(controller or {})), told, name="d", identity="i", nsid=1, **part
+    )
+
+
+def test_a_drive_that_can_nothing_but_read_and_write() -> None:
+    assert drive() == DriveNamespace("d", "i", 1, 512, 0, 10000, 2 << 20)
+
+
+def test_a_drive_that_can_everything() -> None:
+    found = drive(
+        {"oncs": ALL, "vwc": Vwc.VWCP, "mdts": 5},
+        {"dlfeat": Dlfeat.READS_ZEROES, "nsattr": Nsattr.CWP, "flbas": 1},
+    )
+    assert found == replace(
+        drive(),
+        block_size=4096,
+        max_transfer=131072,
+        read_only=True,
+        volatile_cache=True,
+        can_compare=True,
+        can_write_zeroes=True,
+        can_deallocate=True,
+        deallocate_zeroes=True,
+    )
+
+
+@pytest.mark.parametrize(("flbas", "what"), [(2, "512 bytes and 8 of metadata"), (3, "65536")])
+def test_formats_that_cannot_be_served(flbas: int, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        drive(namespace={"flbas": flbas})
+
+
+def test_optimal_sizes_hold_where_a_part_begins_on_their_boundaries() -> None:
+    sizes = {"nsfeat": Nsfeat.OPTPERF, "npwg": 7, "npdg": 63, "noiob": 256}
+    whole, even, odd = (drive(namespace=sizes, start=start) for start in (0, 64, 1))
+    assert (whole.optimal_io_boundary, whole.preferred_write, whole.preferred_deallocate) == (
+        256,
+        8,
+        64,
+    )
+    assert (even.optimal_io_boundary, even.preferred_write, even.preferred_deallocate) == (0, 8, 64)
+    assert (odd.optimal_io_boundary, odd.preferred_write, odd.preferred_deallocate) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("part", [{"start": 10000}, {"start": 9999, "blocks": 2}, {"blocks": 0}])
+def test_a_part_that_does_not_lie_within(part: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="do not lie within"):
+        drive(**part)

@@ -1,0 +1,175 @@
+"""A machine with NVMe drives of its own: QEMU's emulated ones, behind an emulated IOMMU.
+
+Inside it nvme-mdev and its host driver run as they would on a real host, on the kernel's NVMe
+driver and on vfio-pci. There is no such hardware to be had for a test otherwise.
+
+=========  ==============================================================================
+drive      what it is for
+=========  ==============================================================================
+``main``   namespace 1 with three partitions, namespace 2 with blocks of 4096 bytes
+``spare``  to be bound to vfio-pci
+``lost``   to be taken away while it is used
+=========  ==============================================================================
+
+The kernel's driver has two poll queues for each (nvme.poll_queues=2).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import program_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .guest import Guest
+    from .rig import Rig
+
+MIB = 1 << 20
+FILL = 0xA5
+"""What every byte of the main drive is at first, but for its partition table."""
+PARTITIONS = {1: (1, 40), 2: (48, 24), 3: (80, 24)}
+"""By number: first MiB and size in MiB; between them nobody has any business."""
+MAIN_SIZE = 112 * MIB
+_APPEND = "intel_iommu=on nvme.poll_queues=2 lab.modules=vfio_pci,vfio_iommu_type1"
+_SECTORS_PER_MIB = 2048
+_READY = 240
+"""Seconds for a daemon inside an emulated machine to start, while others use the real one."""
+
+
+@dataclass
+class Machine:
+    """A booted machine with the drives above."""
+
+    guest: Guest
+    main: Path
+    """The image of the main drive's namespace 1."""
+    spare: Path
+    """The image of the spare drive."""
+    sockets: int = 0
+
+    def controller(self, drive: str) -> str:
+        """The kernel's name of a drive's controller, ``nvme0``."""
+        return self.guest.sh(f"grep -lx '{drive} *' /sys/class/nvme/*/serial | cut -d/ -f5").strip()
+
+    def address(self, drive: str) -> str:
+        """Its PCI address."""
+        return self.guest.sh(f"cat /sys/class/nvme/{self.controller(drive)}/address").strip()
+
+    def serve(self, *targets: str, options: str = "--no-keeper") -> str:
+        """Start a daemon in the machine; the path of its socket. It is not waited for."""
+        self.sockets += 1
+        socket = f"/run/{self.sockets}.sock"
+        self.guest.sh(
+            f"cd /run; nvme-mdev serve {' '.join(targets)} --socket {socket} {options}"
+            f" >{socket}.log 2>&1 & echo $! >{socket}.pid"
+        )
+        return socket
+
+    def kill_serving_process(self, socket: str) -> str:
+        """The script that kills the process under the keeper of a daemon."""
+        return f"keeper=$(cat {socket}.pid); kill -9 $(cat /proc/$keeper/task/$keeper/children)"
+
+    def wait(self, *sockets: str) -> None:
+        """Wait until daemons are ready."""
+        for socket in sockets:
+            self.guest.sh(
+                f"for i in $(seq {_READY}); do\n"
+                f"grep -q ready {socket}.log && exit 0; sleep 1\ndone; cat {socket}.log; exit 1",
+                timeout=2 * _READY,
+            )
+
+    def log(self, socket: str) -> str:
+        """What a daemon said."""
+        return self.guest.sh(f"cat {socket}.log")
+
+    def partition(self, number: int) -> bytes:
+        """What the image has of a partition of the main drive now."""
+        start, size = PARTITIONS[number]
+        with self.main.open("rb") as image:
+            return os.pread(image.fileno(), size * MIB, start * MIB)
+
+    def untouched(self) -> bool:
+        """Whether every byte outside of the partitions is as it was."""
+        data = self.main.read_bytes()
+        end = 1
+        for start, size in PARTITIONS.values():
+            if data[end * MIB : start * MIB] != bytes([FILL]) * ((start - end) * MIB):
+                return False
+            end = start + size
+        rest = data[end * MIB :]
+        return data[:MIB] == _first_mebibyte() and rest == bytes([FILL]) * len(rest)
+
+
+def _first_mebibyte() -> bytes:
+    """A master boot record, then the fill."""
+    entries = b"".join(
+        struct.pack("<4xB3xII", 0x83, start * _SECTORS_PER_MIB, size * _SECTORS_PER_MIB)
+        for start, size in PARTITIONS.values()
+    )
+    table = bytes(446) + entries.ljust(64, b"\0") + b"\x55\xaa"
+    return table.ljust(MIB, bytes([FILL]))
+
+
+def boot(rig: Rig) -> Machine:
+    """Boot the machine, with nvme-mdev in it."""
+    main = rig.image(MAIN_SIZE, "main")
+    main.write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
+    images = {
+        "main": main,
+        "small": rig.image(16 * MIB, "small"),
+        "spare": rig.image(64 * MIB, "spare"),
+        "lost": rig.image(16 * MIB, "lost"),
+        "program": rig.directory / "program.img",
+    }
+    program_disk.make(images["program"])
+    devices: list[dict[str, object]] = [
+        {"driver": "intel-iommu", "intremap": "on", "caching-mode": True},
+        *(
+            {"driver": "pcie-root-port", "id": f"{name}-port", "chassis": n, "slot": n}
+            for n, name in enumerate(("main", "spare", "lost"), 1)
+        ),
+        {"driver": "nvme", "id": "main-drive", "serial": "main", "bus": "main-port"},
+        {"driver": "nvme-ns", "drive": "main", "bus": "main-drive", "nsid": 1},
+        {
+            "driver": "nvme-ns",
+            "drive": "small",
+            "bus": "main-drive",
+            "nsid": 2,
+            "logical_block_size": 4096,
+            "physical_block_size": 4096,
+        },
+        *(
+            {
+                "driver": "nvme",
+                "id": f"{name}-drive",
+                "serial": name,
+                "bus": f"{name}-port",
+                "drive": name,
+            }
+            for name in ("spare", "lost")
+        ),
+        {"driver": "virtio-blk-pci", "drive": "program"},
+    ]
+    guest = rig.start(
+        devices=devices,
+        blocks=[_block(name, image) for name, image in images.items()],
+        memory_mib=1024,
+        append=_APPEND,
+    ).wait_ready()
+    guest.allow(r"Ignoring bogus Namespace Identifiers$")
+    guest.sh(program_disk.setup("/dev/vdb"))
+    return Machine(guest, main, images["spare"])
+
+
+def _block(name: str, image: Path) -> str:
+    """A block node of QEMU's for a raw image, such as `-blockdev` takes it."""
+    read_only = "on" if name == "program" else "off"
+    return (
+        f"driver=raw,node-name={name},read-only={read_only},"
+        f"file.driver=file,file.filename={image},file.locking=off"
+    )

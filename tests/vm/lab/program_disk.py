@@ -1,0 +1,111 @@
+"""A read-only disk with the program under test: this Python, its packages, and nvme-mdev as built.
+
+A guest that has it runs `nvme-mdev` itself, as a host would. It is made anew for each test, since
+what is under test changes; everything else in the guest is the lab's.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nvme_mdev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MOUNT = "/py"
+_PACKAGES = ("click", "rich", "pygments", "markdown_it", "mdurl")  # what the program imports
+_LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "tkinter", "ensurepip", "turtledemo",
+             "site-packages", "config-*", "*.a")  # fmt: skip
+# The lab's guests have these, of the version that all their programs use.
+_LIBC = re.compile(r"(libc|libm|libdl|libpthread|librt|libutil|ld-linux-x86-64)\.so")
+_WRAPPER = f"""#!/bin/sh
+export PYTHONHOME={MOUNT} PYTHONPATH={MOUNT}/site PYTHONDONTWRITEBYTECODE=1
+export LD_LIBRARY_PATH={MOUNT}/libraries NVME_MDEV_RUNTIME_DIR=/run/nvme-mdev
+case $0 in
+*/nvme-mdev) exec {MOUNT}/bin/python3 -m nvme_mdev.cli.main "$@" ;;
+*) exec {MOUNT}/bin/python3 "$@" ;;
+esac
+"""
+# Run in the guest once it is attached as the given disk.
+SETUP = """
+mkdir -p {mount} /run/nvme-mdev && chmod 700 /run/nvme-mdev
+mount -t ext4 -o ro,noload {disk} {mount}
+cp {mount}/nvme-mdev /bin/nvme-mdev
+cp {mount}/nvme-mdev /bin/python3
+"""
+
+
+def setup(disk: str) -> str:
+    """The script that makes `nvme-mdev`, and its `python3`, commands of the guest."""
+    return SETUP.format(mount=MOUNT, disk=disk)
+
+
+def make(image: Path) -> None:
+    """Write the disk; the image must not exist."""
+    tree = image.with_suffix(".tree")
+    try:
+        _fill(tree)
+        size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+        kibibytes = size * 5 // 4 // 1024 + 8192
+        subprocess.run(
+            ["mkfs.ext4", "-q", "-O", "^has_journal", "-d", str(tree), str(image), f"{kibibytes}k"],
+            check=True,
+            env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
+        )
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+def _fill(tree: Path) -> None:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    standard = Path(sysconfig.get_path("stdlib"))
+    left_out = shutil.ignore_patterns(*_LEFT_OUT)
+    shutil.copytree(standard, tree / "lib" / version, ignore=left_out, symlinks=False)
+    (tree / "bin").mkdir()
+    python = Path(sys.executable).resolve()
+    shutil.copy2(python, tree / "bin/python3")
+    site = tree / "site"
+    ours = Path(nvme_mdev.__file__).parent
+    shutil.copytree(ours, site / "nvme_mdev", ignore=shutil.ignore_patterns("*.c", "*.pyx"))
+    for name in _PACKAGES:
+        shutil.copytree(_folder_of(name), site / name, ignore=left_out)
+    for name in ("nvme-mdev", "click", "rich"):
+        distribution = metadata.distribution(name)
+        shutil.copytree(
+            Path(str(distribution.locate_file(""))) / f"{_info(distribution)}",
+            site / _info(distribution),
+        )
+    (tree / "libraries").mkdir()
+    for library in _libraries([python, *tree.rglob("*.so")]):
+        shutil.copy2(library, tree / "libraries" / library.name)
+    wrapper = tree / "nvme-mdev"
+    wrapper.write_text(_WRAPPER)
+    wrapper.chmod(0o755)
+
+
+def _folder_of(package: str) -> Path:
+    found = sys.modules.get(package) or __import__(package)
+    return Path(str(found.__file__)).parent
+
+
+def _info(distribution: metadata.Distribution) -> str:
+    """The name of its dist-info folder."""
+    files: Iterable[object] = distribution.files or ()
+    return next(str(file).partition("/")[0] for file in files if ".dist-info/" in str(file))
+
+
+def _libraries(programs: Sequence[Path]) -> list[Path]:
+    """The shared libraries that they need, and the guest lacks."""
+    listed = subprocess.run(
+        ["ldd", *map(str, programs)], capture_output=True, text=True, check=False
+    ).stdout
+    found = set(re.findall(r"=> (/\S+) \(0x", listed))
+    return sorted(Path(path) for path in found if not _LIBC.match(Path(path).name))
