@@ -112,8 +112,8 @@ def prepared(path: Path) -> Iterator[tuple[Guest, QueuePair, MemoryDrive | None]
             for qid in range(1, path.queues + 1)
         ]
         if path.interrupts:
-            guest.table.set_msix(1, os.eventfd(0, os.EFD_NONBLOCK))
-        guest.table.set_arbitration_burst(max(path.batch, 1))
+            guest.table.set_vector(1, os.eventfd(0, os.EFD_NONBLOCK))
+        guest.table.set_arbitration(max(path.batch, 1))
         yield guest, queues[0], drive
 
 

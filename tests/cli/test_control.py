@@ -308,7 +308,29 @@ def test_stats_count_what_a_guest_did(socket: Path, ask: Callable[..., Any]) -> 
     data = {one["nsid"]: one["data"] for one in stats["namespaces"]}
     assert (data[2]["write_bytes"], data[1]["read_bytes"], data[1]["write_bytes"]) == (8192, 512, 0)
     assert stats["data"]["write_commands"] == 1
-    assert stats["iothread"]["queues"] == 1
+    (thread,) = stats["iothreads"]
+    assert (thread["queues"], thread["translated"]["count"]) == (1, 3)
+
+
+def test_a_type_spreads_the_queues_over_its_threads(
+    serve: Serve, tmp_path: Path, nvme_mdev: RunCommand
+) -> None:
+    path = tmp_path / "two.sock"
+    serve("null:1G", "--socket", path, "--type", "nvme-2Q_V1", "--iothread-cpu", "0")
+    with NvmeHost(path) as host:
+        for _ in range(3):
+            host.create_queue_pair().read(1, 0, 1)
+        stats = json.loads(nvme_mdev("stats", f"{path}.ctl", "-o", "json").out)
+    assert [(thread["name"], thread["queues"]) for thread in stats["iothreads"]] == [
+        ("iothread-0", 2),
+        ("iothread-1", 1),
+    ]
+    assert [thread["translated"]["count"] for thread in stats["iothreads"]] == [2, 1]
+    assert stats["translated"]["count"] == 3
+    settings = json.loads(nvme_mdev("set", f"{path}.ctl", "iothread_cpu=0,0", "-o", "json").out)[
+        "settings"
+    ]
+    assert {one["name"]: one["value"] for one in settings}["iothread_cpu"] == 0
 
 
 def test_a_paused_controller_says_so_and_holds_its_queues(

@@ -32,12 +32,15 @@ MIB = 1 << 20
         ("image", ["--interrupts"], 20, 30),
         ("image", ["--no-mapped-doorbells", "--interrupts"], 5, 10),
         ("memory:64M", ["--polling"], 5, 10),
+        ("memory:64M", ["--type", "nvme-2Q_V1"], 5, 10),
     ],
 )
 def test_verified_io_goes_on_while_the_serving_process_is_killed(
     serve: Serve, tmp_path: Path, *, target: str, options: list[str], kills: int, seconds: int
 ) -> None:
     arguments = [tmp_path / "vm1.img", "--size", "64M"] if target == "image" else [target]
+    if "--type" in options:
+        arguments, options = [*arguments, *options], []
     daemon = serve(*arguments, "--socket", tmp_path / "s")
     bench = [sys.executable, "-m", "nvme_mdev.cli.main", "bench", str(tmp_path / "s")]
     bench += ["--rw", "randrw", "--bs", "4k", "--qd", "32", "--jobs", "2", "--verify"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.pci.config_space import MSI_CONTROL_OFFSET, MSIX_CONTROL_OFFSET
 from nvme_mdev.spec.vfio_user import (
     DeviceFlags,
     DmaMapFlags,
@@ -138,7 +139,8 @@ def test_the_doorbell_page_can_be_mapped(bench: Bench) -> None:
 
 def test_interrupt_types_are_those_of_a_pci_device(bench: Bench) -> None:
     counts = [bench.device.irq_info(index).count for index in range(5)]
-    assert counts == [1, 0, 5, 1, 1]
+    # Messages of MSI are a power of two.
+    assert counts == [1, 4, 5, 1, 1]
     assert bench.device.irq_info(PciIrq.INTX).flags & IrqInfoFlags.AUTOMASKED
     assert not bench.device.irq_info(PciIrq.MSIX).flags & IrqInfoFlags.NORESIZE
 
@@ -282,8 +284,177 @@ def test_a_reset_takes_the_configuration_back(bench: Bench) -> None:
 
 def test_the_msix_table_is_memory_and_the_pending_bits_are_not(bench: Bench) -> None:
     assert bench.device.region_read(PciRegion.BAR4, 12, 4) == bytes([1, 0, 0, 0])
+    bench.device.region_write(PciRegion.BAR4, 4 * 16, b"\xff" * 32)
+    # Five vectors, and nothing behind them.
+    assert bench.device.region_read(PciRegion.BAR4, 4 * 16, 32) == b"\xff" * 16 + bytes(16)
     bench.device.region_write(PciRegion.BAR4, 0xFF8, b"\xff" * 16)
-    assert bench.device.region_read(PciRegion.BAR4, 0xFF8, 16) == b"\xff" * 8 + bytes(8)
+    assert bench.device.region_read(PciRegion.BAR4, 0xFF8, 16) == bytes(16)
+
+
+class Completions:
+    """The admin queue pair of a guest without a driver: it makes completions, with interrupts."""
+
+    ASQ, ACQ, SIZE = 0x10000, 0x11000, 0x4000
+
+    def __init__(self, bench: Bench, eventfd: Callable[[], int]) -> None:
+        self.bench = bench
+        self.ram = os.memfd_create("ram")
+        os.ftruncate(self.ram, self.SIZE)
+        mapping = DmaMap(self.ASQ, self.SIZE, 0, RW)
+        bench.run(bench.device.dma_map(mapping, self.ram))
+        for offset, value, size in (
+            (0x24, 0x000F_000F, 4),
+            (0x28, self.ASQ, 8),
+            (0x30, self.ACQ, 8),
+            (0x14, 0x0046_0001, 4),
+        ):
+            bench.device.region_write(PciRegion.BAR0, offset, value.to_bytes(size, "little"))
+        self.count = 0
+
+    def close(self) -> None:
+        os.close(self.ram)
+
+    def make(self) -> None:
+        """Send a command, an Identify that fails, and let it complete."""
+        os.pwrite(self.ram, bytes([0x06, 0, self.count, 0]) + bytes(60), 64 * self.count)
+        self.count += 1
+        self._ring(0, self.count)
+        self.bench.run(asyncio.sleep(0.01))
+
+    def consume(self) -> None:
+        self._ring(1, self.count)
+
+    def _ring(self, number: int, value: int) -> None:
+        stride = 4 << self.bench.assembly.controller.settings.dstrd
+        offset = 0x1000 + number * stride
+        self.bench.device.region_write(PciRegion.BAR0, offset, value.to_bytes(4, "little"))
+
+
+@pytest.fixture
+def completions(bench: Bench, eventfd: Callable[[], int]) -> Iterator[Completions]:
+    made = Completions(bench, eventfd)
+    yield made
+    made.close()
+
+
+def _vector_control(bench: Bench, vector: int, masked: int) -> None:
+    bench.device.region_write(PciRegion.BAR4, 16 * vector + 12, masked.to_bytes(4, "little"))
+
+
+def test_a_vector_that_its_table_entry_masks_is_pending_until_it_is_unmasked(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(fd,))
+    _vector_control(bench, 0, 1)
+    completions.make()
+    assert not signalled(fd)
+    assert bench.device.region_read(PciRegion.BAR4, 0x1000, 4) == b"\1\0\0\0"
+    _vector_control(bench, 0, 0)
+    assert signalled(fd)
+    assert bench.device.region_read(PciRegion.BAR4, 0x1000, 4) == bytes(4)
+
+
+def test_a_table_that_the_client_does_not_write_masks_nothing(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(fd,))
+    completions.make()
+    assert signalled(fd)
+
+
+def test_the_function_mask_of_msix_holds_all_vectors_back(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(fd,))
+    bench.config(MSIX_CONTROL_OFFSET, 0xC000)
+    completions.make()
+    assert not signalled(fd)
+    bench.config(MSIX_CONTROL_OFFSET, 0x8000)
+    assert signalled(fd)
+
+
+@pytest.mark.parametrize("first", ["table", "client"])
+def test_a_vector_is_masked_while_anything_masks_it(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int], first: str
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(fd,))
+    _vector_control(bench, 0, 1)
+    bench.set_irqs(PciIrq.MSIX, NONE, MASK)
+    completions.make()
+    unmask = [
+        lambda: _vector_control(bench, 0, 0),
+        lambda: bench.set_irqs(PciIrq.MSIX, NONE, UNMASK),
+    ]
+    for step in unmask if first == "table" else reversed(unmask):
+        assert not signalled(fd)
+        step()
+    assert signalled(fd)
+
+
+def test_msi_delivers_and_intms_masks_it(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    fds = [eventfd() for _ in range(4)]
+    bench.config(MSI_CONTROL_OFFSET, 0x21)
+    assert bench.assembly.controller.usable_vectors == 4
+    bench.set_irqs(PciIrq.MSI, EVENTFD, TRIGGER, count=4, fds=tuple(fds))
+    completions.make()
+    assert [signalled(fd) for fd in fds] == [True, False, False, False]
+    bench.device.region_write(PciRegion.BAR0, 0x0C, b"\1\0\0\0")
+    completions.make()
+    assert not signalled(fds[0])
+    bench.device.region_write(PciRegion.BAR0, 0x10, b"\1\0\0\0")
+    assert signalled(fds[0])
+    bench.set_irqs(PciIrq.MSI, NONE, TRIGGER, count=0)
+    bench.config(MSI_CONTROL_OFFSET, 0)
+    assert bench.assembly.controller.usable_vectors == 5
+
+
+def test_intms_masks_nothing_of_msix(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    fd = eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(fd,))
+    bench.device.region_write(PciRegion.BAR0, 0x0C, b"\1\0\0\0")
+    completions.make()
+    assert signalled(fd)
+
+
+def test_vectors_of_msi_take_the_place_of_those_of_msix(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    old, new = eventfd(), eventfd()
+    bench.set_irqs(PciIrq.MSIX, EVENTFD, TRIGGER, fds=(old,))
+    bench.set_irqs(PciIrq.MSI, EVENTFD, TRIGGER, fds=(new,))
+    bench.set_irqs(PciIrq.MSIX, NONE, TRIGGER, count=0)
+    completions.make()
+    assert (signalled(old), signalled(new)) == (False, True)
+
+
+def test_the_interrupt_bit_of_status_is_the_level_of_the_pin(
+    bench: Bench, completions: Completions, eventfd: Callable[[], int]
+) -> None:
+    def status() -> int:
+        return bench.device.region_read(PciRegion.CONFIG, 4, 4)[2] >> 3 & 1
+
+    fd = eventfd()
+    bench.set_irqs(PciIrq.INTX, EVENTFD, TRIGGER, fds=(fd,))
+    assert status() == 0
+    completions.make()
+    assert status() == 1
+    # It is what the function asserts, whether the guest has it delivered or not.
+    bench.config(4, 0x0406)
+    assert status() == 1
+    bench.device.region_write(PciRegion.BAR0, 0x0C, b"\1\0\0\0")
+    assert status() == 0
+    bench.device.region_write(PciRegion.BAR0, 0x10, b"\1\0\0\0")
+    assert status() == 1
+    completions.consume()
+    assert status() == 0
 
 
 @settings(max_examples=200)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nvme_mdev.host import commands
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_registers import Cc, Register
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
 from .statuses import error_log, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from nvme_mdev.host.driver import NvmeHost
     from nvme_mdev.spec.nvme_commands import SQE
     from tests.controller.conftest import Served
 
@@ -72,13 +73,70 @@ def test_the_smallest_and_the_largest_queue_work(host: NvmeHost, entries: int) -
         queue.flush(1)
 
 
-def test_queues_are_contiguous(host: NvmeHost) -> None:
-    host.admin(create_cq(host))
-    for sqe in (create_cq(host, 2), create_sq(host, 2)):
+class Listed:
+    """A queue of three pages, and the PRP list that names them, last page first."""
+
+    def __init__(self, host: NvmeHost) -> None:
+        self.memory = host.memory
+        self.pages = [host.memory.allocate(4096).iova for _ in range(3)]
+        self.prp_list = host.memory.allocate(4096)
+        self.entries = list(reversed(self.pages))
+
+    def create_cq(self, qid: int = 2) -> SQE:
+        self.prp_list.write(struct.pack("<3Q", *self.entries))
+        sqe = commands.create_io_cq(qid, 700, self.prp_list.iova, vector=0, interrupts=False)
         sqe.cdw11 &= ~1
-        with refused(GenericStatus.INVALID_FIELD):
-            host.admin(sqe)
-        assert error_log(host)[0].peloc == 44
+        return sqe
+
+    def create_sq(self, qid: int = 2, cqid: int = 1) -> SQE:
+        self.prp_list.write(struct.pack("<3Q", *self.entries))
+        sqe = commands.create_io_sq(qid, 150, self.prp_list.iova, cqid)
+        sqe.cdw11 &= ~1
+        return sqe
+
+
+@pytest.fixture
+def large(serve: Callable[..., Served]) -> Iterator[NvmeHost]:
+    with NvmeHost(serve(io_queues=QUEUES).path) as driver:
+        yield driver
+
+
+def test_a_queue_can_be_scattered_over_the_pages_of_a_prp_list(large: NvmeHost) -> None:
+    large.admin(Listed(large).create_cq())
+    large.admin(Listed(large).create_sq(cqid=2))
+
+
+@pytest.mark.parametrize("page", [0, 1, 2])
+def test_each_page_of_a_scattered_queue_begins_at_a_page(large: NvmeHost, page: int) -> None:
+    large.admin(create_cq(large))
+    for kind in (Listed.create_cq, Listed.create_sq):
+        listed = Listed(large)
+        listed.entries[page] += 8
+        with refused(GenericStatus.INVALID_PRP_OFFSET):
+            large.admin(kind(listed))
+        assert error_log(large)[0].peloc == 24
+
+
+@pytest.mark.parametrize("page", [0, 1, 2])
+def test_each_page_of_a_scattered_queue_is_in_guest_memory(large: NvmeHost, page: int) -> None:
+    large.admin(create_cq(large))
+    for kind in (Listed.create_cq, Listed.create_sq):
+        listed = Listed(large)
+        listed.entries[page] = 0x7777_0000_0000
+        with refused(GenericStatus.DATA_TRANSFER_ERROR):
+            large.admin(kind(listed))
+
+
+def test_the_prp_list_of_a_queue_begins_at_a_page_in_guest_memory(large: NvmeHost) -> None:
+    large.admin(create_cq(large))
+    for kind in (Listed.create_cq, Listed.create_sq):
+        sqe = kind(Listed(large))
+        sqe.prp1 += 64
+        with refused(GenericStatus.INVALID_PRP_OFFSET):
+            large.admin(sqe)
+        sqe.prp1 = 0x7777_0000_0000
+        with refused(GenericStatus.DATA_TRANSFER_ERROR):
+            large.admin(sqe)
 
 
 def test_queues_begin_at_a_page(host: NvmeHost) -> None:

@@ -63,7 +63,12 @@ class Guest:
         poll_timeout_ms: int = 500,
         max_transfer: int = 1 << 20,
         running: bool = True,
+        iothreads: int = 1,
+        page_size: int = PAGE,
+        dstrd: int = 0,
+        weighted: bool = False,
     ) -> None:
+        self.dstrd = dstrd
         self.size = pages * PAGE
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, self.size)
@@ -73,21 +78,29 @@ class Guest:
         self.state = ControllerState()
         self.state.features[FID_VOLATILE_WRITE_CACHE] = 1
         self.memory = GuestMemory()
-        self.iothread = IOThread("test", poll_timeout_ms=poll_timeout_ms)
+        self.iothreads = [
+            IOThread(f"test-{number}", poll_timeout_ms=poll_timeout_ms)
+            for number in range(iothreads)
+        ]
+        self.iothread = self.iothreads[0]
         if running:
-            self.iothread.start()
-        self.table = QueueTable(self.state, self.memory, self.iothread, max_transfer=max_transfer)
+            for iothread in self.iothreads:
+                iothread.start()
+        self.table = QueueTable(self.state, self.memory, self.iothreads, max_transfer=max_transfer)
         self.table.map(IOVA, self.size, self.fd, 0, readable=True, writable=True)
         for nsid, backend in enumerate(backends, 1):
             self.table.set_namespace(nsid, backend)
-        self.admin_sq = self.allocate(1)
-        self.admin_cq = self.allocate(1)
+        self.allocate(-self.next_page % (page_size // PAGE))
+        self.admin_sq = self.allocate(page_size // PAGE)
+        self.admin_cq = self.allocate(page_size // PAGE)
         self.table.enable(
             admin_sq=self.admin_sq,
             admin_sq_size=32,
             admin_cq=self.admin_cq,
             admin_cq_size=32,
-            page_size=PAGE,
+            page_size=page_size,
+            dstrd=dstrd,
+            weighted=weighted,
         )
 
     def close(self) -> None:
@@ -95,7 +108,8 @@ class Guest:
         self.table.stop()
         wait_for(lambda: self.table.inflight() == 0, "commands in flight")
         self.table.close()
-        self.iothread.stop()
+        for iothread in self.iothreads:
+            iothread.stop()
         for backend in self.backends:
             backend.close()
         self.state.close()
@@ -149,16 +163,25 @@ class Guest:
         cq_entries: int | None = None,
         *,
         interrupts: bool = True,
+        **options: int,
     ) -> QueuePair:
         """A new I/O queue pair."""
-        return QueuePair(self, qid, entries, cq_entries or entries, interrupts)
+        return QueuePair(self, qid, entries, cq_entries or entries, interrupts, **options)
 
 
 class QueuePair:
     """The guest's side of an I/O queue pair, and commands on it."""
 
     def __init__(
-        self, guest: Guest, qid: int, entries: int, cq_entries: int, interrupts: bool
+        self,
+        guest: Guest,
+        qid: int,
+        entries: int,
+        cq_entries: int,
+        interrupts: bool,
+        *,
+        priority: int = 0,
+        vector: int | None = None,
     ) -> None:
         self.guest = guest
         self.qid = qid
@@ -168,12 +191,13 @@ class QueuePair:
         self.tail = self.head = 0
         self.phase = 1
         self.cid = 0
-        guest.table.create_cq(qid, self.cq, cq_entries, qid, interrupts=interrupts)
-        guest.table.create_sq(qid, qid, self.sq, entries)
+        vector = qid if vector is None else vector
+        guest.table.create_cq(qid, self.cq, cq_entries, vector, interrupts=interrupts)
+        guest.table.create_sq(qid, qid, self.sq, entries, priority=priority)
 
     def doorbell(self, value: int, *, completion: bool = False) -> None:
         """Write the doorbell as a client with the page mapped does."""
-        offset = (2 * self.qid + completion) * 4
+        offset = (2 * self.qid + completion) * (4 << self.guest.dstrd)
         self.guest.state.doorbells[offset : offset + 4] = struct.pack("<I", value)
 
     def put(self, sqe: bytes) -> None:
@@ -183,7 +207,8 @@ class QueuePair:
 
     def ring(self) -> None:
         self.doorbell(self.tail)
-        self.guest.iothread.wake()
+        for iothread in self.guest.iothreads:
+            iothread.wake()
 
     def poll(self) -> Completion | None:
         """The next CQE if it is there; the head doorbell is not rung."""

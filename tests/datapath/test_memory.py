@@ -221,3 +221,38 @@ def test_the_number_of_mappings_is_bounded() -> None:
         map_(memory, MAX_REGIONS * PAGE, PAGE, None)
     assert memory.unmap(0, PAGE) == PAGE
     map_(memory, MAX_REGIONS * PAGE, PAGE, None)
+
+
+def test_guest_memory_can_be_in_100000_single_pages() -> None:
+    """As a virtual IOMMU maps it, here from the top down; taken away in the other order."""
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 64 * PAGE)
+    memory = GuestMemory()
+    count = 100_000
+    top = 1 << 32
+    for n in range(1, count + 1):
+        memory.map(top - 2 * n * PAGE, PAGE, fd, n % 64 * PAGE, readable=True, writable=True)
+    memory.write(top - 2 * count * PAGE, b"first")
+    assert os.pread(fd, 5, count % 64 * PAGE) == b"first"
+    assert memory.covers(top - 2 * PAGE, PAGE, writable=True)
+    assert not memory.covers(top - 2 * PAGE, PAGE + 1, writable=False)
+    assert memory.overlaps(top - 3 * PAGE, PAGE + 1)
+    assert not memory.overlaps(top - 3 * PAGE, PAGE)
+    for n in range(count, 0, -1):
+        assert memory.unmap(top - 2 * n * PAGE, PAGE) == PAGE
+    assert memory.ranges() == []
+    os.close(fd)
+
+
+def test_a_tebibyte_of_guest_memory_is_mapped_in_64_pieces() -> None:
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 1 << 40)
+    memory = GuestMemory()
+    piece = 1 << 34
+    for n in range(64):
+        memory.map(n * piece, piece, fd, (63 - n) * piece, readable=True, writable=True)
+    memory.write((1 << 40) - 3, b"end")
+    assert memory.read((1 << 40) - 3, 3) == b"end"
+    assert memory.covers(0, 1 << 40, writable=True)
+    assert memory.unmap(0, 1 << 40) == 1 << 40
+    os.close(fd)

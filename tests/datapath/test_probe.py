@@ -27,7 +27,7 @@ def completed(queue: QueuePair) -> int:
 def test_a_turn_takes_what_waits_up_to_the_arbitration_burst():
     with Guest(NullBackend(1 << 20), running=False) as guest:
         queue = guest.queue()
-        guest.table.set_arbitration_burst(4)
+        guest.table.set_arbitration(4)
         put(queue, 10)
         assert [take_turns(guest.iothread, 1) for _ in range(4)] == [4, 4, 2, 0]
         assert completed(queue) == 10
@@ -36,7 +36,7 @@ def test_a_turn_takes_what_waits_up_to_the_arbitration_burst():
 def test_several_turns_are_taken_in_one_call():
     with Guest(NullBackend(1 << 20), running=False) as guest:
         queue = guest.queue()
-        guest.table.set_arbitration_burst(1)
+        guest.table.set_arbitration(1)
         put(queue, 10)
         assert take_turns(guest.iothread, 7) == 7
         assert completed(queue) == 7

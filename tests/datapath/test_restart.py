@@ -124,12 +124,13 @@ class Killed:
         old.backends = (*old.backends, backend)
         table.set_namespace(1, backend)
         if eventfd is not None:
-            table.set_msix(QID, os.dup(eventfd))
+            table.set_vector(QID, os.dup(eventfd))
         old.state.close()
         os.close(old.table.notify_fd)
         old.state, old.memory, old.iothread, old.table = state, memory, iothread, table
+        old.iothreads = [iothread]
         assert state.features[FID_VOLATILE_WRITE_CACHE] == 1
-        table.adopt(page_size=PAGE)
+        table.adopt(page_size=PAGE, dstrd=0, weighted=False)
         table.execute_again()
 
     def close(self) -> None:

@@ -34,12 +34,10 @@ def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]
 
 
 class Memory:
-    def ranges(self) -> list[tuple[int, int, bool, bool]]:
-        return [
-            (0, RAM, True, True),
-            (RAM, 0x1000, True, False),
-            (RAM + 0x1000, 0x1000, False, False),
-        ]
+    """RAM, and a page of ROM above it."""
+
+    def covers(self, iova: int, size: int, *, writable: bool) -> bool:
+        return iova + size <= (RAM if writable else RAM + 0x1000)
 
 
 class Queues:
@@ -237,10 +235,13 @@ def test_a_disabled_controller_can_be_shut_down_and_enabled() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cc": Cc(en=True, mps=1)},
+        {"cc": Cc(en=True, mps=5)},
         {"cc": Cc(en=True, css=1)},
         {"cc": Cc(en=True, css=7)},
-        {"cc": Cc(en=True, ams=1)},
+        {"cc": Cc(en=True, ams=2)},
+        {"cc": Cc(en=True, ams=7)},
+        {"cc": Cc(en=True, mps=4), "asq": 0x8000},
+        {"cc": Cc(en=True, mps=1), "acq": 0x5000},
         {"cc": Cc(en=True, iosqes=7, iocqes=4)},
         {"cc": Cc(en=True, iosqes=6, iocqes=5)},
         {"aqa": 0x001F_0000},

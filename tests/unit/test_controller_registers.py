@@ -23,8 +23,8 @@ def test_cap_says_what_the_settings_say() -> None:
     cap = Cap.unpack(registers()[Register.CAP])
     assert cap.mqes == 1023
     command_sets = CapBit.CSS_NCSS | CapBit.CSS_IOCSS
-    assert cap.bits == CapBit.CQR | CapBit.NSSRS | command_sets | CapBit.CRWMS
-    assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (0, 0, 0)
+    assert cap.bits == CapBit.AMS_WRR | CapBit.NSSRS | command_sets | CapBit.CRWMS
+    assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (3, 0, 4)
 
 
 def test_ready_takes_no_longer_than_crto_and_cap_say() -> None:

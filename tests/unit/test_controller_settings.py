@@ -61,3 +61,17 @@ def test_a_backend_without_identity_is_known_by_serial_and_nsid() -> None:
 def test_uuid_and_nguid_differ() -> None:
     namespace = make_namespace(1, backend("x"), "A")
     assert namespace.uuid.bytes != namespace.nguid
+
+
+@pytest.mark.parametrize(
+    ("queues", "dstrd"), [(1, 3), (31, 3), (63, 3), (64, 2), (127, 2), (128, 1)]
+)
+def test_doorbells_are_as_far_apart_as_their_page_allows(queues: int, dstrd: int) -> None:
+    """At most a cache line a queue pair; all of them in 4 KiB."""
+    assert ControllerSettings("S", io_queues=queues).dstrd == dstrd
+
+
+def test_no_command_moves_more_than_65536_blocks() -> None:
+    assert ControllerSettings("S", max_transfer=32 << 20).max_transfer == 32 << 20
+    with pytest.raises(ValueError, match="is the most"):
+        ControllerSettings("S", max_transfer=64 << 20)

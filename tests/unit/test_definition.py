@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -128,3 +128,47 @@ def test_so_many_targets_are_taken_and_none_is_an_empty_controller(tmp_path: Pat
     assert Definition(targets, tmp_path / "s").targets == targets
     with pytest.raises(UserError, match="at most 256"):
         Definition((*targets, targets[0]), tmp_path / "s")
+
+
+def _definition(tmp_path: Path, **options: Any) -> Definition:
+    return Definition((Target.parse("null:1G"),), tmp_path / "s", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "type_", "cpus"),
+    [
+        ({}, "nvme-1Q_V1", [None]),
+        ({"host_queues": 3}, "nvme-3Q_V1", [None, None, None]),
+        ({"host_queues": 2, "iothread_cpu": 5}, "nvme-2Q_V1", [5, 5]),
+        ({"host_queues": 2, "iothread_cpu": "1,2"}, "nvme-2Q_V1", [1, 2]),
+        ({"iothread": "a,b", "iothread_cpu": "1,2"}, "nvme-2Q_V1", [1, 2]),
+        ({"iothread": "a"}, "nvme-1Q_V1", [None]),
+    ],
+)
+def test_the_type_is_how_many_threads_there_are(
+    tmp_path: Path, options: dict[str, Any], type_: str, cpus: list[int | None]
+) -> None:
+    definition = _definition(tmp_path, **options)
+    assert (definition.type, definition.cpus) == (type_, cpus)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"iothread": "a,a"}, "different names"),
+        ({"iothread": ""}, "different names"),
+        ({"iothread": "a b"}, "different names"),
+        ({"iothread": "a,b", "host_queues": 3}, "as many names"),
+        ({"iothread": ",".join(map(str, range(17)))}, "1 to 16"),
+        ({"iothread_cpu": "1,2"}, "give one CPU, or 1"),
+        ({"host_queues": 3, "iothread_cpu": "1,2"}, "give one CPU, or 3"),
+        ({"mdts": 4096}, "give 8K"),
+        ({"mdts": 3 << 20}, "give 8K"),
+        ({"mdts": 64 << 20}, "up to 32 MiB"),
+    ],
+)
+def test_threads_and_transfers_that_cannot_be(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        _definition(tmp_path, **options)

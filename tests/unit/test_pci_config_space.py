@@ -52,8 +52,8 @@ def test_the_identity_is_what_was_asked_for() -> None:
     assert number(config, ConfigOffset.SUBSYSTEM_VENDOR_ID, 2) == 0x1234
 
 
-def test_the_capability_list_has_power_management_msix_and_pci_express() -> None:
-    assert list(capabilities(space())) == [CapId.PM, CapId.MSIX, CapId.EXP]
+def test_the_capability_list_has_power_management_msix_pci_express_and_msi() -> None:
+    assert list(capabilities(space())) == [CapId.PM, CapId.MSIX, CapId.EXP, CapId.MSI]
 
 
 def test_the_msix_capability_counts_its_vectors_from_zero() -> None:
@@ -130,4 +130,4 @@ def test_the_capability_list_survives_any_writes(writes: list[tuple[int, bytes]]
     config = space()
     for offset, data in writes:
         config.write(offset, data)
-    assert list(capabilities(config)) == [CapId.PM, CapId.MSIX, CapId.EXP]
+    assert list(capabilities(config)) == [CapId.PM, CapId.MSIX, CapId.EXP, CapId.MSI]

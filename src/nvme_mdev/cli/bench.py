@@ -33,6 +33,7 @@ _EXIT_FAILED = 1
 #: Each subcommand and where it is; all of `bench` that is not one measures a socket.
 SUBCOMMANDS = {
     "floor": "nvme_mdev.cli.bench_floor",
+    "idle": "nvme_mdev.cli.bench_idle",
     "report": "nvme_mdev.cli.bench_report",
     "startup": "nvme_mdev.cli.bench_startup",
 }

@@ -197,12 +197,13 @@ def _stats(result: api.Stats) -> None:
                 for one in result.queues
             ],
         )
-    thread = result.iothread
     click.echo(f"{result.errors} errors logged, {result.inflight} commands in flight")
-    click.echo(
-        f"{thread.name}: {'asleep' if thread.asleep else 'polling'} on CPU {_value(thread.cpu)},"
-        f" {thread.queues} queues, sleeps after {thread.poll_timeout_ms} ms"
-    )
+    for thread in result.iothreads:
+        click.echo(
+            f"{thread.name}: {'asleep' if thread.asleep else 'polling'} on CPU"
+            f" {_value(thread.cpu)}, {thread.queues} queues, {thread.translated.count} commands,"
+            f" sleeps after {thread.poll_timeout_ms} ms"
+        )
 
 
 def _pause_state(result: api.PauseState) -> None:

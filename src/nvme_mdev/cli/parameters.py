@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.errors import UserError
+from nvme_mdev.service.definition import MAX_IOTHREADS
+from nvme_mdev.service.settings import SETTINGS
 from nvme_mdev.units import parse_duration_ns, parse_size
 
 if TYPE_CHECKING:
@@ -45,3 +47,40 @@ class DurationType(click.ParamType[int]):
 
 SIZE = SizeType()
 DURATION = DurationType()
+
+
+class CpuListType(click.ParamType[int | str]):
+    """CPUs, commas between them: a number where there is one, text where there are several."""
+
+    name = "cpus"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """What `Definition.iothread_cpu` has."""
+        try:
+            parsed = SETTINGS["iothread_cpu"].parse("CPU", str(value))
+        except UserError:
+            parsed = None
+        if parsed is None:
+            self.fail(f"{value!r}: give a number, or several with commas between them", param, ctx)
+        return parsed
+
+
+CPUS = CpuListType()
+
+
+class ControllerType(click.ParamType[int]):
+    """A type of NVME MDEV, ``nvme-1Q_V1`` to ``nvme-16Q_V1``: its host queues."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """N of nvme-NQ_V1."""
+        types = {f"nvme-{queues}Q_V1": queues for queues in range(1, MAX_IOTHREADS + 1)}
+        if value not in types:
+            self.fail(f"{value!r}: give nvme-1Q_V1 to nvme-{MAX_IOTHREADS}Q_V1", param, ctx)
+        return types[value]
+
+
+CONTROLLER_TYPE = ControllerType()

@@ -11,18 +11,20 @@ from typing import Any
 
 import click
 
-from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.cli.parameters import CONTROLLER_TYPE, CPUS, SIZE
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import (
     DEFAULT_IO_TIMEOUT_MS,
     DEFAULT_POLL_TIMEOUT_MS,
+    DEFAULT_QUEUE_ENTRIES,
     DEFAULT_QUEUES,
+    MAX_QUEUE_ENTRIES,
     MAX_QUEUES,
     Definition,
 )
 from nvme_mdev.service.endpoint import control_path, socket_path
 from nvme_mdev.service.runtime import check_name
-from nvme_mdev.service.settings import MAX_CPU, MAX_TIMEOUT_MS
+from nvme_mdev.service.settings import MAX_TIMEOUT_MS
 from nvme_mdev.service.targets import Access, Target
 
 
@@ -63,10 +65,38 @@ from nvme_mdev.service.targets import Access, Target
     help="I/O queue pairs offered to the guest; Linux takes one per vCPU.",
 )
 @click.option(
-    "--iothread-cpu",
-    type=click.IntRange(0, MAX_CPU),
+    "--queue-entries",
+    type=click.IntRange(2, MAX_QUEUE_ENTRIES),
+    default=DEFAULT_QUEUE_ENTRIES,
     metavar="N",
-    help="Pin the polling thread to this CPU.",
+    show_default=True,
+    help="Most entries of an I/O queue.",
+)
+@click.option(
+    "--mdts",
+    type=SIZE,
+    default="1M",
+    show_default=True,
+    metavar="SIZE",
+    help="Most data of a command: 8K to 32M, a power of two.",
+)
+@click.option(
+    "--type",
+    "host_queues",
+    type=CONTROLLER_TYPE,
+    metavar="nvme-NQ_V1",
+    help="Spread the queues over N polling threads, 1 to 16.  [default: nvme-1Q_V1]",
+)
+@click.option(
+    "--iothread",
+    metavar="NAME[,NAME...]",
+    help="Polling threads that controllers share by these names.  [default: its own]",
+)
+@click.option(
+    "--iothread-cpu",
+    type=CPUS,
+    metavar="N[,N...]",
+    help="Pin the polling thread to this CPU, or each to its own.",
 )
 @click.option(
     "--shadow-doorbell/--no-shadow-doorbell",

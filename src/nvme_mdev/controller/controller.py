@@ -93,6 +93,8 @@ class Controller:
         self.features = Features(state, settings)
         self.namespaces = Namespaces()
         self._shadow_doorbell = settings.shadow_doorbell
+        self.usable_vectors = settings.vectors
+        """Interrupt vectors that completion queues can have: fewer with MSI than with MSI-X."""
         if state.scratch[Scratch.MAGIC] == STATE_MAGIC:
             # What the guest was told, which may not be what it will be told after a reset.
             offered = bool(state.scratch[Scratch.SHADOW_DOORBELL])
@@ -149,7 +151,7 @@ class Controller:
         Guest memory and eventfds are as they were. Commands that were in flight are executed again,
         asynchronous event requests stay outstanding.
         """
-        self.queues.set_arbitration_burst(self.features.burst)
+        self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.queues.set_intms(self.registers[Register.INTMS])
         try:
             self.erasing.resume()
@@ -376,7 +378,7 @@ class Controller:
             self._doorbell_error(DOORBELL_INVALID_REGISTER, 0)
             return
         qid, completion = doorbell
-        answer = self.queues.ring_doorbell(2 * qid + completion, value)
+        answer = self.queues.ring_doorbell(qid, value, completion=completion)
         if answer != DOORBELL_OK:
             self._doorbell_error(answer, qid)
         elif qid == 0:
@@ -415,7 +417,7 @@ class Controller:
         self.features.reset()
         self.keep_alive.stop()
         self.self_test.reset()
-        self.queues.set_arbitration_burst(self.features.burst)
+        self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
 
     def _on_tick(self) -> None:

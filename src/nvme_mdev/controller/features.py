@@ -134,6 +134,12 @@ class Features:
         return 0 if exponent == _NO_BURST_LIMIT else 1 << exponent
 
     @property
+    def weights(self) -> tuple[int, int, int]:
+        """Commands of the high, medium and low priority class in an arbitration round."""
+        arbitration = Arbitration.unpack(self[Fid.ARBITRATION])
+        return arbitration.hpw + 1, arbitration.mpw + 1, arbitration.lpw + 1
+
+    @property
     def async_events(self) -> AsyncEventConfig:
         """Which asynchronous events the guest wants."""
         return AsyncEventConfig(self[Fid.ASYNC_EVENT_CONFIGURATION])

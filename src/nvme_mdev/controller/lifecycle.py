@@ -10,7 +10,7 @@ from nvme_mdev.controller.drain import drained
 from nvme_mdev.controller.memory_map import Scratch
 from nvme_mdev.controller.registers import admin_queues, why_not_enabled
 from nvme_mdev.controller.transitions import TRANSITIONS, Action, Event, State
-from nvme_mdev.spec.nvme_registers import CSTS_SHST_MASK, Cap, CstsBit, Register, Shst
+from nvme_mdev.spec.nvme_registers import CSTS_SHST_MASK, Ams, Cap, CstsBit, Register, Shst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +98,7 @@ class LifeCycle:
         self._queues.adopt(
             page_size=self._registers.cc.page_size,
             dstrd=Cap.unpack(self._registers[Register.CAP]).dstrd,
+            weighted=self._registers.cc.ams == Ams.WRRU,
         )
         self._queues.execute_again()
 
@@ -122,6 +123,7 @@ class LifeCycle:
             admin_cq_size=queues.cq_size,
             page_size=self._registers.cc.page_size,
             dstrd=Cap.unpack(self._registers[Register.CAP]).dstrd,
+            weighted=self._registers.cc.ams == Ams.WRRU,
         )
         if self._state.scratch[Scratch.DMA_BLOCKED]:
             self._queues.hold()

@@ -247,7 +247,7 @@ def _standing(sharers: Sequence[NamespaceChanges]) -> Iterator[None]:
     """
     with ExitStack() as standing:
         for one in sharers:
-            iothread = one.queues.iothread
-            iothread.pause()
-            standing.callback(iothread.resume)
+            for iothread in one.queues.iothreads:
+                iothread.pause()
+                standing.callback(iothread.resume)
         yield

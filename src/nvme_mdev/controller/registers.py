@@ -46,7 +46,10 @@ READY_TIMEOUT_MS = 60_000
 _TO_UNIT_MS = 500
 _TO_MAX = 0xFF
 
-CAP_BITS = CapBit.CQR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
+MPSMAX = 4
+"""CAP.MPSMAX: guest pages of up to 64 KiB, as arm64 can have them."""
+
+CAP_BITS = CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
 
 
 class _Kind(enum.Enum):
@@ -86,7 +89,13 @@ class Registers:
         """Set every register to its default (any reset but that by CC.EN)."""
         self._page[:] = bytes(REGISTERS_SIZE)
         timeout = min(max(READY_TIMEOUT_MS, 2 * settings.io_timeout_ms) // _TO_UNIT_MS, _TO_MAX)
-        cap = Cap(mqes=settings.queue_entries - 1, to=timeout, bits=CAP_BITS)
+        cap = Cap(
+            mqes=settings.queue_entries - 1,
+            to=timeout,
+            dstrd=settings.dstrd,
+            mpsmax=MPSMAX,
+            bits=CAP_BITS,
+        )
         self[Register.CAP] = cap.pack()
         self[Register.VS] = VERSION
         self[Register.CRTO] = Crto(crwmt=timeout).pack()
@@ -157,28 +166,17 @@ def why_not_enabled(registers: Registers, memory: GuestMemory) -> str | None:
         return f"memory page size {cc.page_size} is not supported"
     if cc.css not in (Css.NVM, Css.IOCS):
         return f"I/O command set selection {cc.css:03b}b is not supported"
-    if cc.ams != Ams.RR:
+    if cc.ams not in (Ams.RR, Ams.WRRU):
         return f"arbitration mechanism {cc.ams:03b}b is not supported"
     # 0 is what many drivers leave there until they create I/O queues, where it is checked.
     if cc.iosqes not in (0, ADMIN_SQES) or cc.iocqes not in (0, ADMIN_CQES):
         return f"queue entries of {1 << cc.iosqes} and {1 << cc.iocqes} bytes are not supported"
+    if queues.sq % cc.page_size or queues.cq % cc.page_size:
+        return "an admin queue does not begin at a memory page"
     if queues.sq_size == 1 or queues.cq_size == 1:
         return "an admin queue needs at least two entries"
-    if not accessible(memory, queues.sq, queues.sq_size * SQE_SIZE, writable=False):
+    if not memory.covers(queues.sq, queues.sq_size * SQE_SIZE, writable=False):
         return f"the admin SQ at {queues.sq:#x} is not in guest memory"
-    if not accessible(memory, queues.cq, queues.cq_size * CQE_SIZE, writable=True):
+    if not memory.covers(queues.cq, queues.cq_size * CQE_SIZE, writable=True):
         return f"the admin CQ at {queues.cq:#x} is not in guest memory"
     return None
-
-
-def accessible(memory: GuestMemory, iova: int, size: int, *, writable: bool) -> bool:
-    """Whether all of ``size`` bytes at ``iova`` can be read, or written, by us."""
-    position, end = iova, iova + size
-    for start, length, mapped, can_write in memory.ranges():
-        if start <= position < start + length:
-            if not mapped or (writable and not can_write):
-                return False
-            position = start + length
-            if position >= end:
-                return True
-    return False

@@ -44,6 +44,12 @@ _MAX_QUEUE_ENTRIES = 65536
 _PAGE_SIZE = 4096
 _MIN_TRANSFER_PAGES = 2
 """MDTS is a power of two, and one page, 0, would mean no limit."""
+MAX_TRANSFER = 32 << 20
+"""Most bytes of any command: 65536 blocks of 512 bytes."""
+_DOORBELL_PAGE = 4096
+"""Bytes of doorbells: what clients map (SPDK's driver insists on it), and a shadow page."""
+_MAX_DSTRD = 3
+"""A queue pair's two doorbells, 32 bytes apart, are a cache line then."""
 
 
 def fitting_transfer(wanted: int, backends: Iterable[Backend]) -> int:
@@ -68,8 +74,8 @@ class ControllerSettings:
     """SN of Identify Controller: 1 to 20 printable ASCII characters; the same at each start."""
     cntlid: int = 1
     """CNTLID of Identify Controller: 0 to FFEFh, unique in the NVM subsystem."""
-    io_queues: int = 64
-    """I/O queue pairs offered."""
+    io_queues: int = 63
+    """I/O queue pairs offered; the most whose doorbells have a cache line each (see `dstrd`)."""
     queue_entries: int = 1024
     """Most entries of an I/O queue (CAP.MQES + 1)."""
     max_transfer: int = DEFAULT_MAX_TRANSFER
@@ -97,11 +103,25 @@ class ControllerSettings:
         pages, rest = divmod(self.max_transfer, _PAGE_SIZE)
         if rest or pages < _MIN_TRANSFER_PAGES or pages & (pages - 1):
             raise ValueError(f"maximum transfer {self.max_transfer}: use 8192 times a power of two")
+        if self.max_transfer > MAX_TRANSFER:
+            raise ValueError(f"maximum transfer {self.max_transfer}: {MAX_TRANSFER} is the most")
 
     @property
     def vectors(self) -> int:
         """MSI-X vectors: one for the admin queue, one for each I/O queue pair."""
         return self.io_queues + 1
+
+    @property
+    def dstrd(self) -> int:
+        """CAP.DSTRD: doorbells are ``4 << dstrd`` bytes apart, as far as the page has room for it.
+
+        Two vCPUs that ring doorbells in one cache line slow each other down.
+        """
+        return next(
+            dstrd
+            for dstrd in range(_MAX_DSTRD, -1, -1)
+            if 2 * (self.io_queues + 1) * (4 << dstrd) <= _DOORBELL_PAGE or dstrd == 0
+        )
 
     @property
     def nqn(self) -> str:

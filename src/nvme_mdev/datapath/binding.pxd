@@ -14,5 +14,7 @@ cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept
 cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept
 #: Guest memory changed: look up everything that queues point to again.
 cdef void bind_all(controller_t *controller) noexcept
+#: The same, if a change of this range (size 0: all of it) can matter to a queue.
+cdef void bind_changed(controller_t *controller, uint64_t iova, uint64_t size) noexcept
 #: Whether commands in flight use the range (size 0: all of memory).
 cdef bint memory_in_use(controller_t *controller, uint64_t iova, uint64_t size) noexcept

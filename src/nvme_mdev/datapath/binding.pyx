@@ -6,11 +6,13 @@ the IOThreads stand still.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.atomics cimport load_relaxed64
 from nvme_mdev.datapath.compound cimport guest_segments
 from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
-from nvme_mdev.datapath.memory cimport memory_translate
+from nvme_mdev.datapath.memory cimport memory_position, memory_translate
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE
 from nvme_mdev.datapath.runtime cimport (
     HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
@@ -25,10 +27,55 @@ cdef uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
 # -- looking up ---------------------------------------------------------------------------------
 
 
+cdef bint load_entry(controller_t *controller, uint64_t list_, uint64_t *entry, uint32_t *hint) noexcept:
+    """Read an entry of a PRP list that names a page or another page of the list; False: it does not."""
+    cdef uint64_t length = 8
+    cdef uint8_t *address = memory_translate(controller.memory, list_, &length, False, hint)
+    if address == NULL:
+        return False
+    entry[0] = load_relaxed64(<uint64_t *> address)
+    return not entry[0] & (controller.page_size - 1)
+
+
+cdef bint next_page(
+    controller_t *controller, uint64_t *list_, uint64_t *page, bint last, uint32_t *hint
+) noexcept:
+    """Advance in a PRP list. The last entry of a page of it leads to the next one, if more is to come."""
+    if (list_[0] & (controller.page_size - 1)) == controller.page_size - 8 and not last:
+        if not load_entry(controller, list_[0], list_, hint):
+            return False
+    if not load_entry(controller, list_[0], page, hint):
+        return False
+    list_[0] += 8
+    return True
+
+
+cdef bint bind_list(
+    controller_t *controller, uint8_t **pages, uint32_t count, uint64_t list_, bint write
+) noexcept:
+    """As `bind_pages`, of a queue that a PRP list describes (Base 2.x, section 3.3.3.1)."""
+    cdef uint32_t per_page = controller.page_size >> PAGE_SHIFT
+    cdef uint32_t list_hint = 0
+    cdef uint32_t i = 0
+    cdef uint32_t part
+    cdef uint64_t page = 0
+    cdef bint complete = True
+    if list_ & 7:
+        return False
+    while i < count:
+        part = min(per_page, count - i)
+        if not next_page(controller, &list_, &page, count - i <= per_page, &list_hint):
+            memset(&pages[i], 0, (count - i) * sizeof(uint8_t *))
+            return False
+        complete &= bind_pages(controller, &pages[i], part, page, write)
+        i += part
+    return complete
+
+
 cdef bint bind_pages(
     controller_t *controller, uint8_t **pages, uint32_t count, uint64_t iova, bint write
 ) noexcept:
-    """Look up each page of a queue; False: one is not mapped."""
+    """Look up each page (of 4 KiB) of a queue; False: one is not mapped."""
     cdef uint32_t hint = 0
     cdef uint32_t i
     cdef uint64_t length
@@ -89,8 +136,9 @@ cdef void bind_doorbells(controller_t *controller, uint32_t qid) noexcept:
 
 cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
     cdef sq_t *sq = &controller.sqs[qid]
-    cdef bint complete = bind_pages(
-        controller, sq.pages, page_count(sq.size, SQE_SIZE), sq.state.iova, False)
+    cdef uint32_t count = page_count(sq.size, SQE_SIZE)
+    cdef bint complete = (bind_list if sq.state.noncontiguous else bind_pages)(
+        controller, sq.pages, count, sq.state.iova, False)
     sq.region_hint = 0
     if not bind_sq_doorbell(controller, qid):
         complete = False
@@ -99,8 +147,9 @@ cdef void bind_sq(controller_t *controller, uint32_t qid) noexcept:
 
 cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept:
     cdef cq_t *cq = &controller.cqs[qid]
-    cdef bint complete = bind_pages(
-        controller, cq.pages, page_count(cq.size, CQE_SIZE), cq.state.iova, True)
+    cdef uint32_t count = page_count(cq.size, CQE_SIZE)
+    cdef bint complete = (bind_list if cq.state.noncontiguous else bind_pages)(
+        controller, cq.pages, count, cq.state.iova, True)
     if not bind_cq_doorbell(controller, qid):
         complete = False
     cq.held = cq.held & ~HELD_MEMORY if complete else cq.held | HELD_MEMORY
@@ -113,6 +162,39 @@ cdef void bind_all(controller_t *controller) noexcept:
             bind_sq(controller, qid)
         if controller.cqs[qid].size:
             bind_cq(controller, qid)
+
+
+cdef inline bint overlap(uint64_t first, uint64_t length, uint64_t iova, uint64_t size) noexcept:
+    return size == 0 or first - iova < size or iova - first < length
+
+
+cdef bint concerns(
+    uint32_t held, uint32_t noncontiguous, uint64_t first, uint64_t length,
+    uint64_t iova, uint64_t size
+) noexcept:
+    """Whether a queue can look different. Where a PRP list leads is not known without reading it."""
+    return held & HELD_MEMORY or noncontiguous or overlap(first, length, iova, size)
+
+
+cdef void bind_changed(controller_t *controller, uint64_t iova, uint64_t size) noexcept:
+    cdef uint64_t shadow = controller.state.shadow_doorbell_iova
+    cdef uint64_t events = controller.state.event_idx_iova
+    cdef sq_t *sq
+    cdef cq_t *cq
+    cdef uint32_t qid
+    cdef bint found = (shadow and overlap(shadow, PAGE_SIZE, iova, size)
+                       or events and overlap(events, PAGE_SIZE, iova, size))
+    for qid in range(QUEUES):
+        sq = &controller.sqs[qid]
+        cq = &controller.cqs[qid]
+        if sq.size:
+            found |= concerns(sq.held, sq.state.noncontiguous, sq.state.iova,
+                              <uint64_t> sq.size * SQE_SIZE, iova, size)
+        if cq.size:
+            found |= concerns(cq.held, cq.state.noncontiguous, cq.state.iova,
+                              <uint64_t> cq.size * CQE_SIZE, iova, size)
+    if found:
+        bind_all(controller)
 
 
 # -- who still uses it --------------------------------------------------------------------------
@@ -151,12 +233,23 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
     return False
 
 
+cdef bint anything_in_flight(controller_t *controller) noexcept:
+    cdef uint32_t qid
+    for qid in range(1, QUEUES):
+        if controller.sqs[qid].size and controller.sqs[qid].inflight:
+            return True
+    return False
+
+
 cdef bint memory_in_use(controller_t *controller, uint64_t iova, uint64_t size) noexcept:
     cdef region_t *region
     cdef uint32_t i
-    for i in range(controller.memory.count):
+    if not anything_in_flight(controller):
+        return False
+    for i in range(memory_position(controller.memory, iova) if size else 0, controller.memory.count):
         region = &controller.memory.regions[i]
-        if region.address != NULL and (size == 0 or region.iova - iova < size):
-            if region_in_use(controller, region):
-                return True
+        if size and region.iova - iova >= size:
+            return False
+        if region.address != NULL and region_in_use(controller, region):
+            return True
     return False

@@ -15,11 +15,15 @@ from libc.string cimport memset
 from posix.unistd cimport close, read as read_fd, usleep
 
 from nvme_mdev.datapath.aborts cimport skip_aborted
+from nvme_mdev.datapath.arbitration cimport (
+    CLASS_LOW, CLASS_URGENT, arbiter_add, arbiter_remove, class_credit, class_next,
+)
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, fence_full, load_acquire32, load_relaxed32, read_tsc, store_relaxed32,
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
+from nvme_mdev.datapath.coalescing cimport hold_back, raise_held_back
 from nvme_mdev.datapath.commands cimport command_lba, command_parse
 from nvme_mdev.datapath.compound cimport (
     COMPOUND_FIRST, compound_drop, compound_over, compound_posted, compound_retry, compound_start,
@@ -28,12 +32,13 @@ from nvme_mdev.datapath.compound cimport (
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
-    signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_unfetch,
-    sq_waiting,
+    signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_unfetch, sq_waiting,
+    wake_thread,
 )
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, DONE_CAPACITY, HELD_ERROR, OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING,
-    STANDING, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
+    BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE,
+    OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING, STANDING, aggregation_t, arbiter_t,
+    controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport COMPOUND, SC_MASK, SC_UNRECOVERED_READ, SC_WRITE_FAULT
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
@@ -93,36 +98,37 @@ cdef enum:
 # -- completing ---------------------------------------------------------------------------------
 
 
-cdef inline void count_io(controller_t *controller, request_t *request) noexcept nogil:
-    cdef io_counters_t *counters = &controller.state.io_counters
+cdef inline void count_io(request_t *request) noexcept nogil:
+    cdef io_counters_t *counters = request.sq.io_counters
+    cdef io_counters_t *moved = &request.ns.moved[request.sq.host_queue]
     if request.operation == OP_READ or request.operation == OP_COMPARE:
         counters.read_commands += 1
         counters.read_units += request.length >> 9
-        request.ns.read_commands += 1
-        request.ns.read_units += request.length >> 9
+        moved.read_commands += 1
+        moved.read_units += request.length >> 9
     elif request.operation == OP_WRITE:
         counters.write_commands += 1
         counters.write_units += request.length >> 9
-        request.ns.write_commands += 1
-        request.ns.write_units += request.length >> 9
+        moved.write_commands += 1
+        moved.write_units += request.length >> 9
     # What counts as what: NVM Command Set 1.x, section 1.4.2.
     elif request.operation == OP_VERIFY:
         counters.read_units += request.length >> 9
-        request.ns.read_units += request.length >> 9
+        moved.read_units += request.length >> 9
     elif request.operation == OP_COPY:
         counters.read_commands += 1
         counters.write_commands += 1
         counters.write_units += request.length >> 9
-        request.ns.read_commands += 1
-        request.ns.write_commands += 1
-        request.ns.write_units += request.length >> 9
+        moved.read_commands += 1
+        moved.write_commands += 1
+        moved.write_units += request.length >> 9
 
 
-cdef inline void count_media_error(controller_t *controller, request_t *request) noexcept nogil:
+cdef inline void count_media_error(request_t *request) noexcept nogil:
     """Media and Data Integrity Errors of the SMART log: what was written cannot be had, or not kept."""
     cdef uint32_t status = request.status & SC_MASK
     if status == SC_UNRECOVERED_READ or status == SC_WRITE_FAULT:
-        controller.state.io_counters.media_errors += 1
+        request.sq.io_counters.media_errors += 1
 
 
 cdef inline void post_one(request_t *request) noexcept nogil:
@@ -132,14 +138,15 @@ cdef inline void post_one(request_t *request) noexcept nogil:
     cdef controller_t *controller = sq.controller
     if not controller.stopped:
         if request.status:
-            count_media_error(controller, request)
+            count_media_error(request)
             log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
                       request.error_location, command_lba(request), request.slot.sqe.nsid)
+            cq.dirty += ENTRIES_URGENT
         else:
-            count_io(controller, request)
+            count_io(request)
         slot_record(request.slot, cq)
         cq_post(cq, request.result, sq.head, sq.qid, request.slot.sqe.cid, request.status)
-        cq.dirty = 1
+        cq.dirty += 1
 
 
 cdef inline void release_one(request_t *request) noexcept nogil:
@@ -160,18 +167,34 @@ cdef bint complete_compound(iothread_t *thread, request_t *request) noexcept nog
     return True
 
 
-cdef inline void interrupt_for(cq_t *cq) noexcept nogil:
-    """Raise a CQ's interrupt for what was posted since the last."""
+cdef inline void interrupt_for(iothread_t *thread, cq_t *cq) noexcept nogil:
+    """Raise a CQ's interrupt for what was posted since the last, or hold it back."""
     cdef uint64_t before
-    cdef path_counters_t *counters
-    cq.dirty = 0
-    if not cq.interrupts:
+    if cq.interrupts != INTERRUPTS_AT_ONCE and (
+            cq.interrupts == INTERRUPTS_NONE or hold_back(thread, cq)):
+        cq.dirty = 0
         return
+    cq.dirty = 0
     before = read_tsc()
     if raise_interrupt(cq):
-        counters = &cq.controller.state.path_counters
-        counters.interrupts += 1
-        counters.interrupt_cycles += read_tsc() - before
+        cq.path_counters.interrupts += 1
+        cq.path_counters.interrupt_cycles += read_tsc() - before
+
+
+cdef void send_held_back(iothread_t *thread) noexcept nogil:
+    """Send the interrupts whose aggregation time is over."""
+    cdef uint64_t now = read_tsc()
+    cdef aggregation_t *aggregation = thread.aggregations
+    cdef aggregation_t *following
+    cdef cq_t *cq
+    while aggregation != NULL:
+        following = aggregation.next
+        if <int64_t> (now - aggregation.deadline) >= 0:
+            cq = raise_held_back(thread, aggregation)
+            if cq != NULL:
+                cq.path_counters.interrupts += 1
+                cq.path_counters.interrupt_cycles += read_tsc() - now
+        aggregation = following
 
 
 cdef inline void post_done(iothread_t *thread) noexcept nogil:
@@ -179,7 +202,7 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
     cdef uint64_t before = read_tsc()
     cdef uint32_t count = thread.done_count
     cdef uint32_t i = 0
-    cdef path_counters_t *counters = &thread.done[0].sq.controller.state.path_counters
+    cdef path_counters_t *counters = thread.done[0].sq.path_counters
     cdef cq_t *touched[DONE_CAPACITY]
     cdef cq_t *cq
     cdef request_t *request
@@ -197,13 +220,13 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
         elif not complete_compound(thread, request):
             count = thread.done_count
             continue
-        counters = &cq.controller.state.path_counters
+        counters = cq.path_counters
         counters.completed += 1
     thread.done_count = 0
     counters.completed_cycles += read_tsc() - before
     for i in range(touched_count):
         if touched[i].dirty:
-            interrupt_for(touched[i])
+            interrupt_for(thread, touched[i])
 
 
 cdef void complete_retried(iothread_t *thread) noexcept nogil:
@@ -236,8 +259,8 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
     """Commands to fetch now: what waits, what there are slots for, what the CQ has room for."""
     cdef uint32_t count = sq_waiting(sq, tail)
     cdef cq_t *cq = sq.cq
-    if count > sq.controller.burst:
-        count = sq.controller.burst
+    if count > sq.burst:
+        count = sq.burst
     if count > sq.free_count:
         count = sq.free_count
     if cq.held:
@@ -331,7 +354,7 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     publish_head(sq)
     sq.inflight += count
     sq.cq.reserved_entries += count
-    counters = &sq.controller.state.path_counters
+    counters = sq.path_counters
     counters.translated += count
     counters.translated_cycles += read_tsc() - before
     submit(thread, batch, count)
@@ -339,6 +362,38 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     if thread.done_count:
         complete_done(thread)
     return count
+
+
+cdef uint32_t arbitrate(iothread_t *thread, arbiter_t *arbiter) noexcept nogil:
+    """One round of a controller's queues by their priority classes; how many commands."""
+    cdef uint32_t priority, credit, count, refused
+    cdef uint32_t work = 0
+    cdef sq_t *sq
+    for priority in range(CLASS_URGENT, CLASS_LOW + 1):
+        credit = class_credit(arbiter, priority)
+        # A queue without slots, or room in its CQ, is passed over.
+        refused = 0
+        while credit and refused < arbiter.count[priority]:
+            sq = class_next(arbiter, priority, credit)
+            if sq == NULL:
+                break
+            count = serve(thread, sq, load_acquire32(sq.tail_doorbell))
+            refused = 0 if count else refused + 1
+            work += count
+            credit -= min(count, credit)
+        if work and priority == CLASS_URGENT:
+            break
+    return work
+
+
+cdef uint32_t look_after(iothread_t *thread) noexcept nogil:
+    """What a turn does besides plain queues and requests."""
+    cdef uint32_t i
+    cdef uint32_t work = 0
+    for i in range(thread.arbiter_count):
+        work += arbitrate(thread, thread.arbiters[i])
+    send_held_back(thread)
+    return work
 
 
 cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
@@ -358,13 +413,15 @@ cdef inline uint32_t poll_admin(iothread_t *thread) noexcept nogil:
 
 
 cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
-    """Submit what backends prepared this turn, take what is finished."""
+    """Submit what backends prepared this turn, take what is finished; what else is due."""
     cdef uint32_t count = 0
     cdef uint32_t i
+    if thread.arbiter_count or thread.aggregations != NULL:
+        count = thread.look_after(thread)
     if thread.uring != NULL:
         if uring_of(thread).prepared:
             uring_submit(uring_of(thread))
-        count = uring_poll(thread)
+        count += uring_poll(thread)
         if thread.done_count:
             complete_done(thread)
     for i in range(thread.poller_count):
@@ -408,7 +465,7 @@ cdef bint prepare_to_sleep(iothread_t *thread) noexcept nogil:
     """Ask guests with shadow doorbells for a ring; False: there is work already."""
     cdef uint32_t i, tail
     cdef sq_t *sq
-    for i in range(thread.queue_count):
+    for i in range(thread.queue_count + thread.weighted_count):
         sq = thread.queues[i]
         if sq.event_idx != NULL:
             store_relaxed32(sq.event_idx, sq.head)
@@ -420,7 +477,7 @@ cdef bint prepare_to_sleep(iothread_t *thread) noexcept nogil:
     fence_full()
     if load_acquire32(&thread.call_pending) or load_acquire32(&thread.stopping):
         return False
-    for i in range(thread.queue_count):
+    for i in range(thread.queue_count + thread.weighted_count):
         sq = thread.queues[i]
         tail = load_acquire32(sq.tail_doorbell)
         if tail != sq.head and not sq.held and (tail >= sq.size or batch_size(sq, tail)):
@@ -432,9 +489,11 @@ cdef bint may_park(iothread_t *thread) noexcept nogil:
     """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, and no
     client has the doorbell page mapped."""
     cdef uint32_t i
-    for i in range(thread.queue_count):
+    for i in range(thread.queue_count + thread.weighted_count):
         if (load_relaxed32(thread.queues[i].tail_doorbell) != thread.queues[i].head
                 and not thread.queues[i].held):
+            return False
+        if thread.queues[i].controller.doorbells_mapped:
             return False
     for i in range(thread.controller_count):
         if (thread.controllers[i].admin_doorbell != NULL
@@ -465,18 +524,20 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     cdef uint64_t now
     cpu_relax()
     thread.idle_turns += 1
-    if thread.idle_turns % (YIELD_TURNS if thread.inflight else IDLE_TURNS) == 0:
+    if thread.idle_turns % (YIELD_TURNS if thread.inflight > thread.arbiter_count else IDLE_TURNS) == 0:
         # The kernel may need this processor for the very I/O that is waited for (io_uring's
         # workers, a device's interrupt thread), or a guest to send some: let them.
         sched_yield()
-    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and thread.queue_count:
+    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and (
+            thread.queue_count + thread.weighted_count):
         return
     now = now_ns()
     if thread.idle_since_ns == 0:
         thread.idle_since_ns = now
         thread.nap_ns = NAP_FIRST_NS
-    if thread.inflight or (thread.queue_count
-                           and now - thread.idle_since_ns < thread.poll_timeout_ns):
+    if thread.inflight > thread.arbiter_count or (
+            thread.queue_count + thread.weighted_count
+            and now - thread.idle_since_ns < thread.poll_timeout_ns):
         return
     # Whoever rings from now on sees `parked` or is seen by us: the fence is in the next call.
     store_relaxed32(&thread.parked, 1)
@@ -559,6 +620,7 @@ cdef class IOThread:
             raise MemoryError
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread.state = STANDING
+        self.thread.look_after = look_after
         self.thread.rests = 1
         self.name = name
 
@@ -575,6 +637,7 @@ cdef class IOThread:
         free(self.thread.done)
         compounds_destroy(self.thread.compounds)
         free(self.thread.queues)
+        free(self.thread.arbiters)
         free(self.thread.controllers)
         free(self.thread.pollers)
         free(self.thread)
@@ -606,7 +669,7 @@ cdef class IOThread:
 
     @property
     def queue_count(self):
-        return self.thread.queue_count
+        return self.thread.queue_count + self.thread.weighted_count
 
     def start(self):
         self.started = threading.Event()
@@ -640,11 +703,7 @@ cdef class IOThread:
         self.worker = None
 
     def wake(self):
-        # The doorbell (or the request) was stored before: the fence orders it with this load, as
-        # the sleeping side orders its `parked` with its look at the doorbell.
-        fence_full()
-        if load_relaxed32(&self.thread.parked):
-            signal_fd(self.thread.wake_fd)
+        wake_thread(self.thread)
 
     def pause(self):
         self.thread.request += 1
@@ -669,22 +728,39 @@ cdef class IOThread:
         return self.thread.call_result
 
     cdef int add_queue(self, sq_t *sq) except -1:
-        cdef sq_t **queues = <sq_t **> realloc(
-            self.thread.queues, (self.thread.queue_count + 1) * sizeof(sq_t *))
+        cdef iothread_t *thread = self.thread
+        cdef uint32_t total = thread.queue_count + thread.weighted_count
+        cdef sq_t **queues = <sq_t **> realloc(thread.queues, (total + 1) * sizeof(sq_t *))
         if queues == NULL:
             raise MemoryError
-        queues[self.thread.queue_count] = sq
-        self.thread.queues = queues
-        self.thread.queue_count += 1
+        thread.queues = queues
+        if sq.controller.weighted:
+            arbiter_add(thread, sq)
+            queues[total] = sq
+            thread.weighted_count += 1
+        else:
+            # Those that arbiters serve come last.
+            queues[total] = queues[thread.queue_count]
+            queues[thread.queue_count] = sq
+            thread.queue_count += 1
         return 0
 
     cdef void remove_queue(self, sq_t *sq) noexcept:
+        cdef iothread_t *thread = self.thread
+        cdef uint32_t total = thread.queue_count + thread.weighted_count
         cdef uint32_t i
-        for i in range(self.thread.queue_count):
-            if self.thread.queues[i] == sq:
-                self.thread.queue_count -= 1
-                self.thread.queues[i] = self.thread.queues[self.thread.queue_count]
-                return
+        for i in range(total):
+            if thread.queues[i] == sq:
+                break
+        else:
+            return
+        if arbiter_remove(thread, sq):
+            thread.weighted_count -= 1
+            thread.queues[i] = thread.queues[total - 1]
+        else:
+            thread.queue_count -= 1
+            thread.queues[i] = thread.queues[thread.queue_count]
+            thread.queues[thread.queue_count] = thread.queues[total - 1]
 
     cdef int add_poller(
         self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context

@@ -18,6 +18,8 @@ cdef enum:
     #: Commands of one SQ that can be in flight; a deeper queue waits in guest memory.
     SLOTS = 1024
     ERROR_ENTRIES = 64
+    #: IOThreads that serve one controller at most: N of its type, nvme-NQ_V1.
+    HOST_QUEUES = 16
     #: Commands of one SQ that can be aborted while they wait in it, until they are fetched.
     ABORTS = 3
     #: Ranges of blocks that Write Uncorrectable has made unreadable, of all namespaces together.
@@ -26,6 +28,15 @@ cdef enum:
     SLOT_FREE = 0
     #: Copied from the SQ, not completed: to be executed again by a new process.
     SLOT_BUSY = 1
+
+    #: Why an interrupt vector is masked: its entry in the MSI-X table; SET_IRQS of the client; the
+    #: function mask of MSI-X; INTMS (MSI). Or that an interrupt came meanwhile.
+    INTERRUPT_TABLE_MASK = 1
+    INTERRUPT_CLIENT_MASK = 2
+    INTERRUPT_FUNCTION_MASK = 4
+    INTERRUPT_INTMS_MASK = 8
+    INTERRUPT_MASKS = 15
+    INTERRUPT_PENDING = 16
 
     #: `cq_phase` of a command whose completion has no place yet.
     CQ_UNDECIDED = 2
@@ -107,7 +118,8 @@ cdef struct sq_state_t:
     uint32_t aborted_sequence[ABORTS]
     uint32_t aborted_place[ABORTS]
     uint32_t aborted_state[ABORTS]
-    uint32_t reserved
+    #: `iova` is that of a PRP list that names the pages (PC = 0).
+    uint32_t noncontiguous
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:
@@ -119,7 +131,9 @@ cdef struct cq_state_t:
     #: Next entry to write, and its phase tag: stored as one word of 64 bits (IOThread).
     uint32_t tail
     uint32_t phase
-    uint32_t reserved[10]
+    #: `iova` is that of a PRP list that names the pages (PC = 0).
+    uint32_t noncontiguous
+    uint32_t reserved[9]
 
 #: A command in flight, two cache lines: the copy of its SQE, then where it stands (IOThread).
 cdef struct slot_t:
@@ -175,7 +189,9 @@ cdef struct controller_state_t:
     uint64_t event_idx_iova
     #: Errors logged; bumped with an atomic add, since each IOThread logs its own (IOThread).
     uint64_t error_count
-    uint8_t reserved[4056]
+    #: By vector: INTERRUPT_* bits (control plane; the IOThread sets INTERRUPT_PENDING).
+    uint8_t interrupts[256]
+    uint8_t reserved[3800]
     uint8_t registers[4096]
     uint8_t config_space[4096]
     uint8_t msix[8192]
@@ -188,9 +204,10 @@ cdef struct controller_state_t:
     uint64_t lifetime[2048]
     error_entry_t error_log[ERROR_ENTRIES]
     bad_range_t bad_ranges[BAD_RANGES]
-    #: A line (or two) each, so that the counters of one do not slow another.
-    io_counters_t io_counters
-    path_counters_t path_counters
+    #: A line each for every IOThread: what all of them did is the sum. The last of the path counters
+    #: are the control plane's, which serves the admin queue.
+    io_counters_t io_counters[HOST_QUEUES]
+    path_counters_t path_counters[HOST_QUEUES + 1]
     sq_state_t sq[QUEUES]
     cq_state_t cq[QUEUES]
     slot_t slots[QUEUES][SLOTS]

@@ -34,6 +34,20 @@ cdef inline region_t *memory_find(memory_map_t *memory, uint64_t iova, uint32_t 
     return NULL
 
 
+cdef inline uint32_t memory_position(memory_map_t *memory, uint64_t iova) noexcept nogil:
+    """Index of the first region that begins at `iova` or above."""
+    cdef uint32_t low = 0
+    cdef uint32_t high = memory.count
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) >> 1
+        if memory.regions[middle].iova < iova:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 cdef inline uint8_t *memory_translate(
     memory_map_t *memory, uint64_t iova, uint64_t *length, bint write, uint32_t *hint
 ) noexcept nogil:

@@ -57,6 +57,12 @@ class GuestMemory:
     #: (first, count) of registered-buffer numbers whose memory is gone.
     dropped_buffers: list[tuple[int, int]]
 
+    def covers(self, iova: int, size: int, *, writable: bool) -> bool:
+        """Whether all of a range can be read, or written."""
+
+    def overlaps(self, iova: int, size: int) -> bool:
+        """Whether anything is mapped in a range."""
+
     def ranges(self) -> list[tuple[int, int, bool, bool]]:
         """(iova, size, accessible, writable) of every mapping, ascending."""
 

@@ -8,13 +8,15 @@ region costs no system call, and the kernel's limit on mappings does not bound t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.runtime cimport BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, region_t
+from nvme_mdev.datapath.runtime cimport (
+    BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, memory_map_t, region_t,
+)
 from nvme_mdev.datapath.sigbus cimport sigbus_guard, sigbus_release
 
 import errno as errno_names
@@ -22,16 +24,21 @@ import os
 import stat
 
 #: Regions that one client may map, as VERSION tells it (max_dma_maps).
-MAX_REGIONS = 65535
+MAX_REGIONS = 131072
 
 cdef enum:
     #: Different files that one client may map; QEMU has a memory backend or two and some ROMs.
     FILES = 1024
-
-    #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
-    PLACES_START = 1 << 36
-    PLACES_END = 1 << 39
     PLACE_ALIGNMENT = 1 << 30
+
+cdef extern from *:
+    """
+    #define PLACES_START (UINT64_C(1) << 36)
+    #define PLACES_END (UINT64_C(1) << 39)
+    """
+    #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
+    const uint64_t PLACES_START
+    const uint64_t PLACES_END
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTFORK
@@ -78,6 +85,57 @@ def release_buffers(uint32_t first, uint32_t count):
         memset(&buffer_memory[first], 0, count * sizeof(iovec))
 
 
+# Regions come and go at the ends (a virtual IOMMU maps from the top down), or anywhere: the shorter side
+# of the table moves, and there is room at both ends.
+
+
+cdef int recentre(memory_map_t *table) except -1:
+    """Room at both ends, with more memory where it is half full."""
+    cdef uint32_t capacity = max(<uint32_t> 64, table.capacity)
+    cdef uint32_t front
+    cdef region_t *storage
+    if table.count * 2 >= capacity:
+        capacity *= 2
+    storage = <region_t *> malloc(capacity * sizeof(region_t))
+    if storage == NULL:
+        raise MemoryError
+    front = (capacity - table.count) >> 1
+    if table.count:
+        memcpy(&storage[front], table.regions, table.count * sizeof(region_t))
+    free(table.storage)
+    table.storage = storage
+    table.capacity = capacity
+    table.regions = &storage[front]
+    return 0
+
+
+cdef int make_gap(memory_map_t *table, uint32_t position) except -1:
+    """Room for a region at a position; MemoryError."""
+    cdef bint in_front = position < table.count - position
+    if table.storage == NULL or (
+            table.regions == table.storage if in_front
+            else table.regions + table.count == table.storage + table.capacity):
+        recentre(table)
+    if in_front:
+        memmove(table.regions - 1, table.regions, position * sizeof(region_t))
+        table.regions -= 1
+    else:
+        memmove(&table.regions[position + 1], &table.regions[position],
+                (table.count - position) * sizeof(region_t))
+    table.count += 1
+    return 0
+
+
+cdef void close_gap(memory_map_t *table, uint32_t low, uint32_t high) noexcept:
+    """Take the regions [low, high) out."""
+    if low < table.count - high:
+        memmove(&table.regions[high - low], table.regions, low * sizeof(region_t))
+        table.regions += high - low
+    else:
+        memmove(&table.regions[low], &table.regions[high], (table.count - high) * sizeof(region_t))
+    table.count -= high - low
+
+
 class GuestMemoryError(Exception):
     """An IOVA range that is not mapped, or not mapped for this access."""
 
@@ -100,7 +158,7 @@ cdef class GuestMemory:
                     self.files[i].users = 1
                     self.close_file(&self.files[i])
         free(self.files)
-        free(self.table.regions)
+        free(self.table.storage)
 
     cdef uint32_t insert_position(self, uint64_t iova):
         """Index of the first region above `iova`."""
@@ -220,7 +278,6 @@ cdef class GuestMemory:
             raise ValueError("the range overlaps a mapping")
         if position < self.table.count and self.table.regions[position].iova - first < length:
             raise ValueError("the range overlaps a mapping")
-        self.reserve()
         memset(&region, 0, sizeof(region))
         region.iova = first
         region.size = length
@@ -231,23 +288,8 @@ cdef class GuestMemory:
             region.writable = writable
             region.buffer_base = file.buffer_base
             region.mapping = file.address
-        memmove(&self.table.regions[position + 1], &self.table.regions[position],
-                (self.table.count - position) * sizeof(region_t))
+        make_gap(&self.table, position)
         self.table.regions[position] = region
-        self.table.count += 1
-
-    def reserve(self):
-        """Room for one more region."""
-        cdef uint32_t capacity
-        cdef region_t *regions
-        if self.table.count < self.table.capacity:
-            return
-        capacity = self.table.capacity * 2 if self.table.capacity else 64
-        regions = <region_t *> realloc(self.table.regions, capacity * sizeof(region_t))
-        if regions == NULL:
-            raise MemoryError
-        self.table.regions = regions
-        self.table.capacity = capacity
 
     def unmap(self, iova, size):
         cdef uint64_t first = iova
@@ -267,9 +309,7 @@ cdef class GuestMemory:
         for i in range(low, high):
             removed += self.table.regions[i].size
             self.close_region(i)
-        memmove(&self.table.regions[low], &self.table.regions[high],
-                (self.table.count - high) * sizeof(region_t))
-        self.table.count -= high - low
+        close_gap(&self.table, low, high)
         return removed
 
     def close_region(self, index):
@@ -313,6 +353,30 @@ cdef class GuestMemory:
              self.table.regions[i].address != NULL, bool(self.table.regions[i].writable))
             for i in range(self.table.count)
         ]
+
+    def covers(self, iova, size, *, writable):
+        cdef uint64_t position = iova
+        cdef uint64_t left = size
+        cdef uint64_t length
+        cdef uint32_t hint = 0
+        if left and position + (left - 1) < position:
+            return False
+        while left:
+            length = left
+            if memory_translate(&self.table, position, &length, writable, &hint) == NULL:
+                return False
+            left -= length
+            position += length
+        return True
+
+    def overlaps(self, iova, size):
+        cdef uint32_t position = memory_position(&self.table, iova)
+        cdef uint64_t first = iova
+        cdef uint64_t length = size
+        if position < self.table.count and self.table.regions[position].iova - first < length:
+            return True
+        return position > 0 and (
+            first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size)
 
     cdef int copy(self, uint64_t iova, uint8_t *buffer, uint64_t size, bint write) except -1:
         cdef uint32_t hint = 0

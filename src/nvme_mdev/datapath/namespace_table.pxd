@@ -3,10 +3,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.layout cimport io_counters_t
 from nvme_mdev.datapath.runtime cimport controller_t, namespace_t
 
 
 #: Fill in or (backend None) clear a namespace.
 cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1
+#: What was moved since it was attached, by all IOThreads together.
+cdef io_counters_t namespace_moved(namespace_t *ns) noexcept
 #: Whether a command of the namespace is in flight that touches byte `start` or later (0: any).
 cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept

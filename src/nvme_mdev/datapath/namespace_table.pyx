@@ -1,11 +1,12 @@
 """A controller's namespaces, as the data path needs them. The IOThreads stand still meanwhile."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.compound cimport request_touches
-from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
+from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
 from nvme_mdev.datapath.runtime cimport bad_table_t, controller_t, namespace_t, sq_t
 from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_detach
 
@@ -15,8 +16,12 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
     cdef bad_table_t *bad = &controller.bad_tables[nsid]
     if ns.backend != NULL:
         bad_detach(ns.backend, bad)
+    free(ns.moved)
     memset(ns, 0, sizeof(namespace_t))
     if backend is not None:
+        ns.moved = <io_counters_t *> calloc(HOST_QUEUES, sizeof(io_counters_t))
+        if ns.moved == NULL:
+            raise MemoryError
         ns.backend = &backend.backend
         ns.backend.any_memory = backend.any_memory
         ns.blocks = backend.size // backend.block_size
@@ -27,6 +32,18 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         bad.nsid = nsid
         bad_attach(ns.backend, bad)
     return 0
+
+
+cdef io_counters_t namespace_moved(namespace_t *ns) noexcept:
+    cdef io_counters_t total
+    cdef uint32_t i
+    memset(&total, 0, sizeof(total))
+    for i in range(HOST_QUEUES):
+        total.read_commands += ns.moved[i].read_commands
+        total.write_commands += ns.moved[i].write_commands
+        total.read_units += ns.moved[i].read_units
+        total.write_units += ns.moved[i].write_units
+    return total
 
 
 cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept:

@@ -14,10 +14,13 @@ from posix.uio cimport iovec
 
 from nvme_mdev.datapath.atomics cimport load_acquire32, store_relaxed32, store_release32
 from nvme_mdev.datapath.binding cimport bind_cq, bind_doorbells, bind_sq, page_count
-from nvme_mdev.datapath.layout cimport QUEUES, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, sq_state_t
+from nvme_mdev.datapath.coalescing cimport coalescing_configure, coalescing_forget
+from nvme_mdev.datapath.layout cimport (
+    HOST_QUEUES, QUEUES, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, sq_state_t,
+)
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, pin_in_use, quiet_index
 from nvme_mdev.datapath.runtime cimport (
-    HELD_PAUSED, PAGE_SHIFT, controller_t, cq_t, iothread_t, request_t, sq_t,
+    HELD_PAUSED, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, PAGE_SHIFT, controller_t, cq_t, request_t, sq_t,
 )
 
 cdef enum:
@@ -37,7 +40,7 @@ cdef void reset_doorbell(
     uint32_t size
 ) noexcept:
     """A new queue's doorbells are 0, wherever they are, and no ring is asked for."""
-    controller.doorbell_page[((2 * qid + completion) * (4 << controller.dstrd)) >> 2] = 0
+    doorbell_register(controller, qid, completion)[0] = 0
     store_relaxed32(doorbell, 0)
     if event_idx != NULL:
         store_relaxed32(event_idx, quiet_index(0, size))
@@ -47,20 +50,21 @@ cdef void reset_doorbell(
 
 
 cdef int open_cq(
-    controller_t *controller, uint32_t qid, uint64_t iova, uint32_t size, uint32_t vector, bint interrupts
+    controller_t *controller, uint32_t qid, queue_place_t place, uint32_t vector, bint interrupts
 ) except -1:
     cdef cq_t *cq = &controller.cqs[qid]
     cdef cq_state_t *state = &controller.state.cq[qid]
-    state.iova = iova
+    state.iova = place.iova
+    state.noncontiguous = place.noncontiguous
     state.vector = <uint16_t> vector
     state.interrupts = interrupts
     state.tail = 0
     state.phase = 1
-    take_cq(controller, qid, size)
-    reset_doorbell(controller, <uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, size)
+    take_cq(controller, qid, place.size)
+    reset_doorbell(controller, <uint32_t *> cq.head_doorbell, cq.event_idx, qid, True, place.size)
     follow_head(cq)
     # Last: with a size the queue exists for the next process.
-    store_release32(&state.size, size)
+    store_release32(&state.size, place.size)
     return 0
 
 
@@ -74,12 +78,18 @@ cdef int take_cq(controller_t *controller, uint32_t qid, uint32_t size) except -
     cq.size = size
     cq.tail = state.tail
     cq.phase = state.phase
-    cq.interrupts = state.interrupts
+    cq.interrupts = INTERRUPTS_AT_ONCE if state.interrupts else INTERRUPTS_NONE
     cq.vector = state.vector
     cq.qid = qid
     cq.controller = controller
     cq.state = state
+    # Queues of neighbouring vCPUs are served side by side. The admin queue is the control plane's.
+    cq.host_queue = (qid - 1) % controller.thread_count if qid else HOST_QUEUES
+    cq.thread = controller.threads[cq.host_queue] if qid else NULL
+    cq.path_counters = &controller.state.path_counters[cq.host_queue]
     bind_cq(controller, qid)
+    if qid:
+        coalescing_configure(controller)
     return 0
 
 
@@ -91,6 +101,7 @@ cdef void forget_cq(cq_state_t *state) noexcept:
 
 cdef void close_cq(controller_t *controller, uint32_t qid) noexcept:
     cdef cq_t *cq = &controller.cqs[qid]
+    coalescing_forget(cq)
     forget_cq(cq.state)
     free(cq.pages)
     memset(cq, 0, sizeof(cq_t))
@@ -100,27 +111,27 @@ cdef void close_cq(controller_t *controller, uint32_t qid) noexcept:
 
 
 cdef int open_sq(
-    controller_t *controller, iothread_t *thread, uint32_t qid, uint32_t cqid, uint64_t iova, uint32_t size,
-    uint32_t priority
+    controller_t *controller, uint32_t qid, uint32_t cqid, queue_place_t place, uint32_t priority
 ) except -1:
     cdef sq_t *sq = &controller.sqs[qid]
     cdef sq_state_t *state = &controller.state.sq[qid]
     cdef uint32_t i
-    state.iova = iova
+    state.iova = place.iova
+    state.noncontiguous = place.noncontiguous
     state.cqid = <uint16_t> cqid
     state.priority = <uint16_t> priority
     state.head = state.fetched = 0
-    for i in range(min(size, <uint32_t> SLOTS)):
+    for i in range(min(place.size, <uint32_t> SLOTS)):
         controller.state.slots[qid][i].state = SLOT_FREE
         controller.state.slots[qid][i].stage = STAGE_NONE
-    take_sq(controller, thread, qid, size)
-    reset_doorbell(controller, <uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, size)
+    take_sq(controller, qid, place.size)
+    reset_doorbell(controller, <uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, place.size)
     # Last: with a size the queue exists for the next process.
-    store_release32(&state.size, size)
+    store_release32(&state.size, place.size)
     return 0
 
 
-cdef int take_sq(controller_t *controller, iothread_t *thread, uint32_t qid, uint32_t size) except -1:
+cdef int take_sq(controller_t *controller, uint32_t qid, uint32_t size) except -1:
     cdef sq_t *sq = &controller.sqs[qid]
     memset(sq, 0, sizeof(sq_t))
     sq.slot_count = min(size, <uint32_t> SLOTS)
@@ -138,7 +149,14 @@ cdef int take_sq(controller_t *controller, iothread_t *thread, uint32_t qid, uin
     sq.state = &controller.state.sq[qid]
     sq.cq = &controller.cqs[sq.state.cqid]
     sq.controller = controller
-    sq.thread = thread
+    # One thread posts to a CQ, so its SQs are that thread's.
+    sq.host_queue = sq.cq.host_queue
+    sq.thread = sq.cq.thread
+    sq.path_counters = sq.cq.path_counters
+    if qid:
+        sq.io_counters = &controller.state.io_counters[sq.host_queue]
+    sq.burst = controller.burst
+    sq.priority = sq.state.priority & 3
     sq.head = sq.state.head
     sq.fetched = sq.state.fetched
     sq.held = HELD_PAUSED if qid and controller.paused else 0
@@ -187,6 +205,10 @@ cdef void forget_queues(controller_t *controller) noexcept:
 
 
 # -- doorbells ----------------------------------------------------------------------------------
+
+
+cdef uint32_t *doorbell_register(controller_t *controller, uint32_t qid, bint completion) noexcept:
+    return &controller.doorbell_page[(2 * qid + completion) << controller.dstrd]
 
 
 cdef void move_doorbells(controller_t *controller, uint32_t qid) noexcept:

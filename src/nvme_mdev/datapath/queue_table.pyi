@@ -1,5 +1,7 @@
 """A controller's queues: the control plane's handle on the data path."""
 
+from collections.abc import Sequence
+
 from nvme_mdev.datapath.backends.base import Backend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
@@ -29,16 +31,20 @@ class QueueTable:
         self,
         state: ControllerState,
         memory: GuestMemory,
-        iothread: IOThread,
+        iothreads: IOThread | Sequence[IOThread],
         *,
         max_transfer: int = ...,
     ) -> None:
-        """Attach a controller without queues to a thread. `max_transfer`: bytes of a command."""
+        """Attach a controller without queues to IOThreads (1 to `MAX_IOTHREADS`, ValueError).
+
+        CQ n and its SQs are served by thread (n - 1) modulo their number; the first looks after the
+        admin doorbell, too. `max_transfer`: bytes of a command.
+        """
 
     #: An eventfd: readable when the admin doorbell moved or `take_errors` has something.
     notify_fd: int
     memory: GuestMemory
-    iothread: IOThread
+    iothreads: tuple[IOThread, ...]
     #: The client can ring without a system call that we would see (it was given the page): the
     #: IOThread then sleeps in short steps instead of parking. True until told otherwise.
     doorbells_mapped: bool
@@ -56,8 +62,12 @@ class QueueTable:
         admin_cq_size: int,
         page_size: int,
         dstrd: int = 0,
+        weighted: bool = False,
     ) -> None:
-        """CC.EN 0 to 1: bind the admin queue pair (IOVAs; sizes in entries), zero the doorbells."""
+        """CC.EN 0 to 1: bind the admin queue pair (IOVAs; sizes in entries), zero the doorbells.
+
+        `weighted`: weighted round robin with urgent priority class (CC.AMS), by the SQs' priority.
+        """
 
     def stop(self) -> None:
         """No more fetching, no more completions posted (controller reset).
@@ -84,7 +94,7 @@ class QueueTable:
         """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
 
     # -- after a process before us ----------------------------------------------------------
-    def adopt(self, *, page_size: int, dstrd: int = 0) -> None:
+    def adopt(self, *, page_size: int, dstrd: int = 0, weighted: bool = False) -> None:
         """Take over the queues that the state describes, as a process that died has left them.
 
         Guest memory is mapped as it was. Commands whose completion was posted are over; heads and
@@ -100,11 +110,27 @@ class QueueTable:
 
     # -- queues (the controller has validated everything but the memory) ----------------------
     def create_cq(
-        self, qid: int, iova: int, size: int, vector: int, *, interrupts: bool
-    ) -> None: ...
+        self,
+        qid: int,
+        iova: int,
+        size: int,
+        vector: int,
+        *,
+        interrupts: bool,
+        contiguous: bool = True,
+    ) -> None:
+        """Not contiguous: `iova` is that of a PRP list that names its pages, and stays in use."""
+
     def delete_cq(self, qid: int) -> None: ...
     def create_sq(
-        self, qid: int, cqid: int, iova: int, size: int, *, priority: int = 0
+        self,
+        qid: int,
+        cqid: int,
+        iova: int,
+        size: int,
+        *,
+        priority: int = 0,
+        contiguous: bool = True,
     ) -> None: ...
     def delete_sq(self, qid: int) -> None:
         """The SQ must be held and have nothing in flight."""
@@ -118,8 +144,9 @@ class QueueTable:
         """IOVA and entries of a CQ, None: there is none."""
 
     def sqs_of_cq(self, cqid: int) -> list[int]: ...
-    def set_arbitration_burst(self, commands: int) -> None:
-        """Most commands taken from one queue in a turn (0: no limit asked for)."""
+    def set_arbitration(self, burst: int, high: int = 1, medium: int = 1, low: int = 1) -> None:
+        """Most commands taken from one queue in a turn (0: no limit asked for), and, with weighted
+        round robin, the commands of each priority class in a round."""
 
     def set_doorbell_buffers(self, shadow_iova: int, event_idx_iova: int) -> bool:
         """Doorbell Buffer Config (NVMe Base, section 5.2.5).
@@ -127,8 +154,9 @@ class QueueTable:
         False: the pages are not writable memory.
         """
 
-    def ring_doorbell(self, index: int, value: int) -> int:
-        """A write to doorbell register number `index` through the socket; wakes the IOThread."""
+    def ring_doorbell(self, qid: int, value: int, *, completion: bool = False) -> int:
+        """A write to a doorbell register (SQ tail, or CQ head) through the socket; wakes the
+        IOThread."""
 
     # -- admin commands --------------------------------------------------------------------
     def fetch_admin(self) -> tuple[int, bytes] | None:
@@ -236,11 +264,22 @@ class QueueTable:
         """What was moved since the namespace was attached."""
 
     # -- interrupts ------------------------------------------------------------------------
-    def set_msix(self, vector: int, fd: int | None) -> None:
-        """The eventfd of an MSI-X vector (the table owns it from now on, and closes it)."""
+    def set_vector(self, vector: int, fd: int | None, *, msi: bool = False) -> None:
+        """The eventfd of a vector of MSI-X, or of MSI (the table owns it from now on, and closes
+        it). It gets what is pending. Nobody uses both kinds."""
 
-    def mask_msix(self, vector: int, masked: bool) -> None:
-        """Mask, or unmask and deliver what was pending."""
+    def mask_vector(self, vector: int, masked: bool, *, by_table: bool = False) -> None:
+        """Mask, or unmask and deliver what was pending. A vector is masked as long as the client
+        (SET_IRQS), its entry in the MSI-X table (`by_table`), or the function mask says so."""
+
+    def mask_function(self, masked: bool) -> None:
+        """The function mask of MSI-X: all vectors."""
+
+    def pending_vectors(self) -> list[int]:
+        """Vectors with an interrupt that a mask has held back: the Pending Bit Array."""
+
+    def forget_masks(self) -> None:
+        """No vector is masked by anything but INTMS, none is pending (device reset)."""
 
     def set_intx(self, fd: int | None) -> None: ...
     def mask_intx(self, masked: bool) -> None:
@@ -253,6 +292,13 @@ class QueueTable:
     def set_intms(self, mask: int) -> None:
         """INTMS/INTMC changed (the register's value)."""
 
+    def configure_coalescing(self) -> None:
+        """Features 08h and 09h in the shared state changed: hold interrupts back as they say."""
+
+    #: The pin is asserted: a completion queue with interrupts enabled has entries not consumed, and
+    #: INTMS does not hold it back. What Status.INTx of PCI says.
+    pin_level: bool
+
     def trigger(self, vector: int) -> None:
         """Signal a vector's eventfd (SET_IRQS with ACTION_TRIGGER); vector -1: INTx."""
 
@@ -260,6 +306,11 @@ class QueueTable:
         """Close every eventfd (the client went away, or the device was reset)."""
 
     # -- numbers ---------------------------------------------------------------------------
-    def statistics(self) -> PathStatistics: ...
+    def statistics(self) -> PathStatistics:
+        """What all IOThreads, and the control plane for the admin queue, did together."""
+
+    def thread_statistics(self) -> list[PathStatistics]:
+        """What each IOThread did, in the order of `iothreads`."""
+
     def submission_queues(self) -> list[SubmissionQueue]:
         """The I/O submission queues, by ascending identifier."""

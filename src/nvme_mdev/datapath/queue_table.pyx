@@ -15,21 +15,27 @@ from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_waiting
 from nvme_mdev.datapath.admin_pair cimport admin_complete, admin_fetch, admin_room
 from nvme_mdev.datapath.atomics cimport exchange32, load_acquire32, read_tsc, store_release32
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.binding cimport bind_all, memory_in_use
+from nvme_mdev.datapath.binding cimport bind_all, bind_changed, memory_in_use
 from nvme_mdev.datapath.clock cimport ticks_hz
+from nvme_mdev.datapath.coalescing cimport coalescing_configure
 from nvme_mdev.datapath.interrupts cimport (
-    assert_pin, interrupts_init, mask_vector, set_pin, set_vector,
+    assert_pin, interrupts_init, mask_vector, pin_level, set_intms, set_pin, set_vector,
 )
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.layout cimport (
-    IO_QUEUES, QUEUES, SLOT_BUSY, cq_state_t, path_counters_t, slot_t, sq_state_t,
+    HOST_QUEUES, INTERRUPT_CLIENT_MASK, INTERRUPT_FUNCTION_MASK, INTERRUPT_PENDING,
+    INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, cq_state_t, io_counters_t,
+    path_counters_t, slot_t, sq_state_t,
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
-from nvme_mdev.datapath.namespace_table cimport fill_namespace, namespace_used_from
-from nvme_mdev.datapath.queue_setup cimport (
-    close_cq, close_sq, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
+from nvme_mdev.datapath.namespace_table cimport (
+    fill_namespace, namespace_moved, namespace_used_from,
 )
-from nvme_mdev.datapath.queues cimport SQE_SIZE, log_error, raise_interrupt, signal_fd
+from nvme_mdev.datapath.queue_setup cimport (
+    close_cq, close_sq, doorbell_register, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
+    queue_place_t,
+)
+from nvme_mdev.datapath.queues cimport SQE_SIZE, log_error, raise_interrupt, signal_fd, wake_thread
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
     BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED, bad_table_t,
@@ -43,12 +49,32 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    InFlight, IoCounters, PathCounter, PathStatistics, QueueError, SubmissionQueue,
+    InFlight, IoCounters, QueueError, SubmissionQueue, path_statistics, sum_statistics,
 )
+
+cdef enum:
+    #: QPRIO of Create I/O Submission Queue.
+    PRIORITY_HIGH = 1
+    PRIORITY_MEDIUM = 2
+    PRIORITY_LOW = 3
+
+
+def _check_vector(vector):
+    if not 0 <= vector < QUEUES:
+        raise ValueError(f"vector {vector} is not in 0 to {IO_QUEUES}")
+
 
 DOORBELL_OK = 0
 DOORBELL_INVALID_REGISTER = 1
 DOORBELL_INVALID_VALUE = 2
+
+
+cdef queue_place_t place(iova, size, contiguous) except *:
+    cdef queue_place_t where
+    where.iova = iova
+    where.size = size
+    where.noncontiguous = not contiguous
+    return where
 
 
 cdef class QueueTable:
@@ -56,7 +82,7 @@ cdef class QueueTable:
 
     cdef readonly ControllerState state
     cdef readonly GuestMemory memory
-    cdef readonly IOThread iothread
+    cdef readonly tuple iothreads
     cdef readonly int notify_fd
     cdef controller_t *controller
     cdef dict backends
@@ -64,7 +90,7 @@ cdef class QueueTable:
 
     # -- making and unmaking --------------------------------------------------------------------
 
-    def __cinit__(self, ControllerState state, GuestMemory memory, IOThread iothread, *, max_transfer=1 << 20):
+    def __cinit__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20):
         self.notify_fd = -1
         self.controller = <controller_t *> calloc(1, sizeof(controller_t))
         if self.controller == NULL:
@@ -78,27 +104,25 @@ cdef class QueueTable:
                 or self.controller.irq == NULL
                 or self.controller.sqs == NULL or self.controller.cqs == NULL):
             raise MemoryError
-        interrupts_init(self.controller.irq)
 
-    def __init__(self, ControllerState state, GuestMemory memory, IOThread iothread, *, max_transfer=1 << 20):
+    def __init__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20):
         self.state = state
         self.memory = memory
-        self.iothread = iothread
+        self.iothreads = (iothreads,) if isinstance(iothreads, IOThread) else tuple(iothreads)
         self.backends = {}
         self.notify_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.controller.state = state.state
+        interrupts_init(self.controller)
         self.controller.memory = &memory.table
         self.controller.doorbell_page = state.doorbell_page
         self.controller.max_transfer = max_transfer
         self.controller.page_size = PAGE_SIZE
         self.controller.burst = BATCH
+        for priority in range(PRIORITY_HIGH, PRIORITY_LOW + 1):
+            self.controller.weights[<uint32_t> priority] = 1
         self.controller.notify_fd = self.notify_fd
         self.controller.doorbells_mapped = 1
-        self._pause()
-        try:
-            iothread.add_controller(self.controller)
-        finally:
-            self._resume()
+        self._use_threads()
         self.attached = True
 
     def close(self):
@@ -108,7 +132,7 @@ cdef class QueueTable:
             self.set_namespace(nsid, None)
         self.disable()
         self._pause()
-        self.iothread.remove_controller(self.controller)
+        (<IOThread> self.iothreads[0]).remove_controller(self.controller)
         self._resume()
         self.attached = False
         self.memory.clear()
@@ -122,6 +146,8 @@ cdef class QueueTable:
             return
         free(self.controller.namespaces)
         free(self.controller.bad_tables)
+        if self.controller.irq != NULL:
+            free(self.controller.irq.aggregations)
         free(self.controller.irq)
         free(self.controller.sqs)
         free(self.controller.cqs)
@@ -137,32 +163,59 @@ cdef class QueueTable:
         self.controller.doorbells_mapped = bool(value)
         self._resume()
 
+    cdef int _use_threads(self) except -1:
+        """The first IOThread looks after the admin doorbell, too."""
+        cdef IOThread iothread
+        if not 1 <= len(self.iothreads) <= HOST_QUEUES or len(set(self.iothreads)) < len(self.iothreads):
+            raise ValueError(f"a controller has 1 to {HOST_QUEUES} IOThreads, each of them once")
+        for iothread in self.iothreads:
+            self.controller.threads[self.controller.thread_count] = iothread.thread
+            self.controller.thread_count += 1
+        iothread = self.iothreads[0]
+        iothread.pause()
+        try:
+            iothread.add_controller(self.controller)
+        finally:
+            iothread.resume()
+        return 0
+
+    cdef IOThread _thread_of(self, uint32_t qid):
+        """The IOThread that serves an I/O SQ."""
+        return self.iothreads[self.controller.sqs[qid].host_queue]
+
     cdef int _pause(self) except -1:
-        """What the IOThread reads can be changed until `_resume`; they nest."""
-        self.iothread.pause()
+        """What the IOThreads read can be changed until `_resume`; they nest."""
+        cdef IOThread iothread
+        for iothread in self.iothreads:
+            iothread.pause()
         return 0
 
     cdef int _resume(self) except -1:
-        self.iothread.resume()
+        cdef IOThread iothread
+        for iothread in self.iothreads:
+            iothread.resume()
         return 0
 
     cdef int _wake(self) except -1:
         """Somebody has to look at doorbells that nobody will ring."""
-        self.iothread.wake()
+        cdef IOThread iothread
+        for iothread in self.iothreads:
+            iothread.wake()
         return 0
 
     # -- life cycle -------------------------------------------------------------------------------
 
-    def enable(self, *, admin_sq, admin_sq_size, admin_cq, admin_cq_size, page_size, dstrd=0):
+    def enable(self, *, admin_sq, admin_sq_size, admin_cq, admin_cq_size, page_size, dstrd=0, weighted=False):
         self.controller.dstrd = dstrd
+        self.controller.weighted = weighted
         self.state.doorbells[:] = bytes(len(self.state.doorbells))
         self.controller.page_size = page_size
         self.controller.stopped = 0
         self.controller.errors = 0
         memset(self.controller.sq_error, 0, sizeof(self.controller.sq_error))
         memset(self.controller.cq_error, 0, sizeof(self.controller.cq_error))
-        open_cq(self.controller, 0, admin_cq, admin_cq_size, 0, True)
-        open_sq(self.controller, NULL, 0, 0, admin_sq, admin_sq_size, 0)
+        open_cq(self.controller, 0, place(admin_cq, admin_cq_size, True), 0, True)
+        open_sq(self.controller, 0, 0, place(admin_sq, admin_sq_size, True), 0)
         self._pause()
         self.controller.admin_seen = 0
         self.controller.admin_doorbell = self.controller.sqs[0].tail_doorbell
@@ -270,13 +323,15 @@ cdef class QueueTable:
         return &self.controller.sqs[<uint32_t> qid]
 
     cdef void _close_sq(self, uint32_t qid) noexcept:
-        self.iothread.remove_queue(&self.controller.sqs[qid])
+        if qid:
+            self._thread_of(qid).remove_queue(&self.controller.sqs[qid])
         close_sq(self.controller, qid)
 
     # -- after a process before us ------------------------------------------------------------------
 
-    def adopt(self, *, page_size, dstrd=0):
+    def adopt(self, *, page_size, dstrd=0, weighted=False):
         cdef uint32_t qid
+        self.controller.weighted = weighted
         self.controller.dstrd = dstrd
         self.controller.page_size = page_size
         self._pause()
@@ -287,7 +342,7 @@ cdef class QueueTable:
                     adopt_cq(self.controller, qid)
             for qid in range(QUEUES):
                 if self.state.state.sq[qid].size:
-                    adopt_sq(self.controller, self.iothread.thread, qid)
+                    adopt_sq(self.controller, qid)
             self.controller.admin_seen = self.controller.sqs[0].head
             if self.controller.sqs[0].size:
                 self.controller.admin_doorbell = self.controller.sqs[0].tail_doorbell
@@ -301,11 +356,11 @@ cdef class QueueTable:
         try:
             for qid in range(1, QUEUES):
                 if self.controller.sqs[qid].size:
-                    self.iothread.call(reserve_compared, &self.controller.sqs[qid])
+                    self._thread_of(qid).call(reserve_compared, &self.controller.sqs[qid])
             for qid in range(1, QUEUES):
                 if self.controller.sqs[qid].size:
-                    self.iothread.call(execute_again, &self.controller.sqs[qid])
-                    self.iothread.add_queue(&self.controller.sqs[qid])
+                    self._thread_of(qid).call(execute_again, &self.controller.sqs[qid])
+                    self._thread_of(qid).add_queue(&self.controller.sqs[qid])
             for qid in range(QUEUES):
                 if self.controller.cqs[qid].size and self.controller.cqs[qid].interrupts:
                     raise_interrupt(&self.controller.cqs[qid])
@@ -315,8 +370,8 @@ cdef class QueueTable:
 
     # -- I/O queues ---------------------------------------------------------------------------------
 
-    def create_cq(self, qid, iova, size, vector, *, interrupts):
-        open_cq(self.controller, qid, iova, size, vector, interrupts)
+    def create_cq(self, qid, iova, size, vector, *, interrupts, contiguous=True):
+        open_cq(self.controller, qid, place(iova, size, contiguous), vector, interrupts)
 
     def delete_cq(self, qid):
         if not self.has_cq(qid) or qid == 0:
@@ -325,13 +380,13 @@ cdef class QueueTable:
         close_cq(self.controller, qid)
         self._resume()
 
-    def create_sq(self, qid, cqid, iova, size, *, priority=0):
+    def create_sq(self, qid, cqid, iova, size, *, priority=0, contiguous=True):
         if not self.has_cq(cqid) or self.has_sq(qid):
             raise KeyError(qid)
-        open_sq(self.controller, self.iothread.thread, qid, cqid, iova, size, priority)
+        open_sq(self.controller, qid, cqid, place(iova, size, contiguous), priority)
         self._pause()
         try:
-            self.iothread.add_queue(&self.controller.sqs[qid])
+            self._thread_of(qid).add_queue(&self.controller.sqs[qid])
         finally:
             self._resume()
         self._wake()
@@ -365,9 +420,15 @@ cdef class QueueTable:
             and self.controller.sqs[<uint32_t> qid].cq.qid == cqid
         ]
 
-    def set_arbitration_burst(self, commands):
+    def set_arbitration(self, burst, high=1, medium=1, low=1):
+        cdef uint32_t qid
         self._pause()
-        self.controller.burst = min(commands, BATCH) if commands else BATCH
+        self.controller.burst = min(burst, BATCH) if burst else BATCH
+        self.controller.weights[PRIORITY_HIGH] = high
+        self.controller.weights[PRIORITY_MEDIUM] = medium
+        self.controller.weights[PRIORITY_LOW] = low
+        for qid in range(1, QUEUES):
+            self.controller.sqs[qid].burst = self.controller.burst
         self._resume()
 
     # -- doorbells ----------------------------------------------------------------------------------
@@ -388,25 +449,22 @@ cdef class QueueTable:
         self._resume()
         return True
 
-    def ring_doorbell(self, index, value):
-        cdef uint32_t stride = 1 << self.controller.dstrd
-        cdef uint32_t qid, size
-        if index % stride or index * 4 >= len(self.state.doorbells):
-            return DOORBELL_INVALID_REGISTER
-        qid = index // stride // 2
-        completion = index // stride % 2
+    def ring_doorbell(self, qid, value, *, completion=False):
+        cdef cq_t *cq
+        cdef sq_t *sq
         if not (self.has_cq(qid) if completion else self.has_sq(qid)):
             return DOORBELL_INVALID_REGISTER
-        size = self.controller.cqs[qid].size if completion else self.controller.sqs[qid].size
-        if value >= size:
+        sq = &self.controller.sqs[<uint32_t> qid]
+        cq = &self.controller.cqs[<uint32_t> qid]
+        if value >= (cq.size if completion else sq.size):
             return DOORBELL_INVALID_VALUE
-        store_release32(&self.state.doorbell_page[index], value)
+        store_release32(doorbell_register(self.controller, qid, completion), value)
         if completion:
-            follow_head(&self.controller.cqs[qid])
+            follow_head(cq)
         if qid == 0:
             signal_fd(self.notify_fd)
         else:
-            self._wake()
+            wake_thread(cq.thread if completion else sq.thread)
         return DOORBELL_OK
 
     # -- admin commands -------------------------------------------------------------------------------
@@ -437,16 +495,11 @@ cdef class QueueTable:
         log_error(self.controller.state, 0, entry.sqe.cid, status, location, 0, entry.sqe.nsid)
 
     cdef void _interrupt(self, cq_t *cq) noexcept:
-        """As `interrupt_for` of the IOThread, which shares no counter with this thread meanwhile."""
-        cdef path_counters_t *counters = &self.state.state.path_counters
+        """As `interrupt_for` of an IOThread."""
         cdef uint64_t before = read_tsc()
-        cdef uint64_t cycles
         if cq.interrupts and raise_interrupt(cq):
-            cycles = read_tsc() - before
-            self._pause()
-            counters.interrupts += 1
-            counters.interrupt_cycles += cycles
-            self._resume()
+            cq.path_counters.interrupts += 1
+            cq.path_counters.interrupt_cycles += read_tsc() - before
 
     def abort_command(self, qid, cid):
         cdef sq_t *sq = self._sq(qid)
@@ -506,7 +559,7 @@ cdef class QueueTable:
         self._pause()
         try:
             self.memory.map(iova, size, fd, offset, readable=readable, writable=writable)
-            bind_all(self.controller)
+            bind_changed(self.controller, iova, size)
         finally:
             self._resume()
         self._after_rebind()
@@ -523,7 +576,7 @@ cdef class QueueTable:
             if self._in_use(iova, size):
                 return None
             removed = self.memory.unmap(iova, size)
-            bind_all(self.controller)
+            bind_changed(self.controller, iova, size)
         finally:
             self._resume()
         self._drop_buffers()
@@ -557,15 +610,17 @@ cdef class QueueTable:
         return True
 
     def _drop_buffers(self):
-        """Unregister memory that is gone from the thread's io_uring."""
+        """Unregister memory that is gone from the threads' io_urings."""
         cdef uring_buffers_t argument
+        cdef IOThread iothread
         dropped = list(self.memory.dropped_buffers)
         self.memory.dropped_buffers.clear()
         for first, count in dropped:
-            if self.iothread.thread.uring != NULL:
-                argument.first = first
-                argument.count = count
-                self.iothread.call(uring_drop_buffers, &argument)
+            argument.first = first
+            argument.count = count
+            for iothread in self.iothreads:
+                if iothread.thread.uring != NULL:
+                    iothread.call(uring_drop_buffers, &argument)
             release_buffers(first, count)
 
     # -- namespaces -----------------------------------------------------------------------------------
@@ -576,7 +631,7 @@ cdef class QueueTable:
         if backend is not None:
             backend.use_memory(self.memory)
             try:
-                backend.attach(self.iothread)
+                self._attach(backend)
             except BaseException:
                 backend.leave_memory(self.memory)
                 raise
@@ -585,10 +640,27 @@ cdef class QueueTable:
         self._resume()
         old = self.backends.pop(nsid, None)
         if old is not None:
-            (<Backend> old).detach(self.iothread)
+            self._detach(old, len(self.iothreads))
             old.leave_memory(self.memory)
         if backend is not None:
             self.backends[nsid] = backend
+
+    cdef int _attach(self, Backend backend) except -1:
+        """Every IOThread gets ready for the backend, or none does."""
+        cdef int count = 0
+        try:
+            for iothread in self.iothreads:
+                backend.attach(iothread)
+                count += 1
+        except BaseException:
+            self._detach(backend, count)
+            raise
+        return 0
+
+    cdef int _detach(self, Backend backend, int count) except -1:
+        for iothread in self.iothreads[:count]:
+            backend.detach(iothread)
+        return 0
 
     cdef namespace_t *_namespace(self, nsid) except NULL:
         if nsid not in self.backends:
@@ -659,8 +731,9 @@ cdef class QueueTable:
 
     def namespace_counters(self, nsid):
         cdef namespace_t *ns = self._namespace(nsid)
+        cdef io_counters_t moved = namespace_moved(ns)
         return IoCounters(
-            ns.read_commands, ns.write_commands, ns.read_units << 9, ns.write_units << 9)
+            moved.read_commands, moved.write_commands, moved.read_units << 9, moved.write_units << 9)
 
     def submission_queues(self):
         return [
@@ -673,21 +746,35 @@ cdef class QueueTable:
 
     # -- interrupts -----------------------------------------------------------------------------------
 
-    def set_msix(self, vector, fd):
-        if not 0 <= vector < QUEUES:
-            raise ValueError(f"vector {vector} is not in 0 to {IO_QUEUES}")
+    def set_vector(self, vector, fd, *, msi=False):
+        _check_vector(vector)
         self._pause()
-        old = set_vector(self.controller.irq, vector, -1 if fd is None else fd)
+        self.controller.irq.msi = msi
+        old = set_vector(self.controller, vector, -1 if fd is None else fd)
+        set_intms(self.controller, self.controller.irq.intms)
         self._resume()
         if old >= 0:
             os.close(old)
 
-    def mask_msix(self, vector, masked):
-        if not 0 <= vector < QUEUES:
-            raise ValueError(f"vector {vector} is not in 0 to {IO_QUEUES}")
+    def mask_vector(self, vector, masked, *, by_table=False):
+        _check_vector(vector)
         self._pause()
-        mask_vector(self.controller.irq, vector, bool(masked))
+        mask_vector(self.controller, vector,
+                    INTERRUPT_TABLE_MASK if by_table else INTERRUPT_CLIENT_MASK, masked)
         self._resume()
+
+    def mask_function(self, masked):
+        cdef uint32_t vector
+        self._pause()
+        for vector in range(QUEUES):
+            mask_vector(self.controller, vector, INTERRUPT_FUNCTION_MASK, masked)
+        self._resume()
+
+    def pending_vectors(self):
+        return [
+            vector for vector in range(QUEUES)
+            if self.controller.irq.vector_state[<uint32_t> vector] & INTERRUPT_PENDING
+        ]
 
     def set_intx(self, fd):
         self._pause()
@@ -704,40 +791,53 @@ cdef class QueueTable:
 
     def set_intms(self, mask):
         self._pause()
-        self.controller.irq.intms = mask
-        assert_pin(self.controller)
+        set_intms(self.controller, mask)
         self._resume()
+
+    @property
+    def pin_level(self):
+        return bool(pin_level(self.controller))
+
+    def configure_coalescing(self):
+        self._pause()
+        try:
+            coalescing_configure(self.controller)
+        finally:
+            self._resume()
 
     def trigger(self, vector):
         if vector == -1:
             if self.controller.irq.intx_fd >= 0:
                 signal_fd(self.controller.irq.intx_fd)
-        elif not 0 <= vector < QUEUES:
-            raise ValueError(f"vector {vector} is not in 0 to {IO_QUEUES}")
-        elif self.controller.irq.msix_fd[<uint32_t> vector] >= 0:
-            signal_fd(self.controller.irq.msix_fd[<uint32_t> vector])
+            return
+        _check_vector(vector)
+        if self.controller.irq.vector_fd[<uint32_t> vector] >= 0:
+            signal_fd(self.controller.irq.vector_fd[<uint32_t> vector])
 
     def clear_interrupts(self):
         for vector in range(QUEUES):
-            if self.controller.irq.msix_fd[<uint32_t> vector] >= 0:
-                self.set_msix(vector, None)
+            if self.controller.irq.vector_fd[<uint32_t> vector] >= 0:
+                self.set_vector(vector, None)
         self.set_intx(None)
+        self.forget_masks()
+
+    def forget_masks(self):
         self._pause()
-        memset(self.controller.irq.msix_masked, 0, sizeof(self.controller.irq.msix_masked))
-        memset(self.controller.irq.msix_pending, 0, sizeof(self.controller.irq.msix_pending))
+        memset(self.state.state.interrupts, 0, sizeof(self.state.state.interrupts))
+        set_intms(self.controller, self.controller.irq.intms)
         self._resume()
 
     # -- numbers ----------------------------------------------------------------------------------------
 
     def statistics(self):
-        cdef path_counters_t *counters = &self.state.state.path_counters
-        ns = 1e9 / ticks_hz()
+        return sum_statistics([self._path(i) for i in range(HOST_QUEUES + 1)])
 
-        def counter(count, cycles):
-            return PathCounter(count, cycles, cycles * ns / count if count else 0.0)
+    def thread_statistics(self):
+        return [self._path(i) for i in range(self.controller.thread_count)]
 
-        return PathStatistics(
-            counter(counters.translated, counters.translated_cycles),
-            counter(counters.completed, counters.completed_cycles),
-            counter(counters.interrupts, counters.interrupt_cycles),
-        )
+    def _path(self, host_queue):
+        cdef path_counters_t *counters = &self.state.state.path_counters[<uint32_t> host_queue]
+        return path_statistics(
+            (counters.translated, counters.translated_cycles),
+            (counters.completed, counters.completed_cycles),
+            (counters.interrupts, counters.interrupt_cycles), ticks_hz())

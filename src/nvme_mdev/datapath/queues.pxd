@@ -12,11 +12,11 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
-    copy64, exchange32, fetch_add64, load_acquire32, store_relaxed32, store_release32,
-    store_release64,
+    copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32,
+    store_relaxed32, store_release32, store_release64,
 )
 from nvme_mdev.datapath.layout cimport (
-    CQ_UNDECIDED, ERROR_ENTRIES, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
+    CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
     slot_t,
 )
 from nvme_mdev.datapath.runtime cimport (
@@ -115,8 +115,8 @@ cdef inline void sq_suppress_event(sq_t *sq) noexcept nogil:
 
 
 cdef inline bint pin_in_use(interrupts_t *irq) noexcept nogil:
-    """The client listens to the pin, and to no MSI-X vector."""
-    return irq.msix_vectors == 0 and irq.intx_fd >= 0
+    """The client listens to the pin, and to no vector of MSI-X or MSI."""
+    return irq.vectors == 0 and irq.intx_fd >= 0
 
 
 cdef inline uint32_t cq_used(cq_t *cq) noexcept nogil:
@@ -179,6 +179,16 @@ cdef inline void signal_fd(int fd) noexcept nogil:
     write_fd(fd, &one, 8)
 
 
+cdef inline void wake_thread(iothread_t *thread) noexcept nogil:
+    """Make a sleeping IOThread look at its queues: a doorbell came through the socket.
+
+    The doorbell was stored before: the fence orders it with this load, as the sleeping side orders
+    its `parked` with its look at the doorbell."""
+    fence_full()
+    if load_relaxed32(&thread.parked):
+        signal_fd(thread.wake_fd)
+
+
 cdef inline bint pin_wanted(controller_t *controller) noexcept nogil:
     """The pin is in use, and the guest does not hold it back."""
     cdef interrupts_t *irq = controller.irq
@@ -205,14 +215,14 @@ cdef inline bint raise_pin(cq_t *cq) noexcept nogil:
 cdef inline bint raise_interrupt(cq_t *cq) noexcept nogil:
     """Deliver a CQ's interrupt, or note it as pending where it is masked. True: one was sent."""
     cdef interrupts_t *irq = cq.controller.irq
-    if irq.msix_vectors == 0:
+    if irq.vectors == 0:
         return pin_wanted(cq.controller) and raise_pin(cq)
-    if irq.msix_fd[cq.vector] < 0:
+    if irq.vector_state[cq.vector] & INTERRUPT_MASKS:
+        irq.vector_state[cq.vector] |= INTERRUPT_PENDING
         return False
-    if irq.msix_masked[cq.vector]:
-        irq.msix_pending[cq.vector] = 1
+    if irq.vector_fd[cq.vector] < 0:
         return False
-    signal_fd(irq.msix_fd[cq.vector])
+    signal_fd(irq.vector_fd[cq.vector])
     return True
 
 

@@ -37,11 +37,11 @@ cdef int adopt_cq(controller_t *controller, uint32_t qid) except -1:
     return 0
 
 
-cdef int adopt_sq(controller_t *controller, iothread_t *thread, uint32_t qid) except -1:
+cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
     cdef sq_t *sq = &controller.sqs[qid]
     cdef uint32_t i
     cdef uint32_t ahead = 0
-    take_sq(controller, thread, qid, controller.state.sq[qid].size)
+    take_sq(controller, qid, controller.state.sq[qid].size)
     # The host may have paused it, too.
     if sq.held & HELD_MEMORY or sq.cq.size == 0:
         raise ValueError(f"SQ {qid} is not in guest memory, or has no CQ")

@@ -11,7 +11,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.layout cimport (
-    QUEUES, bad_range_t, controller_state_t, cq_state_t, slot_t, sq_state_t,
+    HOST_QUEUES, IO_QUEUES, QUEUES, bad_range_t, controller_state_t, cq_state_t, io_counters_t,
+    path_counters_t, slot_t, sq_state_t,
 )
 
 cdef enum:
@@ -42,6 +43,13 @@ cdef enum:
     HELD_ERROR = 4
     #: The host has paused the controller; queues made meanwhile are held, too.
     HELD_PAUSED = 8
+
+    #: Interrupts of a CQ: none; one for each batch; held back as feature 08h says.
+    INTERRUPTS_NONE = 0
+    INTERRUPTS_AT_ONCE = 1
+    INTERRUPTS_COALESCED = 2
+    #: More completions than any aggregation threshold waits for: what must not be held back.
+    ENTRIES_URGENT = 1024
 
     #: States of an IOThread.
     RUNNING = 0
@@ -95,7 +103,9 @@ cdef struct region_t:
 cdef struct memory_map_t:
     region_t *regions
     uint32_t count
+    #: What was allocated: `regions` begins somewhere in the middle of it.
     uint32_t capacity
+    region_t *storage
 
 #: A controller's namespace as the data path needs it. `backend` NULL: inactive.
 cdef struct namespace_t:
@@ -108,11 +118,8 @@ cdef struct namespace_t:
     #: On its way out: new commands find it inactive, those in flight still use it.
     #: Or the status that new commands are refused with: it is being formatted or sanitized.
     uint32_t retired
-    #: What was moved since it was attached (IOThread; data in units of 512 bytes).
-    uint64_t read_commands
-    uint64_t write_commands
-    uint64_t read_units
-    uint64_t write_units
+    #: What was moved since it was attached, by each of the controller's IOThreads.
+    io_counters_t *moved
 
 #: A backend's entry points. All run on an IOThread, without the GIL.
 cdef struct backend_ops_t:
@@ -259,6 +266,15 @@ cdef struct sq_t:
     #: The IOThread that fetches from it.
     iothread_t *thread
     uint8_t **pages
+    #: What this thread counts for the controller.
+    path_counters_t *path_counters
+    io_counters_t *io_counters
+    #: Commands that a turn takes at most.
+    uint32_t burst
+    #: Which of the controller's IOThreads it is.
+    uint32_t host_queue
+    #: Priority class (QPRIO), with weighted round robin.
+    uint32_t priority
 
 cdef struct cq_t:
     uint32_t tail
@@ -275,23 +291,51 @@ cdef struct cq_t:
     uint32_t *event_idx
     cq_state_t *state
     controller_t *controller
-    #: Has entries that no interrupt was sent for yet (this turn).
+    #: Entries that no interrupt was sent for yet (this turn).
     uint32_t dirty
     #: Unusable: invalid doorbell or its memory is unmapped.
     uint32_t held
     uint8_t **pages
+    #: The IOThread that posts to it, NULL: the control plane.
+    iothread_t *thread
+    #: Which of the controller's IOThreads that is.
+    uint32_t host_queue
+    uint32_t reserved
+    #: Where interrupts of its vector are held back.
+    aggregation_t *aggregation
+    path_counters_t *path_counters
 
-#: Interrupt delivery. The IOThread reads it, and sets `pending` and `intx_masked` atomically.
+#: Interrupts of one vector that one IOThread holds back (feature 08h), on a line with no other's.
+cdef struct aggregation_t:
+    #: Time-stamp counter when it goes out at the latest.
+    uint64_t deadline
+    #: The queue that it is for; NULL: nothing is held back.
+    cq_t *cq
+    #: The next of the thread's list.
+    aggregation_t *next
+    #: Completions without an interrupt.
+    uint32_t entries
+    uint32_t reserved[9]
+
+#: Interrupt delivery. The IOThread reads it, and sets `intx_masked` atomically.
 cdef struct interrupts_t:
-    int msix_fd[QUEUES]
-    uint8_t msix_masked[QUEUES]
-    uint8_t msix_pending[QUEUES]
+    #: Eventfds of the MSI-X or MSI vectors; -1: none.
+    int vector_fd[QUEUES]
+    #: By vector, masks and the pending bit: `controller_state_t.interrupts`.
+    uint8_t *vector_state
     int intx_fd
     uint32_t intx_masked
     #: INTMS as a mask; bit 0 holds the pin back (pin-based interrupts use vector 0).
     uint32_t intms
-    #: At least one MSI-X vector has its eventfd: pins are not used.
-    uint32_t msix_vectors
+    #: Vectors that have their eventfd: with one the pin is not used.
+    uint32_t vectors
+    #: They are those of MSI, which INTMS masks.
+    uint32_t msi
+    #: Feature 08h: completions that an interrupt waits for, and how long (time-stamp counter cycles).
+    uint32_t aggregation_threshold
+    uint64_t aggregation_time
+    #: By IOThread and vector; made when the feature is first used.
+    aggregation_t *aggregations
 
 cdef struct controller_t:
     controller_state_t *state
@@ -302,6 +346,9 @@ cdef struct controller_t:
     interrupts_t *irq
     sq_t *sqs
     cq_t *cqs
+    #: Those that serve its queues; a CQ and its SQs have the same.
+    iothread_t *threads[HOST_QUEUES]
+    uint32_t thread_count
     #: The doorbell registers, and the exponent of their distance (CAP.DSTRD).
     uint32_t *doorbell_page
     uint32_t dstrd
@@ -310,6 +357,10 @@ cdef struct controller_t:
     uint32_t page_size
     #: Commands a turn takes from one queue.
     uint32_t burst
+    #: Weighted round robin with urgent priority class (CC.AMS), and the commands of the high, medium
+    #: and low class in a round (feature 01h); by QPRIO.
+    uint32_t weighted
+    uint32_t weights[4]
     #: Reset under way: completions are dropped.
     uint32_t stopped
     #: Told to the control plane through `notify_fd`: the admin doorbell moved (its last value) ...
@@ -343,6 +394,15 @@ cdef struct compounds_t:
     uint8_t *bounces
     range_lock_t locks[RANGE_LOCKS]
 
+#: Arbitration between the queues that an IOThread serves for one controller (`arbitration.pxd`).
+cdef struct arbiter_t:
+    controller_t *controller
+    #: By QPRIO: where the class begins in `queues`, how many it has, and whose turn it is.
+    uint32_t first[4]
+    uint32_t count[4]
+    uint32_t turn[4]
+    sq_t *queues[IO_QUEUES]
+
 #: Something else that completes requests of a thread: asked once a turn while any are in flight.
 cdef struct poller_t:
     #: How much there was to do; at most 64 requests are done by one call.
@@ -371,8 +431,10 @@ cdef struct iothread_t:
     int wake_fd
     uint32_t pad1[13]
     # -- what it polls; changed while it stands
+    #: Served in turn; then, from `queue_count` on, those that arbiters serve.
     sq_t **queues
     uint32_t queue_count
+    uint32_t weighted_count
     uint32_t controller_count
     controller_t **controllers
     #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
@@ -387,12 +449,21 @@ cdef struct iothread_t:
     #: Requests that are done, completions not yet posted.
     request_t **done
     uint32_t done_count
-    #: Requests handed to backends that complete later.
+    #: Requests handed to backends that complete later, and whatever else a turn must not forget:
+    #: interrupts that are held back, arbiters.
     uint32_t inflight
     uint32_t turns
     #: Turns without work since `idle_since_ns` was taken.
     uint32_t idle_turns
     uint64_t idle_since_ns
+    #: Serve arbiters and send what is held back and due; how many commands. Called through here, so
+    #: that it does not become part of every turn.
+    uint32_t (*look_after)(iothread_t *thread) noexcept nogil
+    #: Interrupts held back.
+    aggregation_t *aggregations
+    #: Controllers with weighted round robin.
+    arbiter_t **arbiters
+    uint32_t arbiter_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.

@@ -4,6 +4,8 @@
 LAYOUT_VERSION: int
 #: Most I/O queue pairs a controller can have; queue identifiers run from 0 (admin) to this.
 MAX_IO_QUEUES: int
+#: Most IOThreads that serve one controller.
+MAX_IOTHREADS: int
 #: Command slots of one submission queue: the most commands of it that are in flight.
 SLOTS_PER_QUEUE: int
 #: Entries of the error log that are kept.

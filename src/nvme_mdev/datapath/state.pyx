@@ -4,11 +4,12 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_WRITE
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from nvme_mdev.datapath.layout cimport (
-    ERROR_ENTRIES, IO_QUEUES, SLOTS, STATE_MAGIC, STATE_VERSION, controller_state_t, cq_state_t,
-    error_entry_t, io_counters_t, nvme_cqe_t, nvme_sqe_t, path_counters_t, slot_t, sq_state_t,
+    ERROR_ENTRIES, HOST_QUEUES, IO_QUEUES, SLOTS, STATE_MAGIC, STATE_VERSION, controller_state_t, cq_state_t,
+    error_entry_t, io_counters_t, nvme_cqe_t, nvme_sqe_t, slot_t, sq_state_t,
 )
 
 import fcntl
@@ -16,6 +17,7 @@ import os
 
 LAYOUT_VERSION = STATE_VERSION
 MAX_IO_QUEUES = IO_QUEUES
+MAX_IOTHREADS = HOST_QUEUES
 SLOTS_PER_QUEUE = SLOTS
 ERROR_LOG_ENTRIES = ERROR_ENTRIES
 
@@ -44,8 +46,8 @@ def layout():
         "error_log": (<size_t> &s.error_log, sizeof(s.error_log)),
         "error_log_entry": (0, sizeof(error_entry_t)),
         "bad_ranges": (<size_t> &s.bad_ranges, sizeof(s.bad_ranges)),
-        "io_counters": (<size_t> &s.io_counters, sizeof(io_counters_t)),
-        "path_counters": (<size_t> &s.path_counters, sizeof(path_counters_t)),
+        "io_counters": (<size_t> &s.io_counters, sizeof(s.io_counters)),
+        "path_counters": (<size_t> &s.path_counters, sizeof(s.path_counters)),
         "sq": (<size_t> &s.sq, sizeof(s.sq)),
         "sq_entry": (0, sizeof(sq_state_t)),
         "cq": (<size_t> &s.cq, sizeof(s.cq)),
@@ -145,13 +147,23 @@ cdef class ControllerState:
         self.state.event_idx_iova = value
 
     def counters(self):
-        cdef io_counters_t *counters = &self.state.io_counters
+        cdef io_counters_t total
+        cdef io_counters_t *part
+        cdef int i
+        memset(&total, 0, sizeof(total))
+        for i in range(HOST_QUEUES):
+            part = &self.state.io_counters[i]
+            total.read_commands += part.read_commands
+            total.write_commands += part.write_commands
+            total.read_units += part.read_units
+            total.write_units += part.write_units
+            total.media_errors += part.media_errors
         return {
-            "read_commands": counters.read_commands,
-            "write_commands": counters.write_commands,
-            "read_units": counters.read_units,
-            "write_units": counters.write_units,
-            "media_errors": counters.media_errors,
+            "read_commands": total.read_commands,
+            "write_commands": total.write_commands,
+            "read_units": total.read_units,
+            "write_units": total.write_units,
+            "media_errors": total.media_errors,
         }
 
     def close(self):

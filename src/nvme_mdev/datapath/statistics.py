@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,33 @@ class PathStatistics:
     """Completions posted."""
     interrupts: PathCounter
     """Interrupts sent."""
+
+
+def path_statistics(
+    translated: tuple[int, int], completed: tuple[int, int], interrupts: tuple[int, int], hz: int
+) -> PathStatistics:
+    """Statistics of (count, cycles) each, the time-stamp counter running at ``hz``."""
+
+    def counter(count: int, cycles: int) -> PathCounter:
+        return PathCounter(count, cycles, cycles * 1e9 / hz / count if count else 0.0)
+
+    return PathStatistics(counter(*translated), counter(*completed), counter(*interrupts))
+
+
+def sum_statistics(parts: Sequence[PathStatistics]) -> PathStatistics:
+    """What several threads did, together."""
+
+    def add(counters: list[PathCounter]) -> PathCounter:
+        count = sum(counter.count for counter in counters)
+        time_ns = sum(counter.mean_ns * counter.count for counter in counters)
+        cycles = sum(counter.cycles for counter in counters)
+        return PathCounter(count, cycles, time_ns / count if count else 0.0)
+
+    return PathStatistics(
+        add([part.translated for part in parts]),
+        add([part.completed for part in parts]),
+        add([part.interrupts for part in parts]),
+    )
 
 
 class IoCounters(NamedTuple):

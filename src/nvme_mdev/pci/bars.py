@@ -6,10 +6,13 @@ client decodes addresses and sends us offsets, so what a guest writes to a BAR i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.controller.controller import BAR0_SIZE
 from nvme_mdev.spec.pci import BarFlags, MsixTableEntry
+
+if TYPE_CHECKING:
+    from nvme_mdev.datapath.queue_table import QueueTable
 
 MSIX_BAR = 4
 """A BAR of its own, so that BAR0 can be mapped without the table, which clients emulate."""
@@ -17,6 +20,12 @@ MSIX_BAR_SIZE = 0x2000
 MSIX_TABLE_OFFSET = 0
 MSIX_PBA_OFFSET = 0x1000
 MSIX_TABLE_ENTRY_SIZE = 16
+MSIX_MASKED = 1
+"""Mask bit of Vector Control."""
+_VECTOR_CONTROL = 12
+"""Byte of an entry that holds the mask bit."""
+_PBA_SIZE = 24
+"""Bytes of pending bits, for 129 vectors in words of 64."""
 
 
 class Bar(NamedTuple):
@@ -36,29 +45,42 @@ BARS = (
 
 
 class MsixTable:
-    """MSI-X table and pending bit array: plain memory.
+    """MSI-X table and pending bit array.
 
-    Clients of vfio-user keep the real table themselves and tell us eventfds; what is written here
-    is given back, no more.
+    Clients of vfio-user that keep a table of their own (QEMU) tell us eventfds and write nothing
+    here: so a vector is masked by its entry from the first write on that says so, not before.
     """
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, queues: QueueTable, vectors: int) -> None:
         self._memory = memory
+        self._queues = queues
+        self._vectors = vectors
 
-    def reset(self, vectors: int) -> None:
+    def reset(self) -> None:
         """All zero but the mask bit of each vector (PCI Express Base 7.7.2.8)."""
         self._memory[:] = bytes(len(self._memory))
-        entry = bytes(MsixTableEntry(vector_control=1))
-        for vector in range(vectors):
+        entry = bytes(MsixTableEntry(vector_control=MSIX_MASKED))
+        for vector in range(self._vectors):
             start = MSIX_TABLE_OFFSET + vector * MSIX_TABLE_ENTRY_SIZE
             self._memory[start : start + MSIX_TABLE_ENTRY_SIZE] = entry
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset`` of the BAR."""
+        if offset + size > MSIX_PBA_OFFSET:
+            pending = sum(1 << vector for vector in self._queues.pending_vectors())
+            self._memory[MSIX_PBA_OFFSET : MSIX_PBA_OFFSET + _PBA_SIZE] = pending.to_bytes(
+                _PBA_SIZE, "little"
+            )
         return bytes(self._memory[offset : offset + size]).ljust(size, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write to the table; the pending bits are read-only."""
-        end = min(offset + len(data), MSIX_PBA_OFFSET)
-        if offset < end:
-            self._memory[offset:end] = data[: end - offset]
+        """Write to the table, and mask or unmask; the pending bits are read-only."""
+        end = min(offset + len(data), MSIX_TABLE_OFFSET + self._vectors * MSIX_TABLE_ENTRY_SIZE)
+        if offset >= end:
+            return
+        self._memory[offset:end] = data[: end - offset]
+        for vector in range(self._vectors):
+            control = vector * MSIX_TABLE_ENTRY_SIZE + MSIX_TABLE_OFFSET + _VECTOR_CONTROL
+            if offset <= control < end:
+                masked = bool(self._memory[control] & MSIX_MASKED)
+                self._queues.mask_vector(vector, masked, by_table=True)

@@ -1,4 +1,4 @@
-"""The capability list: power management, MSI-X, PCI Express (PCI Express Base 7.5.2, 7.5.3, 7.7.2).
+"""The capability list: power management, MSI-X, PCI Express, MSI (PCI Express Base 7.5, 7.7).
 
 A capability is its bytes and a mask of the bits that can be written.
 """
@@ -14,6 +14,9 @@ from nvme_mdev.spec.pci import (
     EXP_MAX_PAYLOAD_SHIFT,
     EXP_MAX_READ_REQUEST_SHIFT,
     EXP_TYPE_SHIFT,
+    MSI_MAX_VECTORS,
+    MSI_MMC_SHIFT,
+    MSI_MME_MASK,
     PMC_VERSION,
     PMCSR_STATE_MASK,
     CapHeader,
@@ -24,6 +27,8 @@ from nvme_mdev.spec.pci import (
     ExpDeviceStatus,
     ExpLinkSpeed,
     ExpType,
+    MsiCap,
+    MsiControl,
     MsixCap,
     MsixControl,
     PmCap,
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 PM_OFFSET = 0x40
 MSIX_OFFSET = 0x50
 EXP_OFFSET = 0x60
+MSI_OFFSET = 0xA0
 
 _LINK_LANES = 4
 """A drive's usual link, x4 at 8 GT/s. Nothing is slower for it: there is no link."""
@@ -88,6 +94,30 @@ def power_management() -> Capability:
         PmCap(header=CapHeader(id=CapId.PM), pmc=PMC_VERSION, pmcsr=int(PmcsrFlags.NO_SOFT_RESET)),
         PmCap(pmcsr=PMCSR_STATE_MASK),
         PmCap(),
+    )
+
+
+def msi_vectors(vectors: int) -> int:
+    """How many of so many vectors MSI can have: a power of two, at most 32."""
+    return min(1 << (vectors.bit_length() - 1), MSI_MAX_VECTORS)
+
+
+def msi(vectors: int) -> Capability:
+    """MSI with as many messages as the vectors of MSI-X allow; INTMS masks them."""
+    messages = msi_vectors(vectors).bit_length() - 1
+    return Capability(
+        MSI_OFFSET,
+        MsiCap(
+            header=CapHeader(id=CapId.MSI),
+            mc=int(MsiControl.ADDRESS_64) | messages << MSI_MMC_SHIFT,
+        ),
+        MsiCap(
+            mc=int(MsiControl.ENABLE) | MSI_MME_MASK,
+            address_low=0xFFFF_FFFC,
+            address_high=0xFFFF_FFFF,
+            data=0xFFFF,
+        ),
+        MsiCap(),
     )
 
 

@@ -17,6 +17,8 @@ from nvme_mdev.spec.pci import (
     BAR_MEM_MASK,
     CLASS_NVME,
     CONFIG_SIZE,
+    MSI_MME_MASK,
+    MSI_MME_SHIFT,
     PM_STATE_D0,
     PM_STATE_D3HOT,
     PMCSR_STATE_MASK,
@@ -27,7 +29,10 @@ from nvme_mdev.spec.pci import (
     ConfigOffset,
     ExpCap,
     InterruptPin,
+    MsiCap,
+    MsiControl,
     MsixCap,
+    MsixControl,
     PmCap,
     Status,
 )
@@ -55,6 +60,7 @@ def _offset(structure: type[ctypes.Structure], field: str) -> int:
 COMMAND_OFFSET = int(ConfigOffset.COMMAND)
 PMCSR_OFFSET = capabilities.PM_OFFSET + _offset(PmCap, "pmcsr")
 DEVICE_CONTROL_OFFSET = capabilities.EXP_OFFSET + _offset(ExpCap, "pxdc")
+MSI_CONTROL_OFFSET = capabilities.MSI_OFFSET + _offset(MsiCap, "mc")
 MSIX_CONTROL_OFFSET = capabilities.MSIX_OFFSET + _offset(MsixCap, "mxc")
 
 
@@ -83,6 +89,7 @@ def make_layout(identity: Identity, vectors: int) -> Layout:
         capabilities.power_management(),
         capabilities.msix(vectors),
         capabilities.pci_express(),
+        capabilities.msi(vectors),
     ]
     default, writable, clearable = (bytearray(CONFIG_SIZE) for _ in range(3))
     _place(default, 0, _header(identity, caps[0].offset))
@@ -172,6 +179,19 @@ class ConfigSpace:
     def power_state(self) -> int:
         """``PM_STATE_D0`` or ``PM_STATE_D3HOT``."""
         return self._memory[PMCSR_OFFSET] & PMCSR_STATE_MASK
+
+    @property
+    def msi_messages(self) -> int:
+        """Messages of MSI that the guest has enabled; 0: MSI is off."""
+        control = self._word(MSI_CONTROL_OFFSET)
+        if not control & MsiControl.ENABLE:
+            return 0
+        return 1 << ((control & MSI_MME_MASK) >> MSI_MME_SHIFT)
+
+    @property
+    def msix_function_mask(self) -> bool:
+        """All vectors of MSI-X are masked."""
+        return bool(self._word(MSIX_CONTROL_OFFSET) & MsixControl.FUNCTION_MASK)
 
     def _word(self, offset: int) -> int:
         return int.from_bytes(self._memory[offset : offset + 2], "little")

@@ -12,13 +12,14 @@ from nvme_mdev.pci.config_space import (
     Identity,
     make_layout,
 )
-from nvme_mdev.spec.pci import PM_STATE_D0, Command, ExpDeviceControl
+from nvme_mdev.spec.pci import PM_STATE_D0, Command, ConfigOffset, ExpDeviceControl, Status
 
 if TYPE_CHECKING:
     from nvme_mdev.controller.controller import Controller
 
 _log = logging.getLogger(__name__)
 
+STATUS_OFFSET = int(ConfigOffset.STATUS)
 _STATE_IS_FRESH = b"\0\0"
 """The vendor identifier in memory that nobody has used."""
 
@@ -31,17 +32,27 @@ class PciFunction:
         self.controller = controller
         vectors = controller.settings.vectors
         self._vectors = vectors
+        self._function_mask = False
         identity = identity or Identity(vendor_id=controller.settings.vendor_id)
         self.config = ConfigSpace(controller.state.config_space, make_layout(identity, vectors))
-        self.msix = MsixTable(controller.state.msix)
+        self.msix = MsixTable(controller.state.msix, controller.queues, vectors)
         if self.config.read(0, 2) == _STATE_IS_FRESH:
             self._reset_pci()
+        self._follow_interrupt_control()
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """``size`` bytes of configuration space; Status.INTx is the pin's level as it is now."""
+        data = bytearray(self.config.read(offset, size))
+        if offset <= STATUS_OFFSET < offset + size and self.controller.queues.pin_level:
+            data[STATUS_OFFSET - offset] |= Status.INTERRUPT
+        return bytes(data)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Write to configuration space, and do what it means; never raises."""
         before = self._bus_master
         self.config.write(offset, data)
         try:
+            self._follow_interrupt_control()
             if self._bus_master != before:
                 self.controller.allow_dma(self._bus_master)
             if _byte_written(offset, data, DEVICE_CONTROL_OFFSET + 1) & _FLR_BYTE:
@@ -65,6 +76,14 @@ class PciFunction:
         self.controller.power_cycle()
         self._reset_pci()
 
+    def _follow_interrupt_control(self) -> None:
+        """The function mask of MSI-X, and how many vectors there are with MSI."""
+        mask = self.config.msix_function_mask
+        if mask != self._function_mask:
+            self._function_mask = mask
+            self.controller.queues.mask_function(mask)
+        self.controller.usable_vectors = self.config.msi_messages or self._vectors
+
     @property
     def _bus_master(self) -> bool:
         return bool(
@@ -73,7 +92,9 @@ class PciFunction:
 
     def _reset_pci(self) -> None:
         self.config.reset()
-        self.msix.reset(self._vectors)
+        self.msix.reset()
+        self.controller.queues.forget_masks()
+        self._function_mask = False
         # A client that never sets Bus Master is served all the same, see `allow_dma`.
         self.controller.allow_dma(True)
 

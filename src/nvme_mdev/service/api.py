@@ -18,7 +18,7 @@ R = TypeVar("R")
 DEFAULT_UNPLUG_TIMEOUT_S = 30.0
 DEFAULT_DRAIN_TIMEOUT_S = 10.0
 
-SettingValue = int | bool | None
+SettingValue = int | bool | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class ControllerRemove:
 class ControllerSet:
     """Settings by name, see `nvme_mdev.service.settings`."""
 
-    settings: dict[str, int | bool | None]
+    settings: dict[str, int | bool | str | None]
     controller: str | None = None
 
 
@@ -200,7 +200,7 @@ class SettingInfo:
     """A setting as it is."""
 
     name: str
-    value: int | bool | None
+    value: int | bool | str | None
     pending: bool
     """It was changed and takes effect at the next reset of the controller."""
 
@@ -271,7 +271,7 @@ class NamespaceData:
 
 @dataclass(frozen=True, slots=True)
 class IOThreadInfo:
-    """The polling thread."""
+    """A polling thread."""
 
     name: str
     cpu: int | None
@@ -279,6 +279,11 @@ class IOThreadInfo:
     asleep: bool
     poll_timeout_ms: int
     queues: int
+    """Submission queues that it serves, of all its controllers."""
+    translated: PathCounterInfo
+    """What it did for this controller."""
+    completed: PathCounterInfo
+    interrupts: PathCounterInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,7 @@ class Stats:
     inflight: int
     queues: list[QueueInfo]
     namespaces: list[NamespaceData]
-    iothread: IOThreadInfo
+    iothreads: list[IOThreadInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +376,9 @@ CONTROLLER_REMOVE = Method(
 CONTROLLER_SET = Method(
     "controller.set", ControllerSet, SettingList, "change settings, all of them or none"
 )
-CONTROLLER_STATS = Method("controller.stats", OfController, Stats, "counters, queues, the IOThread")
+CONTROLLER_STATS = Method(
+    "controller.stats", OfController, Stats, "counters, queues, the IOThreads"
+)
 CONTROLLER_PAUSE = Method(
     "controller.pause",
     OfController,

@@ -12,30 +12,29 @@ import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import Controller
 from nvme_mdev.controller.settings import (
-    DEFAULT_MAX_TRANSFER,
     ControllerSettings,
     fitting_transfer,
 )
-from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.queue_table import QueueTable
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.errors import UserError
 from nvme_mdev.pci.function import PciFunction
 from nvme_mdev.service.endpoint import why_not_listening
+from nvme_mdev.service.iothreads import IOThreads
 from nvme_mdev.service.nvme_device import NvmeDevice
 from nvme_mdev.service.served import ServedController
 from nvme_mdev.vfio_user.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nvme_mdev.controller.subsystem import Subsystem
+    from nvme_mdev.datapath.iothread import IOThread
     from nvme_mdev.datapath.statistics import PathStatistics
     from nvme_mdev.service.backings import Backing
     from nvme_mdev.service.continuity import Continuity, Kept
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from nvme_mdev.service.registry import Registry
 
 log = logging.getLogger(__name__)
-
-_ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Assembly:
         """``kept``: None if nothing is; ``lifeline``: -1 then, see `Kept.lifeline`."""
         self._registry = registry
         self._kept = kept
-        self._lifeline = lifeline
+        self._iothreads = IOThreads(lifeline)
 
     async def make(self, plan: Plan) -> ServedController:
         """Make a controller and serve it; it is in the registry, and kept, when this returns."""
@@ -88,14 +85,13 @@ class Assembly:
     ) -> ServedController:
         """Bring everything up; ``cleanup`` learns how to take it down again."""
         definition = plan.definition
-        iothread = _start_iothread(definition)
-        cleanup.callback(iothread.stop)
-        iothread.lifeline = self._lifeline
+        iothreads = self._iothreads.take(definition)
+        cleanup.callback(self._iothreads.give_back, iothreads)
         for backing in plan.backings.values():
             self._registry.backings.claim(backing)
         backings = dict(plan.backings)
         cleanup.callback(self._release, backings)
-        controller = _make_controller(plan, iothread, cleanup, continuity)
+        controller = _make_controller(plan, iothreads, cleanup, continuity)
         device = _make_device(plan, controller, continuity)
         server = Server(device, definition.socket, continuity)
         cleanup.push_async_callback(server.close)
@@ -110,7 +106,7 @@ class Assembly:
             controller,
             device,
             server,
-            iothread,
+            iothreads,
             backings,
             self._registry.backings,
             self._registry.save,
@@ -125,7 +121,10 @@ class Assembly:
 
 
 def _make_controller(
-    plan: Plan, iothread: IOThread, cleanup: AsyncExitStack, continuity: Continuity | None
+    plan: Plan,
+    iothreads: Sequence[IOThread],
+    cleanup: AsyncExitStack,
+    continuity: Continuity | None,
 ) -> Controller:
     """The controller, from its shared memory up, running in this event loop."""
     definition = plan.definition
@@ -134,15 +133,16 @@ def _make_controller(
         definition.serial_number,
         cntlid=definition.cntlid,
         io_queues=definition.queues,
+        queue_entries=definition.queue_entries,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
         allow_erase=definition.allow_erase,
-        max_transfer=fitting_transfer(DEFAULT_MAX_TRANSFER, backends.values()),
+        max_transfer=fitting_transfer(definition.mdts, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:
         cleanup.callback(state.close)
-    queues = QueueTable(state, GuestMemory(), iothread, max_transfer=settings.max_transfer)
+    queues = QueueTable(state, GuestMemory(), iothreads, max_transfer=settings.max_transfer)
     cleanup.callback(queues.close)
     cleanup.callback(_report, queues)
     try:
@@ -166,30 +166,6 @@ def _make_device(plan: Plan, controller: Controller, continuity: Continuity | No
         for nsid in sorted(plan.untold):
             controller.events.namespace_changed(nsid)
     return device
-
-
-def _start_iothread(definition: Definition) -> IOThread:
-    cpu = definition.iothread_cpu
-    iothread = IOThread("iothread-0", cpu=cpu, poll_timeout_ms=definition.poll_timeout_ms)
-    try:
-        iothread.start()
-    except OSError as error:
-        raise UserError(_why_no_iothread(error, cpu)) from error
-    return iothread
-
-
-def _why_no_iothread(error: OSError, cpu: int | None) -> str:
-    if cpu is not None and error.errno == errno.EINVAL:
-        return f"--iothread-cpu {cpu}: there is no such CPU here: choose one of {_online_cpus()}"
-    return f"the polling thread does not start: {os.strerror(error.errno or 0)}"
-
-
-def _online_cpus() -> str:
-    """The processors as a list like ``0-3,8``."""
-    try:
-        return _ONLINE_CPUS.read_text().strip()
-    except OSError:  # no /sys, in a chroot
-        return f"0-{(os.cpu_count() or 1) - 1}"
 
 
 def _why_no_io_uring(error: OSError) -> str:

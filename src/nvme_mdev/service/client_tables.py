@@ -8,9 +8,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, NamedTuple
 
-from nvme_mdev.spec.vfio_user import DEFAULT_MAX_DMA_MAPS, PciIrq
+from nvme_mdev.spec.vfio_user import PciIrq
+from nvme_mdev.vfio_user.codec import MAX_DMA_MAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +33,7 @@ _WINDOWS = 8192
 _WINDOW = struct.Struct("<QQQIII4x")
 _VALID = struct.Struct("<I")
 _VALID_AT = 32
-_SIZE = _WINDOWS + DEFAULT_MAX_DMA_MAPS * _WINDOW.size
+_SIZE = _WINDOWS + MAX_DMA_MAPS * _WINDOW.size
 
 MASK = PciIrq.REQ + 1
 """As interrupt types: the eventfds with which a client masks and unmasks the pin."""
@@ -68,6 +70,8 @@ class ClientTables:
             raise ValueError("the client's tables are of another version of nvme-mdev")
         self._map = mmap.mmap(self.fd, _SIZE)
         self._windows: dict[int, int] = {}
+        #: The keys of that, ascending.
+        self._starts: list[int] = []
         self._free: list[int] = []
         self._end = 0
         if fd is None:
@@ -89,14 +93,16 @@ class ClientTables:
                 self._end = position + 1
                 if window.file:
                     self._files.claim(window.file)
-        self._free = [n for n in range(self._end) if n not in self._windows.values()]
+        self._starts = sorted(self._windows)
+        taken = set(self._windows.values())
+        self._free = [n for n in range(self._end) if n not in taken]
         for index in range(_TYPES):
             for _, number in self.eventfds(index):
                 self._files.claim(number)
 
     def _entries(self) -> Iterator[tuple[int, Window, int]]:
         """Every entry up to the first that was never used: entries are used in order."""
-        for position in range(DEFAULT_MAX_DMA_MAPS):
+        for position in range(MAX_DMA_MAPS):
             *window, valid = _WINDOW.unpack_from(self._map, _WINDOWS + position * _WINDOW.size)
             if not window[1]:
                 return
@@ -117,10 +123,14 @@ class ClientTables:
         _WINDOW.pack_into(self._map, at, iova, size, offset, flags, number, 0)
         _VALID.pack_into(self._map, at + _VALID_AT, 1)
         self._windows[iova] = position
+        insort(self._starts, iova)
 
     def remove_windows(self, iova: int, size: int) -> None:
         """Forget the windows inside a range."""
-        for start in [start for start in self._windows if 0 <= start - iova < size]:
+        first = bisect_left(self._starts, iova)
+        last = bisect_left(self._starts, iova + size, first)
+        removed, self._starts[first:last] = self._starts[first:last], []
+        for start in removed:
             position = self._windows.pop(start)
             at = _WINDOWS + position * _WINDOW.size
             window = Window(*_WINDOW.unpack_from(self._map, at)[:-1])

@@ -4,14 +4,16 @@ without opening anything."""
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.targets import Access, Target
+from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from nvme_mdev.service.record import Option
@@ -23,12 +25,22 @@ _SERIAL_PREFIX = "MDEV"
 #: Defaults of the settings, those of NVME MDEV where it had them.
 DEFAULT_POLL_TIMEOUT_MS = 500
 DEFAULT_IO_TIMEOUT_MS = 30000
-DEFAULT_QUEUES = 64
+DEFAULT_QUEUES = 63
+"""The most whose doorbells each have a cache line in the page (`ControllerSettings.dstrd`)."""
+DEFAULT_QUEUE_ENTRIES = 1024
+MAX_QUEUE_ENTRIES = 65536
+DEFAULT_MDTS = 1 << 20
+MAX_MDTS = 32 << 20
+"""65536 blocks of 512 bytes, more than which no command names."""
 #: Most I/O queue pairs and namespaces: `MAX_IO_QUEUES` of `nvme_mdev.datapath.state` and
 #: `MAX_NSID` of `nvme_mdev.controller.settings`, which are not loaded before the arguments are
 #: known to be good.
 MAX_QUEUES = 128
 MAX_NAMESPACES = 256
+MAX_IOTHREADS = 16
+"""Likewise `MAX_IOTHREADS`."""
+_PAGE_SIZE = 4096
+_IOTHREAD_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _NOT_OPTIONS = frozenset({"targets", "socket", "name", "control", "access"})
 
@@ -52,7 +64,17 @@ class Definition:
     same serial number."""
     queues: int = DEFAULT_QUEUES
     """I/O queue pairs offered to the guest."""
-    iothread_cpu: int | None = None
+    queue_entries: int = DEFAULT_QUEUE_ENTRIES
+    """Most entries of an I/O queue."""
+    mdts: int = DEFAULT_MDTS
+    """Most bytes that a command moves."""
+    host_queues: int | None = None
+    """N of the type nvme-NQ_V1: IOThreads that its queues are spread over. None: as many as are
+    named, or one."""
+    iothread: str | None = None
+    """Names of IOThreads that controllers share, commas between them. None: it has its own."""
+    iothread_cpu: int | str | None = None
+    """The processor of each IOThread, commas between them. None: any."""
     shadow_doorbell: bool = True
     mapped_doorbells: bool = True
     poll_timeout_ms: int = DEFAULT_POLL_TIMEOUT_MS
@@ -66,6 +88,48 @@ class Definition:
             raise UserError(f"{len(self.targets)} targets: give at most {MAX_NAMESPACES}")
         if self.serial is not None:
             _check_serial(self.serial)
+        self._check_iothreads()
+        pages = self.mdts // _PAGE_SIZE
+        if self.mdts % _PAGE_SIZE or pages < 2 or pages & (pages - 1) or self.mdts > MAX_MDTS:
+            raise UserError(
+                f"--mdts {format_size(self.mdts)}: give 8K, 16K, 32K, ... up to"
+                f" {format_size(MAX_MDTS)}"
+            )
+
+    def _check_iothreads(self) -> None:
+        names = self.iothread_names
+        if len(set(names)) < len(names) or not all(map(_IOTHREAD_NAME.fullmatch, names)):
+            raise UserError(
+                f"--iothread {self.iothread}: give different names of letters, digits, - and _"
+            )
+        if names and self.host_queues not in (None, len(names)):
+            raise UserError(
+                f"--iothread {self.iothread}: type nvme-{self.host_queues}Q_V1 has"
+                f" {self.host_queues} IOThreads: give as many names"
+            )
+        if not 1 <= self.threads <= MAX_IOTHREADS:
+            raise UserError(f"{self.threads} IOThreads: a controller has 1 to {MAX_IOTHREADS}")
+        spread_cpus(self.iothread_cpu, self.threads)
+
+    @property
+    def threads(self) -> int:
+        """How many IOThreads serve its queues."""
+        return self.host_queues or len(self.iothread_names) or 1
+
+    @property
+    def type(self) -> str:
+        """As NVME MDEV called it."""
+        return f"nvme-{self.threads}Q_V1"
+
+    @property
+    def iothread_names(self) -> list[str]:
+        """The names of shared IOThreads; none: they are dedicated."""
+        return self.iothread.split(",") if self.iothread is not None else []
+
+    @property
+    def cpus(self) -> list[int | None]:
+        """The processor of each IOThread, None: any."""
+        return spread_cpus(self.iothread_cpu, self.threads)
 
     @property
     def serial_number(self) -> str:
@@ -82,6 +146,28 @@ class Definition:
             identity += f"@{self.socket.resolve()}"
         digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8)
         return _SERIAL_PREFIX + digest.hexdigest().upper()
+
+
+def spread_cpus(cpus: int | str | None, threads: int) -> list[int | None]:
+    """A processor for each of so many IOThreads; one that is given alone is that of all of them.
+
+    UserError: there are too many, or too few.
+    """
+    given: list[int | None] = [None]
+    if cpus is not None:
+        given = [int(one) for one in str(cpus).split(",")]
+    if len(given) == 1:
+        return given * threads
+    if len(given) != threads:
+        raise UserError(f"{cpus}: give one CPU, or {threads}, as many as there are IOThreads")
+    return given
+
+
+def join_cpus(cpus: Sequence[int | None]) -> int | str | None:
+    """The other way round; None where they are pinned to none."""
+    if len(set(cpus)) == 1:
+        return cpus[0]
+    return ",".join("any" if cpu is None else str(cpu) for cpu in cpus)
 
 
 def options(definition: Definition) -> dict[str, Option]:

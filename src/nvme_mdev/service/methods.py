@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nvme_mdev.controller.namespaces import Namespace
-    from nvme_mdev.datapath.statistics import IoCounters, PathCounter
+    from nvme_mdev.datapath.iothread import IOThread
+    from nvme_mdev.datapath.statistics import IoCounters, PathCounter, PathStatistics
     from nvme_mdev.service.record import Option
     from nvme_mdev.service.registry import Registry
     from nvme_mdev.service.served import ServedController
@@ -201,7 +202,7 @@ async def controller_set(registry: Registry, params: api.ControllerSet) -> api.S
 async def controller_stats(registry: Registry, params: api.OfController) -> api.Stats:
     """All numbers at one time."""
     served = registry.get(params.controller)
-    controller, iothread = served.controller, served.iothread
+    controller = served.controller
     path = controller.queues.statistics()
     queues = [api.QueueInfo(*queue) for queue in controller.queues.submission_queues()]
     return api.Stats(
@@ -219,13 +220,25 @@ async def controller_stats(registry: Registry, params: api.OfController) -> api.
             )
             for namespace in controller.namespaces
         ],
-        iothread=api.IOThreadInfo(
-            iothread.name,
-            iothread.cpu,
-            iothread.asleep,
-            iothread.poll_timeout_ms,
-            iothread.queue_count,
-        ),
+        iothreads=[
+            _iothread(thread, part)
+            for thread, part in zip(
+                served.iothreads, controller.queues.thread_statistics(), strict=True
+            )
+        ],
+    )
+
+
+def _iothread(thread: IOThread, part: PathStatistics) -> api.IOThreadInfo:
+    return api.IOThreadInfo(
+        thread.name,
+        thread.cpu,
+        thread.asleep,
+        thread.poll_timeout_ms,
+        thread.queue_count,
+        _path_counter(part.translated),
+        _path_counter(part.completed),
+        _path_counter(part.interrupts),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END
 from nvme_mdev.controller.transitions import State
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
+from nvme_mdev.pci.capabilities import msi_vectors
 from nvme_mdev.service.client_tables import MASK, UNMASK
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
 from nvme_mdev.spec.pci import CONFIG_SIZE
@@ -51,6 +52,8 @@ _WARN_S = 5.0
 
 _READ_WRITE = RegionInfoFlags.READ | RegionInfoFlags.WRITE
 _NO_REGION = RegionInfo(0, RegionInfoFlags(0))
+_VECTORED = (PciIrq.MSI, PciIrq.MSIX)
+"""The interrupt types that share the vectors; a guest uses one of them."""
 _NO_IRQ = IrqInfo(0, IrqInfoFlags(0))
 _INTX_TRIGGER = -1
 """The pin, as `QueueTable.trigger` knows it."""
@@ -84,10 +87,15 @@ class NvmeDevice:
                 1, IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED
             ),
             # Vectors can be added one by one (no NORESIZE): QEMU does.
+            PciIrq.MSI: IrqInfo(
+                msi_vectors(self._controller.settings.vectors), IrqInfoFlags.EVENTFD
+            ),
             PciIrq.MSIX: IrqInfo(self._controller.settings.vectors, IrqInfoFlags.EVENTFD),
             PciIrq.ERR: IrqInfo(1, IrqInfoFlags.EVENTFD),
             PciIrq.REQ: IrqInfo(1, IrqInfoFlags.EVENTFD),
         }
+        #: MSI or MSI-X: whose vectors the eventfds are.
+        self._vectored = PciIrq.MSIX
         #: Eventfds of ERR and REQ, which are ours to signal.
         self._signals: dict[int, int] = {}
         #: Eventfds of the client's that mask (True) or unmask the pin.
@@ -148,7 +156,7 @@ class NvmeDevice:
         return self._regions.get(index, _NO_REGION)
 
     def irq_info(self, index: int) -> IrqInfo:
-        """The pin, MSI-X, error and request; no MSI."""
+        """The pin, MSI, MSI-X, error and request."""
         return self._irqs.get(PciIrq(index), _NO_IRQ)
 
     # -- regions -----------------------------------------------------------------------------
@@ -161,7 +169,7 @@ class NvmeDevice:
             case PciRegion.BAR4:
                 return self._function.msix.read(offset, size)
             case PciRegion.CONFIG:
-                return self._function.config.read(offset, size)
+                return self._function.read_config(offset, size)
             case _:
                 raise DeviceError(errno.EINVAL)
 
@@ -210,8 +218,11 @@ class NvmeDevice:
     def _use_eventfd(self, index: int, number: int, fd: int | None) -> None:
         if index == PciIrq.INTX:
             self._queues.set_intx(_keep(fd))
-        elif index == PciIrq.MSIX:
-            self._queues.set_msix(number, _keep(fd))
+        elif index in _VECTORED:
+            if self._vectored != index:
+                self._disable(self._vectored)
+                self._vectored = PciIrq(index)
+            self._queues.set_vector(number, _keep(fd), msi=index == PciIrq.MSI)
         else:
             self._forget_signal(index)
             kept = _keep(fd)
@@ -222,14 +233,14 @@ class NvmeDevice:
         """Trigger, mask or unmask one interrupt."""
         masked = action == IrqSetFlags.ACTION_MASK
         if action == IrqSetFlags.ACTION_TRIGGER:
-            if index in (PciIrq.INTX, PciIrq.MSIX):
+            if index in (PciIrq.INTX, self._vectored):
                 self._queues.trigger(_INTX_TRIGGER if index == PciIrq.INTX else number)
-            else:
+            elif index not in _VECTORED:
                 self.signal(PciIrq(index))
         elif index == PciIrq.INTX:
             self._queues.mask_intx(masked)
-        elif index == PciIrq.MSIX:
-            self._queues.mask_msix(number, masked)
+        elif index in _VECTORED:
+            self._queues.mask_vector(number, masked)
         else:
             raise DeviceError(errno.EINVAL)
 
@@ -242,10 +253,10 @@ class NvmeDevice:
             self._queues.set_intx(None)
             for masks in (False, True):
                 self._set_masker(masks, None)
-        elif index == PciIrq.MSIX:
-            for vector in range(self._controller.settings.vectors):
-                self._queues.set_msix(vector, None)
-        else:
+        elif index == self._vectored:
+            for vector in range(self._irqs[self._vectored].count):
+                self._queues.set_vector(vector, None)
+        elif index not in _VECTORED:
             self._forget_signal(index)
 
     def signal(self, irq: PciIrq) -> bool:
@@ -309,19 +320,13 @@ class NvmeDevice:
                 writable=bool(mapping.flags & DmaMapFlags.WRITE),
             )
         except ValueError as error:
-            code = errno.EEXIST if self._overlaps(mapping) else errno.EINVAL
+            overlaps = self._queues.memory.overlaps(mapping.iova, mapping.size)
+            code = errno.EEXIST if overlaps else errno.EINVAL
             raise DeviceError(code, str(error)) from error
         if self._tables is not None:
             self._tables.add_window(
                 mapping.iova, mapping.size, mapping.offset, int(mapping.flags), fd
             )
-
-    def _overlaps(self, mapping: DmaMap) -> bool:
-        end = mapping.iova + mapping.size
-        return any(
-            iova < end and mapping.iova < iova + size
-            for iova, size, _, _ in self._queues.memory.ranges()
-        )
 
     async def dma_unmap(self, iova: int, size: int) -> int:
         """Unmap windows, when the I/O that uses them is done."""

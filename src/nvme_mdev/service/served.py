@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.definition import options
+from nvme_mdev.service.definition import join_cpus, options, spread_cpus
+from nvme_mdev.service.iothreads import pin
 from nvme_mdev.service.record import ControllerRecord
 from nvme_mdev.service.settings import setting
 from nvme_mdev.spec.vfio_user import PciIrq
@@ -52,7 +53,7 @@ class ServedController:
     controller: Controller
     device: NvmeDevice
     server: Server
-    iothread: IOThread
+    iothreads: list[IOThread]
     backings: dict[int, Backing]
     """By NSID: what each namespace is made of, those on their way out included."""
     opened: Backings
@@ -220,8 +221,8 @@ class ServedController:
         controller = self.controller
         waits = controller.shadow_doorbell != controller.settings.shadow_doorbell
         return {
-            "iothread_cpu": (self.iothread.cpu, False),
-            "poll_timeout_ms": (self.iothread.poll_timeout_ms, False),
+            "iothread_cpu": (join_cpus([thread.cpu for thread in self.iothreads]), False),
+            "poll_timeout_ms": (self.iothreads[0].poll_timeout_ms, False),
             "io_timeout_ms": (controller.settings.io_timeout_ms, False),
             "shadow_doorbell": (controller.shadow_doorbell, waits),
             "mapped_doorbells": (self.device.mapped_doorbells, False),
@@ -234,7 +235,7 @@ class ServedController:
         self._check_doorbells(changes)
         # First what the kernel can refuse: the others cannot fail once they are checked.
         if "iothread_cpu" in changes:
-            self._pin(changes["iothread_cpu"])
+            pin(self.iothreads, spread_cpus(changes["iothread_cpu"], len(self.iothreads)))
         for name, value in changes.items():
             if name != "iothread_cpu":
                 self._change(name, value)
@@ -251,23 +252,16 @@ class ServedController:
 
     def _change(self, name: str, value: SettingValue) -> None:
         appliers: dict[str, Callable[[], None]] = {
-            "poll_timeout_ms": lambda: self.iothread.configure(poll_timeout_ms=int(value or 0)),
+            "poll_timeout_ms": lambda: self._poll_for(int(value or 0)),
             "io_timeout_ms": lambda: self.controller.set_io_timeout(int(value or 0)),
             "shadow_doorbell": lambda: setattr(self.controller, "shadow_doorbell", bool(value)),
             "mapped_doorbells": lambda: self.device.offer_doorbells(mapped=bool(value)),
         }
         appliers[name]()
 
-    def _pin(self, cpu: SettingValue) -> None:
-        if cpu is None:
-            self.iothread.unpin()
-            return
-        try:
-            self.iothread.configure(cpu=int(cpu))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise UserError(f"iothread_cpu={cpu}: there is no such CPU here") from error
+    def _poll_for(self, milliseconds: int) -> None:
+        for thread in self.iothreads:
+            thread.configure(poll_timeout_ms=milliseconds)
 
     # -- giving it back ----------------------------------------------------------------------
 

@@ -35,11 +35,15 @@ class Setting:
     most: int | None = None
     can_be_any: bool = False
     """None (``any``) is a value, too."""
+    can_be_list: bool = False
+    """So are several, commas between them."""
 
     def check(self, name: str, value: SettingValue) -> None:
         """UserError: not a value of this setting."""
         if value is None:
             good = self.can_be_any
+        elif isinstance(value, str):
+            good = self.can_be_list and all(map(self._is_number, value.split(",")))
         elif self.least is None or self.most is None:
             good = isinstance(value, bool)
         else:
@@ -47,21 +51,26 @@ class Setting:
         if not good:
             raise UserError(f"{name}: {self.wanted}")
 
+    def _is_number(self, text: str) -> bool:
+        """Whether it is one that the setting can have."""
+        if not (text.isascii() and text.isdecimal()) or self.least is None or self.most is None:
+            return False
+        return self.least <= int(text) <= self.most
+
     @property
     def wanted(self) -> str:
         """What a value is, for people."""
         if self.least is None:
             return "give on or off"
-        also = ", or any" if self.can_be_any else ""
+        also = ", several with commas between them" if self.can_be_list else ""
+        also += ", or any" if self.can_be_any else ""
         return f"give a number from {self.least} to {self.most}{also}"
 
     def parse(self, name: str, text: str) -> SettingValue:
         """A value as it is typed; UserError: it is none."""
-        value: SettingValue | str = _WORDS.get(text.lower(), text)
+        value = _WORDS.get(text.lower(), text)
         if self.least is not None and text.isascii() and text.isdecimal():
             value = int(text)
-        if isinstance(value, str) or (value is None and not self.can_be_any):
-            raise UserError(f"{name}={text}: {self.wanted}")
         try:
             self.check(name, value)
         except UserError:
@@ -79,7 +88,12 @@ _WORDS: dict[str, SettingValue] = {
 
 SETTINGS: dict[str, Setting] = {
     "iothread_cpu": Setting(
-        When.AT_ONCE, "the processor of the polling thread", 0, MAX_CPU, can_be_any=True
+        When.AT_ONCE,
+        "the processor of the polling thread, or of each",
+        0,
+        MAX_CPU,
+        can_be_any=True,
+        can_be_list=True,
     ),
     "poll_timeout_ms": Setting(
         When.AT_ONCE, "poll so long after the last command, then sleep", 0, MAX_TIMEOUT_MS

@@ -262,6 +262,43 @@ PM_STATE_D3HOT = 3
 """Off, configuration space accessible."""
 
 
+# --- MSI (7.7.1) ---
+
+
+class MsiCap(ctypes.LittleEndianStructure):
+    """MSI capability with 64-bit address, without masks, 14 bytes."""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("header", CapHeader),
+        ("mc", c_uint16),  # MsiControl; MMC 3:1, MME 6:4
+        ("address_low", c_uint32),
+        ("address_high", c_uint32),
+        ("data", c_uint16),
+    )
+    header: CapHeader
+    mc: int
+    address_low: int
+    address_high: int
+    data: int
+
+
+class MsiControl(enum.IntFlag):
+    """Single bits of Message Control of MSI."""
+
+    ENABLE = 1 << 0
+    ADDRESS_64 = 1 << 7
+
+
+MSI_MMC_SHIFT = 1
+"""Multiple Message Capable: vectors asked for, as a power of two."""
+MSI_MME_SHIFT = 4
+"""Multiple Message Enable: vectors given, as a power of two."""
+MSI_MME_MASK = 0x7 << MSI_MME_SHIFT
+MSI_MAX_VECTORS = 32
+"""The most vectors of MSI."""
+
 # --- MSI-X (7.7.2) ---
 
 

@@ -34,7 +34,7 @@ _MAX_REGION_INFO_ARGSZ = 64 << 10  # what a server is believed to need
 OUR_CAPABILITIES = codec.Capabilities(
     max_msg_fds=codec.MAX_MSG_FDS,
     max_data_xfer_size=codec.MAX_DATA_XFER_SIZE,
-    max_dma_maps=wire.DEFAULT_MAX_DMA_MAPS,
+    max_dma_maps=codec.MAX_DMA_MAPS,
     pgsizes=wire.DEFAULT_PGSIZES,
 )
 """What the client says of itself."""

@@ -41,6 +41,8 @@ MAX_MSG_FDS = 16
 """File descriptors we take in one message; as many as QEMU sends, and it refuses to hear more."""
 MAX_DATA_XFER_SIZE = wire.DEFAULT_MAX_DATA_XFER_SIZE
 """Bytes that a region access moves at most."""
+MAX_DMA_MAPS = 131072
+"""DMA windows at a time: 100,000 single pages of a virtual IOMMU, and some."""
 MAX_MESSAGE_SIZE = wire.HEADER_SIZE + ctypes.sizeof(wire.RegionAccess) + MAX_DATA_XFER_SIZE
 """Bytes of the largest message that we take: the largest region access with its headers."""
 MAX_VERSION_JSON = 16 << 10

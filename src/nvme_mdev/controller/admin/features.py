@@ -136,7 +136,7 @@ def _kept(controller: Controller, command: AdminCommand, fid: Fid, *, saved: boo
 
 def _set_arbitration(controller: Controller, command: AdminCommand) -> int:
     controller.features[Fid.ARBITRATION] = command.sqe.cdw11 & ARBITRATION_MASK
-    controller.queues.set_arbitration_burst(controller.features.burst)
+    controller.queues.set_arbitration(controller.features.burst, *controller.features.weights)
     return 0
 
 
@@ -220,6 +220,13 @@ def _set_vector_configuration(controller: Controller, command: AdminCommand) -> 
     vector = _vector(controller, command)
     value = InterruptVectorConfiguration.unpack(command.sqe.cdw11)
     controller.state.vector_config[vector] = value.pack()
+    controller.queues.configure_coalescing()
+    return 0
+
+
+def _set_coalescing(controller: Controller, command: AdminCommand) -> int:
+    controller.features[Fid.INTERRUPT_COALESCING] = command.sqe.cdw11 & 0xFFFF
+    controller.queues.configure_coalescing()
     return 0
 
 
@@ -303,7 +310,6 @@ def _check_active(controller: Controller, command: AdminCommand) -> None:
 
 
 _MASKS: dict[Fid, int] = {
-    Fid.INTERRUPT_COALESCING: 0xFFFF,
     Fid.WRITE_ATOMICITY: WRITE_ATOMICITY_DN,
     Fid.SOFTWARE_PROGRESS_MARKER: 0xFF,
 }
@@ -316,6 +322,7 @@ _SETTERS: dict[Fid, Callable[[Controller, AdminCommand], Outcome]] = {
     Fid.ERROR_RECOVERY: _set_error_recovery,
     Fid.VOLATILE_WRITE_CACHE: _set_write_cache,
     Fid.NUMBER_OF_QUEUES: _set_number_of_queues,
+    Fid.INTERRUPT_COALESCING: _set_coalescing,
     Fid.INTERRUPT_VECTOR_CONFIGURATION: _set_vector_configuration,
     Fid.ASYNC_EVENT_CONFIGURATION: _set_async_events,
     Fid.KEEP_ALIVE_TIMER: _set_keep_alive,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.drain import drained
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.registers import accessible
+from nvme_mdev.datapath.memory import GuestMemoryError
 from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE_SIZE, AdminOpcode, QueueFlags
 from nvme_mdev.spec.nvme_registers import ADMIN_CQES, ADMIN_SQES
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nvme_mdev.controller.admin.command import AdminCommand, Outcome
     from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.datapath.memory import GuestMemory
     from nvme_mdev.datapath.queue_table import QueueTable
+
+_PRP_SIZE = 8
 
 
 def create_io_cq(controller: Controller, command: AdminCommand) -> int:
@@ -24,11 +30,13 @@ def create_io_cq(controller: Controller, command: AdminCommand) -> int:
     if not _valid(controller, qid) or controller.queues.has_cq(qid):
         raise NvmeError(CommandStatus.INVALID_QUEUE_ID, Field.CDW10)
     entries = _entries(controller, command, controller.registers.cc.iocqes == ADMIN_CQES)
-    _check_memory(controller, command, entries * CQE_SIZE, writable=True)
-    if vector >= controller.settings.vectors:
+    contiguous = _check_memory(controller, command, entries * CQE_SIZE, writable=True)
+    if vector >= controller.usable_vectors:
         raise NvmeError(CommandStatus.INVALID_INTERRUPT_VECTOR, Field.CDW11_HIGH)
     interrupts = bool(command.sqe.cdw11 & QueueFlags.IEN)
-    controller.queues.create_cq(qid, command.sqe.prp1, entries, vector, interrupts=interrupts)
+    controller.queues.create_cq(
+        qid, command.sqe.prp1, entries, vector, interrupts=interrupts, contiguous=contiguous
+    )
     return 0
 
 
@@ -44,8 +52,10 @@ def create_io_sq(controller: Controller, command: AdminCommand) -> int:
         raise NvmeError(CommandStatus.INVALID_QUEUE_ID, Field.CDW11_HIGH)
     if not controller.queues.has_cq(cqid):
         raise NvmeError(CommandStatus.COMPLETION_QUEUE_INVALID, Field.CDW11_HIGH)
-    _check_memory(controller, command, entries * SQE_SIZE, writable=False)
-    controller.queues.create_sq(qid, cqid, command.sqe.prp1, entries, priority=priority)
+    contiguous = _check_memory(controller, command, entries * SQE_SIZE, writable=False)
+    controller.queues.create_sq(
+        qid, cqid, command.sqe.prp1, entries, priority=priority, contiguous=contiguous
+    )
     return 0
 
 
@@ -124,11 +134,46 @@ def _entries(controller: Controller, command: AdminCommand, entry_size_set: bool
 
 def _check_memory(
     controller: Controller, command: AdminCommand, size: int, *, writable: bool
-) -> None:
-    """Queues are contiguous (CAP.CQR), begin at a page, and are in guest memory."""
-    if not command.sqe.cdw11 & QueueFlags.PC:
-        raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
-    if command.sqe.prp1 % controller.registers.cc.page_size:
+) -> bool:
+    """Queues begin at a page and are in guest memory; whether this one is contiguous."""
+    contiguous = bool(command.sqe.cdw11 & QueueFlags.PC)
+    page_size = controller.registers.cc.page_size
+    if command.sqe.prp1 % page_size:
         raise NvmeError(GenericStatus.INVALID_PRP_OFFSET, Field.PRP1)
-    if not accessible(controller.queues.memory, command.sqe.prp1, size, writable=writable):
-        raise NvmeError(GenericStatus.DATA_TRANSFER_ERROR, Field.PRP1)
+    memory = controller.queues.memory
+    pages = (
+        [(command.sqe.prp1, size)]
+        if contiguous
+        else _listed_pages(memory, command.sqe.prp1, size, page_size)
+    )
+    for iova, length in pages:
+        if iova % page_size:
+            raise NvmeError(GenericStatus.INVALID_PRP_OFFSET, Field.PRP1)
+        if not memory.covers(iova, length, writable=writable):
+            raise NvmeError(GenericStatus.DATA_TRANSFER_ERROR, Field.PRP1)
+    return contiguous
+
+
+def _listed_pages(
+    memory: GuestMemory, prp_list: int, size: int, page_size: int
+) -> Iterator[tuple[int, int]]:
+    """IOVA and length of the pages that a PRP list names for ``size`` bytes (Base 4.3.1).
+
+    The last entry of a page of the list leads to the next one, if more is to come.
+    """
+    fits = page_size // _PRP_SIZE
+    left = -(-size // page_size)
+    while left:
+        count = left if left <= fits else fits - 1
+        try:
+            entries = memory.read(prp_list, _PRP_SIZE * (count + (left > fits)))
+        except GuestMemoryError:
+            raise NvmeError(GenericStatus.DATA_TRANSFER_ERROR, Field.PRP1) from None
+        prps = [prp for (prp,) in struct.iter_unpack("<Q", entries)]
+        for prp in prps[:count]:
+            yield prp, min(page_size, size)
+            size -= page_size
+        left -= count
+        prp_list = prps[-1]
+        if left and prp_list % page_size:
+            raise NvmeError(GenericStatus.INVALID_PRP_OFFSET, Field.PRP1)
