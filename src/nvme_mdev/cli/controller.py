@@ -8,7 +8,7 @@ import click
 
 from nvme_mdev.cli.control import call, name_argument
 from nvme_mdev.cli.output import Show, output_option
-from nvme_mdev.cli.parameters import SIZE
+from nvme_mdev.cli.parameters import CONTROLLER_TYPE, SIZE
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.runtime import find
@@ -41,6 +41,20 @@ def controller() -> None:
 @click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
 @click.option("--serial", help="Serial number.  [default: derived from the first target]")
 @click.option("--queues", type=click.IntRange(min=1), help="I/O queue pairs offered.")
+@click.option("--queue-entries", type=click.IntRange(min=2), help="Most entries of an I/O queue.")
+@click.option("--mdts", type=SIZE, metavar="SIZE", help="Most data of a command.  [default: 1M]")
+@click.option(
+    "--type",
+    "host_queues",
+    type=CONTROLLER_TYPE,
+    metavar="nvme-NQ_V1",
+    help="Spread the queues over N polling threads, 1 to 16.  [default: nvme-1Q_V1]",
+)
+@click.option(
+    "--iothread",
+    metavar="NAME[,NAME...]",
+    help="Polling threads that controllers share by these names.  [default: its own]",
+)
 @click.option(
     "--set", "settings", metavar="SETTING=VALUE", multiple=True, help="A setting (see set)."
 )
@@ -55,10 +69,9 @@ def add(
     size: int | None,
     block_size: str | None,
     read_only: bool,
-    serial: str | None,
-    queues: int | None,
     settings: tuple[str, ...],
     show: Show,
+    **once: int | str | None,
 ) -> None:
     """Add a controller to the daemon that serves the controller NAME.
 
@@ -66,9 +79,7 @@ def add(
     controller of the same NVM subsystem.
     """
     options: dict[str, int | bool | str | None] = dict(parse_setting(text) for text in settings)
-    options.update(
-        {key: value for key, value in (("serial", serial), ("queues", queues)) if value is not None}
-    )
+    options.update({key: value for key, value in once.items() if value is not None})
     path = str(Path(socket).absolute()) + ("/" if socket.endswith("/") else "")
     params = api.ControllerAdd(
         path,

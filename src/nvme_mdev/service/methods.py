@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.controllers import add_controller, remove_controller
-from nvme_mdev.service.definition import MAX_QUEUES, from_options
+from nvme_mdev.service.definition import (
+    MAX_IOTHREADS,
+    MAX_MDTS,
+    MAX_QUEUE_ENTRIES,
+    MAX_QUEUES,
+    from_options,
+)
 from nvme_mdev.service.endpoint import socket_path
 from nvme_mdev.service.restart import prepare
 from nvme_mdev.service.rpc import ErrorCode, RpcError
@@ -36,9 +42,14 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 R = TypeVar("R")
 
-_OPTIONS = ("serial", "queues")
+_TEXTS = ("serial", "iothread")
+_NUMBERS = {
+    "queues": Setting(When.AT_ONCE, "I/O queue pairs offered", 1, MAX_QUEUES),
+    "queue_entries": Setting(When.AT_ONCE, "most entries of a queue", 2, MAX_QUEUE_ENTRIES),
+    "mdts": Setting(When.AT_ONCE, "most data of a command, bytes", 1, MAX_MDTS),
+    "host_queues": Setting(When.AT_ONCE, "N of the type nvme-NQ_V1", 1, MAX_IOTHREADS),
+}
 """What is decided once about a controller, besides its settings."""
-_QUEUES = Setting(When.AT_ONCE, "I/O queue pairs offered", 1, MAX_QUEUES)
 _UNIT = 512
 """Bytes in a unit of the controller's own counters."""
 _MAX_TIMEOUT_S = 3600.0
@@ -165,17 +176,15 @@ async def controller_add(registry: Registry, params: api.ControllerAdd) -> api.C
 
 def _checked(options: dict[str, Option]) -> dict[str, Option]:
     """Options of a new controller; UserError: there is none of that name, or not of that value."""
-    known = (*_OPTIONS, *SETTINGS)
+    numbers = {**_NUMBERS, **SETTINGS}
     for name, value in options.items():
-        if name not in known:
-            raise UserError(f"{name!r} is not an option: there are {', '.join(known)}")
-        if name == "serial":
-            if not isinstance(value, str):
-                raise UserError("serial: give a text")
-        elif isinstance(value, str):
-            raise UserError(f"{name}: give a number, on or off")
-        else:
-            (_QUEUES if name == "queues" else SETTINGS[name]).check(name, value)
+        if name in numbers:
+            numbers[name].check(name, value)
+        elif name not in _TEXTS:
+            known = ", ".join((*_TEXTS, *numbers))
+            raise UserError(f"{name!r} is not an option: there are {known}")
+        elif not isinstance(value, str):
+            raise UserError(f"{name}: give a text")
     return options
 
 

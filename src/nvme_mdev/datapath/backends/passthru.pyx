@@ -413,7 +413,7 @@ cdef class PassthruBackend(Backend):
         self.read_only = namespace.read_only
         self.volatile_cache = namespace.volatile_cache
         self.can_compare = namespace.can_compare
-        self.backend.natives = 1 << OP_COMPARE
+        self.backend.natives = 1 << OP_COMPARE if self.can_compare else 0
         self.can_write_zeroes = namespace.can_write_zeroes
         self.can_deallocate = namespace.can_deallocate
         self.deallocate_zeroes = namespace.deallocate_zeroes
