@@ -29,8 +29,8 @@ cdef enum:
     FILES = 1024
 
     #: Where guest memory is mapped: 64 GiB to 512 GiB, in steps of a huge page of 1 GiB.
-    PLACES_START = 1 << 36
-    PLACES_END = 1 << 39
+    PLACES_START = 0x1000000000
+    PLACES_END = 0x8000000000
     PLACE_ALIGNMENT = 1 << 30
 
 cdef extern from "<sys/mman.h>" nogil:

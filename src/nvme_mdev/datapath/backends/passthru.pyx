@@ -11,7 +11,7 @@ ring for them, one for all such namespaces; it polls where the driver has poll q
 
 from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EPERM, EACCES, ENOMEM
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
@@ -25,7 +25,7 @@ from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.memory cimport buffer_range
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    BUFFERS, NO_BUFFER, OP_DEALLOCATE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
+    BUFFERS, NO_BUFFER, OP_COMPARE, OP_DEALLOCATE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     SC_ABORT_REQUESTED, SC_DATA_TRANSFER_ERROR, SC_DNR, SC_INTERNAL_ERROR, SC_INVALID_OPCODE,
@@ -148,32 +148,29 @@ cdef inline void end(iothread_t *thread, request_t *request, uint32_t status) no
     request_done(thread, request)
 
 
-cdef inline bint point_to_data(
+cdef inline void point_to_data(
     passthru_ring_t *ring, served_t *served, request_t *request, io_uring_sqe *sqe,
     nvme_uring_cmd *command
 ) noexcept nogil:
-    """The command's data, as the kernel takes it. False: there is no memory for ranges."""
+    """The command's data, as the kernel takes it."""
+    cdef uint8_t *ranges
     if request.operation == OP_DEALLOCATE:
-        # Seldom enough for an allocation; it is freed with the completion.
-        if request.bounce == NULL:
-            request.bounce = malloc(request.iov_count * DSM_RANGE_SIZE)
-        if request.bounce == NULL:
-            return False
-        write_ranges(&served.below, request, <uint8_t *> request.bounce)
-        command.addr = <uint64_t> request.bounce
+        # Behind the slot's segments, of which there are 256 at most, and room for four times that.
+        ranges = <uint8_t *> &request.iov[request.iov_count]
+        write_ranges(&served.below, request, ranges)
+        command.addr = <uint64_t> ranges
         command.data_len = request.iov_count * DSM_RANGE_SIZE
     elif moves_data(request):
         if request.iov_count > 1:
             sqe.cmd_op = <uint32_t> NVME_URING_CMD_IO_VEC
             command.addr = <uint64_t> request.iov
             command.data_len = request.iov_count
-            return True
+            return
         command.addr = <uint64_t> request.iov[0].iov_base
         command.data_len = <uint32_t> request.length
         if request.buffer != NO_BUFFER and uring_use_buffer(&ring.uring, request.buffer):
             set_command_flags(sqe, IORING_URING_CMD_FIXED)
             set_buffer(sqe, request.buffer)
-    return True
 
 
 cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) noexcept nogil:
@@ -201,10 +198,7 @@ cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) n
     command.cdw10 = <uint32_t> wanted.slba
     command.cdw11 = <uint32_t> (wanted.slba >> 32)
     command.cdw12 = wanted.cdw12
-    if not point_to_data(ring, served, request, sqe, command):
-        # The SQE is taken: it goes with a command that moves nothing.
-        command.opcode = 0
-        request.result = 1
+    point_to_data(ring, served, request, sqe, command)
 
 
 cdef void passthru_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -234,16 +228,12 @@ cdef uint32_t status_of(int error) noexcept nogil:
 
 cdef inline void take(iothread_t *thread, passthru_ring_t *ring, cqe32_t *cqe) noexcept nogil:
     cdef request_t *request = <request_t *> cqe.user_data
-    cdef bint failed = request.result != 0
     if cqe.res == -EAGAIN and not request.flags & REQUEST_EXPIRED:
         start(thread, ring, request)
         return
-    request.result = 0 if cqe.res < 0 or failed else <uint32_t> cqe.big_cqe[0]
-    if failed:
-        end(thread, request, SC_INTERNAL_ERROR)
-    else:
-        # 0 or more: the status field of the drive's completion.
-        end(thread, request, <uint32_t> cqe.res if cqe.res >= 0 else status_of(-cqe.res))
+    request.result = 0 if cqe.res < 0 else <uint32_t> cqe.big_cqe[0]
+    # 0 or more: the status field of the drive's completion.
+    end(thread, request, <uint32_t> cqe.res if cqe.res >= 0 else status_of(-cqe.res))
 
 
 cdef uint32_t passthru_poll(iothread_t *thread, void *context) noexcept nogil:
@@ -429,6 +419,7 @@ cdef class PassthruBackend(Backend):
         self.served.below.start = namespace.start
         self.served.below.block_shift = namespace.block_size.bit_length() - 1
         self.backend.ops = &passthru_ops
+        self.backend.natives = 1 << OP_COMPARE if self.can_compare else 0
         self.backend.context = self.served
         self.backend.size = self.size
 
