@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.runtime cimport (
-    OP_DEALLOCATE, OP_FLUSH, compound_t, compounds_t, iothread_t, request_t,
+    OP_DEALLOCATE, compound_t, compounds_t, iothread_t, request_t,
 )
 
 cdef enum:

@@ -25,13 +25,13 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COMPARE, OP_COPY,
+    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COPY,
     OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS, REQUEST_DEALLOCATE,
-    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, backend_t, compound_t, compounds_t, controller_t,
+    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, backend_t, compound_t, compounds_t,
     iothread_t, namespace_t, range_lock_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LOCATION_CDW10, LOCATION_FLAGS, LOCATION_NONE, SC_ABORT_FAILED_FUSED,
+    COMPOUND, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
     SC_ABORT_MISSING_FUSED, SC_ABORT_REQUESTED, SC_COMPARE_FAILURE, SC_DNR, SC_INTERNAL_ERROR,
     SC_INVALID_FIELD, SC_NAMESPACE_NOT_READY, SC_SUCCESS,
 )
