@@ -138,7 +138,7 @@ def test_a_controller_with_targets_of_its_own_comes_and_goes(
     )
     assert (added["summary"]["name"], added["io_queues"], added["sharing"]) == ("b", 3, [])
     assert [one["size"] for one in added["namespaces"]] == [MIB, 2 * MIB]
-    assert ask("stats", tmp_path / "b")["iothread"]["poll_timeout_ms"] == 7
+    assert ask("stats", tmp_path / "b")["iothreads"][0]["poll_timeout_ms"] == 7
     with NvmeHost(tmp_path / "b") as host:
         assert host.active_namespaces() == [1, 2]
         assert host.identify_controller().cmic == 0

@@ -174,7 +174,7 @@ def test_two_first_commands(pair: Pair) -> None:
 
 @pytest.mark.parametrize("burst", [1, 2, 3, 64])
 def test_a_pair_across_the_end_of_a_batch_and_of_the_ring(guest: Guest, burst: int) -> None:
-    guest.table.set_arbitration_burst(burst)
+    guest.table.set_arbitration(burst)
     pair = Pair(guest.queue(entries=5, cq_entries=5))
     value = b""
     for turn in range(20):

@@ -98,30 +98,39 @@ cdef enum:
 # -- completing ---------------------------------------------------------------------------------
 
 
+cdef inline void count_read(io_counters_t *counters, uint64_t units) noexcept nogil:
+    counters.read_commands += 1
+    counters.read_units += units
+
+
+cdef inline void count_write(io_counters_t *counters, uint64_t units) noexcept nogil:
+    counters.write_commands += 1
+    counters.write_units += units
+
+
+cdef inline io_counters_t *moved_of(request_t *request) noexcept nogil:
+    """What the thread has moved of the request's namespace (Flush of all has none)."""
+    return &request.ns.moved[request.sq.host_queue]
+
+
 cdef inline void count_io(request_t *request) noexcept nogil:
+    """What counts as what: NVM Command Set 1.x, section 1.4.2."""
     cdef io_counters_t *counters = request.sq.io_counters
-    cdef io_counters_t *moved = &request.ns.moved[request.sq.host_queue]
+    cdef uint64_t units = request.length >> 9
     if request.operation == OP_READ or request.operation == OP_COMPARE:
-        counters.read_commands += 1
-        counters.read_units += request.length >> 9
-        moved.read_commands += 1
-        moved.read_units += request.length >> 9
+        count_read(counters, units)
+        count_read(moved_of(request), units)
     elif request.operation == OP_WRITE:
-        counters.write_commands += 1
-        counters.write_units += request.length >> 9
-        moved.write_commands += 1
-        moved.write_units += request.length >> 9
-    # What counts as what: NVM Command Set 1.x, section 1.4.2.
+        count_write(counters, units)
+        count_write(moved_of(request), units)
     elif request.operation == OP_VERIFY:
-        counters.read_units += request.length >> 9
-        moved.read_units += request.length >> 9
+        counters.read_units += units
+        moved_of(request).read_units += units
     elif request.operation == OP_COPY:
         counters.read_commands += 1
-        counters.write_commands += 1
-        counters.write_units += request.length >> 9
-        moved.read_commands += 1
-        moved.write_commands += 1
-        moved.write_units += request.length >> 9
+        count_write(counters, units)
+        moved_of(request).read_commands += 1
+        count_write(moved_of(request), units)
 
 
 cdef inline void count_media_error(request_t *request) noexcept nogil:

@@ -103,9 +103,15 @@ cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
 # -- Copy ---------------------------------------------------------------------------------------------
 
 
+cdef inline bint copies_by_itself(request_t *request) noexcept nogil:
+    return request.ns.backend.natives >> OP_COPY & 1
+
+
 cdef uint32_t check_copy(request_t *request) noexcept nogil:
     """What can be checked without the list (3.2.2); the NVMe status."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
+    if not copies_by_itself(request) and not request.ns.backend.any_memory:
+        return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
     # Only descriptor format 0h: there is no protection information (CDFS).
@@ -159,10 +165,8 @@ cdef uint32_t take_sources(request_t *request, uint8_t *ranges, uint32_t count, 
 
 cdef uint32_t make_copy(request_t *request, uint32_t count) noexcept nogil:
     """Everything is checked: natively, or by reads and writes."""
-    cdef bint native = request.ns.backend.natives >> OP_COPY & 1
+    cdef bint native = copies_by_itself(request)
     cdef compound_t *compound
-    if not native and not request.ns.backend.any_memory:
-        return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     request.operation = OP_COPY
     request.iov = slot_segments(request)
     request.iov_count = count

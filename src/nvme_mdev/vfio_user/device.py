@@ -191,7 +191,7 @@ class Device(Protocol):
 
         A window without fd is not an error (ROMs, other devices' BARs): it is only unreadable.
         ``EEXIST`` is the error for a window that overlaps one already there, ``ENOSPC`` for more
-        than ``MAX_DMA_MAPS`` windows, which is what the client is told.
+        than ``MAX_DMA_MAPS`` windows; the client is told of as many as QEMU believes.
         """
 
     async def dma_unmap(self, iova: int, size: int) -> int:

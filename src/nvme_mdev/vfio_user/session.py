@@ -30,7 +30,6 @@ from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
 
 from .codec import (
     MAX_DATA_XFER_SIZE,
-    MAX_DMA_MAPS,
     MAX_MSG_FDS,
     Capabilities,
     Message,
@@ -93,7 +92,8 @@ RULES: Mapping[Command, Rule] = {
 OFFER = Capabilities(
     max_msg_fds=MAX_MSG_FDS,
     max_data_xfer_size=MAX_DATA_XFER_SIZE,
-    max_dma_maps=MAX_DMA_MAPS,
+    # QEMU refuses to hear more; we take MAX_DMA_MAPS.
+    max_dma_maps=wire.DEFAULT_MAX_DMA_MAPS,
     pgsizes=wire.DEFAULT_PGSIZES,
 )
 """What we tell a client that asks; all are limits of the side that names them."""
