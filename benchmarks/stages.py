@@ -45,9 +45,21 @@ STAGES: Mapping[str, frozenset[str]] = {
             *("prp_walk", "prp_list", "add_segment", "load_entry", "load_relaxed64"),
         )
     ),
-    "backend": frozenset(("null_submit", "memory_submit", "request_done")),
-    "completion": frozenset(("complete_done", "post_done", "post_one", "count_io", "log_error")),
-    "CQE written": frozenset(("cq_post", "store_release64", "store_release32")),
+    "backend": frozenset(
+        (
+            *("null_submit", "memory_submit", "read_out", "write_in", "request_done"),
+            *("copy_past_caches", "emmintrin.h"),
+        )
+    ),
+    "completion": frozenset(
+        (
+            *("complete_done", "post_done", "post_one", "log_error"),
+            *("count_io", "count_read", "count_write", "moved_of"),
+        )
+    ),
+    "CQE written": frozenset(
+        ("slot_record", "cq_post", "cq_advance", "store_release64", "store_release32")
+    ),
     "slot released": frozenset(("release_one", "sq_release")),
     "interrupt": frozenset(("interrupt_for", "raise_interrupt", "pin_wanted", "signal_fd")),
     "time-stamp counter": frozenset(("read_tsc",)),
