@@ -16,7 +16,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_commands import AsyncEventType
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Nmic
+from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Fuses, Nmic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -354,3 +354,14 @@ def test_a_client_that_comes_and_goes_two_hundred_times_leaves_nothing(
         assert time.monotonic() < end, (held(), before)
         time.sleep(0.05)
     assert resident_kib() < memory + 4096  # 20 KiB a client
+
+
+def test_fused_commands_are_offered_where_one_iothread_serves_the_namespaces(
+    serve: Serve, tmp_path: Path
+) -> None:
+    sockets = ["--socket", tmp_path / "a", "--socket", tmp_path / "b"]
+    serve("memory:4M", *sockets, "--iothread", "shared")
+    serve("memory:4M", "--socket", tmp_path / "c", "--socket", tmp_path / "d")
+    for name, fused in {"a": Fuses.FCWS, "b": Fuses.FCWS, "c": 0, "d": 0}.items():
+        with NvmeHost(tmp_path / name) as host:
+            assert host.identify_controller().fuses == fused

@@ -279,3 +279,11 @@ def test_commands_on_the_same_blocks_wait_and_complete(guest: Guest) -> None:
     for queue in queues:
         assert [queue.wait().status for _ in range(120)] == [0] * 120
     assert guest.table.inflight() == 0
+
+
+def test_a_namespace_on_several_iothreads_has_no_fused_commands() -> None:
+    with Guest(MemoryBackend(SIZE), iothreads=2) as guest:
+        pair = Pair(guest.queue())
+        assert pair.run(b"", b"mine") == (INVALID_FIELD, INVALID_FIELD)
+        assert pair.block() == b""
+        assert guest.backends[0].threads == 2

@@ -17,7 +17,7 @@ from nvme_mdev.datapath.checks cimport (
 )
 from nvme_mdev.datapath.compound cimport (
     COMPOUND_COMPARE, COMPOUND_FIRST, COMPOUND_FLUSH_ALL, COMPOUND_PLAIN, COMPOUND_SECOND,
-    COMPOUND_UNCORRECTABLE, COMPOUND_VERIFY, compound_of,
+    COMPOUND_UNCORRECTABLE, COMPOUND_VERIFY, compound_drop, compound_of,
 )
 from nvme_mdev.datapath.data_pointer cimport FLAGS_SGL, map_data
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
@@ -243,7 +243,13 @@ cdef inline uint32_t parse_by_opcode(request_t *request) noexcept nogil:
 cdef uint32_t parse_fused(request_t *request, uint32_t kind) noexcept nogil:
     """One of a fused pair (Base 2.x, section 3.4.2). What is wrong with it is told when both are known."""
     cdef uint32_t status = parse_by_opcode(request)
-    cdef compound_t *compound = compound_of(request)
+    cdef compound_t *compound
+    if (status == SC_SUCCESS or status == COMPOUND) and request.ns != NULL and (
+            request.ns.backend.threads > 1):
+        # Nothing keeps another IOThread's commands from coming between the two (FUSES says so).
+        compound_drop(request)
+        return refuse(request, SC_INVALID_FIELD, LOCATION_FLAGS)
+    compound = compound_of(request)
     if compound == NULL:
         return SC_INTERNAL_ERROR
     compound.kind = kind

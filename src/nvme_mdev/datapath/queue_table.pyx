@@ -651,6 +651,7 @@ cdef class QueueTable:
         try:
             for iothread in self.iothreads:
                 backend.attach(iothread)
+                backend.count_thread(iothread, 1)
                 count += 1
         except BaseException:
             self._detach(backend, count)
@@ -660,6 +661,7 @@ cdef class QueueTable:
     cdef int _detach(self, Backend backend, int count) except -1:
         for iothread in self.iothreads[:count]:
             backend.detach(iothread)
+            backend.count_thread(iothread, -1)
         return 0
 
     cdef namespace_t *_namespace(self, nsid) except NULL:

@@ -151,6 +151,8 @@ cdef struct backend_t:
     uint32_t bad_lock
     #: Ranges that fused pairs have for themselves.
     uint32_t locked
+    #: IOThreads that it is served on.
+    uint32_t threads
 
 #: The part of a controller's table of unreadable blocks that is about one namespace.
 cdef struct bad_table_t:

@@ -171,8 +171,10 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
 
 
 def _fused(namespaces: Namespaces) -> Fuses:
-    """FUSES: Compare and Write, where there is Compare."""
-    return Fuses.FCWS if optional_commands(namespaces) & Oncs.NVMCMPS else Fuses(0)
+    """FUSES: Compare and Write, where there is Compare, and one IOThread that does both."""
+    one_thread = all(namespace.backend.threads <= 1 for namespace in namespaces)
+    compares = optional_commands(namespaces) & Oncs.NVMCMPS
+    return Fuses.FCWS if one_thread and compares else Fuses(0)
 
 
 def _compare_and_write_unit(controller: Controller) -> int:

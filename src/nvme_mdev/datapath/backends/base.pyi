@@ -32,6 +32,8 @@ class Backend:
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
 
+    #: IOThreads that it is served on: with more than one, fused commands are not atomic.
+    threads: int
     #: Bytes that one command can move at most; 0: as many as you like.
     transfer_limit: int
 

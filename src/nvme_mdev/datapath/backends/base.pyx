@@ -10,12 +10,26 @@ cdef class Backend:
 
     def __cinit__(self, *args, **kwargs):
         self.can_compare = self.any_memory = True
+        self.served_on = {}
 
     cdef int attach(self, IOThread iothread) except -1:
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
         return 0
+
+    cdef int count_thread(self, IOThread iothread, int change) except -1:
+        left = self.served_on.get(iothread, 0) + change
+        if left:
+            self.served_on[iothread] = left
+        else:
+            del self.served_on[iothread]
+        self.backend.threads = len(self.served_on)
+        return 0
+
+    @property
+    def threads(self):
+        return self.backend.threads
 
     cdef int set_size(self, uint64_t size) except -1:
         self.size = size - size % self.block_size
