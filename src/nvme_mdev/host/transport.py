@@ -54,16 +54,6 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return found / SOCKET_NAME if found.is_dir() else found
 
 
-def check_class(name: object, code: bytes) -> None:
-    """AttachError unless a function's class code is that of an NVMe controller."""
-    found = int.from_bytes(code, "little")
-    if found != pci.CLASS_NVME:
-        raise AttachError(
-            f"{name}: this is not an NVMe controller but a device of PCI class"
-            f" {found:06x}: give an NVMe controller's"
-        )
-
-
 class Transport:
     """One vfio-user client session with a PCI function. Not for several threads at once."""
 
@@ -101,11 +91,22 @@ class Transport:
             raise TransportError(f"{self.path}: {doing}: {why}") from error
 
     # -- the function --------------------------------------------------------------------------
+    def _read(self, region: PciRegion, offset: int, size: int) -> bytes:
+        """Bytes of a region; OSError or the client's error."""
+        return self.client.region_read(region, offset, size)
+
+    def _write(self, region: PciRegion, offset: int, data: bytes) -> None:
+        """As :meth:`_read`."""
+        self.client.region_write(region, offset, data)
+
     def check_nvme(self) -> None:
         """AttachError unless this is an NVMe controller (PCI class 01 08 02)."""
-        with self._errors("reading the PCI class"):
-            code = self.client.region_read(PciRegion.CONFIG, pci.ConfigOffset.CLASS_CODE, 3)
-        check_class(self.path, code)
+        found = self.read_config(pci.ConfigOffset.CLASS_CODE, 3)
+        if found != pci.CLASS_NVME:
+            raise AttachError(
+                f"{self.path}: this is not an NVMe controller but a device of PCI class"
+                f" {found:06x}: give an NVMe controller's"
+            )
 
     def enable_pci(self) -> None:
         """Memory space and bus mastering on, INTx off."""
@@ -115,13 +116,13 @@ class Transport:
     def read_config(self, offset: int, size: int) -> int:
         """A value of configuration space, little-endian."""
         with self._errors(f"reading configuration space at {offset:#x}"):
-            data = self.client.region_read(PciRegion.CONFIG, offset, size)
+            data = self._read(PciRegion.CONFIG, offset, size)
         return int.from_bytes(data, "little")
 
     def write_config(self, offset: int, value: int, size: int) -> None:
         """Write a value of configuration space."""
         with self._errors(f"writing configuration space at {offset:#x}"):
-            self.client.region_write(PciRegion.CONFIG, offset, value.to_bytes(size, "little"))
+            self._write(PciRegion.CONFIG, offset, value.to_bytes(size, "little"))
 
     def capabilities(self) -> dict[int, int]:
         """Capability identifier to its offset in configuration space; TransportError: no end."""
@@ -142,12 +143,12 @@ class Transport:
     def read_bar0(self, offset: int, size: int) -> bytes:
         """Bytes of BAR0."""
         with self._errors(f"reading BAR0 at {offset:#x}"):
-            return self.client.region_read(PciRegion.BAR0, offset, size)
+            return self._read(PciRegion.BAR0, offset, size)
 
     def write_bar0(self, offset: int, data: bytes) -> None:
         """Write bytes of BAR0."""
         with self._errors(f"writing BAR0 at {offset:#x}"):
-            self.client.region_write(PciRegion.BAR0, offset, data)
+            self._write(PciRegion.BAR0, offset, data)
 
     def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
         """Map the part of BAR0 that has the doorbells; its start in BAR0. (None, 0): not offered.

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.host.errors import AttachError, TransportError
-from nvme_mdev.host.transport import Transport, check_class
-from nvme_mdev.spec import pci
+from nvme_mdev.host.transport import Transport
 from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
 from nvme_mdev.spec.vfio_user import IrqSetFlags, PciIrq, PciRegion, RegionInfoFlags
 
@@ -137,20 +136,6 @@ class VfioTransport(Transport):
     def _write(self, region: PciRegion, offset: int, data: bytes) -> None:
         if os.pwrite(self._device, data, self._regions[region][2] + offset) != len(data):
             raise OSError(errno.EIO, "short write")
-
-    def check_nvme(self) -> None:
-        """AttachError unless this is an NVMe controller (PCI class 01 08 02)."""
-        with self._errors("reading the PCI class"):
-            code = self._read(PciRegion.CONFIG, pci.ConfigOffset.CLASS_CODE, 3)
-        check_class(self.path, code)
-
-    def enable_pci(self) -> None:
-        """Memory space and bus mastering on, INTx off."""
-        wanted = pci.Command.MEMORY | pci.Command.BUS_MASTER | pci.Command.INTX_DISABLE
-        with self._errors("writing the PCI command register"):
-            self._write(
-                PciRegion.CONFIG, pci.ConfigOffset.COMMAND, int(wanted).to_bytes(2, "little")
-            )
 
     def reset(self) -> None:
         """Function-level reset, or what the function has instead."""
