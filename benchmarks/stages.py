@@ -48,7 +48,7 @@ STAGES: Mapping[str, frozenset[str]] = {
     "backend": frozenset(
         (
             *("null_submit", "memory_submit", "read_out", "write_in", "request_done"),
-            *("copy_past_caches", "emmintrin.h"),
+            "copy_past_caches",
         )
     ),
     "completion": frozenset(
