@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -90,6 +91,32 @@ def _daemon(arguments: list[str]) -> Iterator[Daemon]:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def ask(nvme_mdev: RunCommand) -> Callable[..., Any]:
+    """Run a command that must succeed with -o json; its result."""
+
+    def run(*arguments: object) -> Any:
+        result = nvme_mdev(*map(str, arguments), "-o", "json")
+        assert (result.status, result.err) == (0, "")
+        return json.loads(result.out)
+
+    return run
+
+
+@pytest.fixture
+def refuse(nvme_mdev: RunCommand) -> Callable[..., str]:
+    """Run a command that must be refused in one line with status 2; the line."""
+
+    def run(*arguments: object) -> str:
+        result = nvme_mdev(*map(str, arguments))
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("nvme-mdev: ")
+        assert result.err.count("\n") == 1
+        return result.err
+
+    return run
 
 
 @pytest.fixture

@@ -45,32 +45,6 @@ def socket(serve: Serve, tmp_path: Path) -> Path:
     return tmp_path / "vm.sock"
 
 
-@pytest.fixture
-def ask(nvme_mdev: RunCommand) -> Callable[..., Any]:
-    """Run a command that must succeed with -o json; its result."""
-
-    def run(*arguments: object) -> Any:
-        result = nvme_mdev(*map(str, arguments), "-o", "json")
-        assert (result.status, result.err) == (0, "")
-        return json.loads(result.out)
-
-    return run
-
-
-@pytest.fixture
-def refuse(nvme_mdev: RunCommand) -> Callable[..., str]:
-    """Run a command that must be refused in one line with status 2; the line."""
-
-    def run(*arguments: object) -> str:
-        result = nvme_mdev(*map(str, arguments))
-        assert (result.status, result.out) == (2, "")
-        assert result.err.startswith("nvme-mdev: ")
-        assert result.err.count("\n") == 1
-        return result.err
-
-    return run
-
-
 # -- finding ------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -21,7 +20,7 @@ from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Fuses, Nmic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import RunCommand, Serve
+    from tests.cli.conftest import Serve
 
 MIB = 1 << 20
 
@@ -32,30 +31,6 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     directory = tmp_path_factory.mktemp("run")
     monkeypatch.setenv("NVME_MDEV_RUNTIME_DIR", str(directory))
     return directory
-
-
-@pytest.fixture
-def ask(nvme_mdev: RunCommand) -> Callable[..., Any]:
-    """Run a command that must succeed with -o json; its result."""
-
-    def run(*arguments: object) -> Any:
-        result = nvme_mdev(*map(str, arguments), "-o", "json")
-        assert (result.status, result.err) == (0, "")
-        return json.loads(result.out)
-
-    return run
-
-
-@pytest.fixture
-def refuse(nvme_mdev: RunCommand) -> Callable[..., str]:
-    """Run a command that must be refused in one line with status 2; the line."""
-
-    def run(*arguments: object) -> str:
-        result = nvme_mdev(*map(str, arguments))
-        assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
-        return result.err
-
-    return run
 
 
 def _watch_namespaces(host: NvmeHost) -> None:
