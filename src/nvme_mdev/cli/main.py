@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130
 #: Each subcommand and where it is: in a module, under its name or the one after the colon.
 COMMANDS = {
     "serve": "nvme_mdev.cli.serve",
+    "types": "nvme_mdev.cli.types",
     "list": "nvme_mdev.cli.control:list_controllers",
     "show": "nvme_mdev.cli.control",
     "controller": "nvme_mdev.cli.controller",

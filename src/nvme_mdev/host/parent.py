@@ -151,6 +151,16 @@ class Parent:
             raise HostError(f"{self.address} is away")
         return self._host
 
+    @property
+    def host_queues(self) -> int:
+        """Queue pairs that can be set aside. HostError: it is away."""
+        return settable_aside(self.host)
+
+    @property
+    def taken_queues(self) -> int:
+        """Queue pairs that are, one for each IOThread."""
+        return len(self._shares)
+
     def _set_up(self, host: NvmeHost) -> None:
         """After each enabling: what the controller has forgotten."""
         if not host.doorbells_mapped:
@@ -304,7 +314,8 @@ class Parent:
             except HostError as error:
                 share.queue.close()
                 raise UserError(
-                    f"{self.address}: no queue is left to set aside: {error}"
+                    f"{self.address}: no queue is left to set aside ({error}): share an --iothread,"
+                    " or give a smaller --type"
                 ) from error
             self._shares[iothread] = share
         share.users += 1
@@ -463,6 +474,11 @@ class Parent:
         self._gone = True
         for share in self._shares.values():
             share.queue.fail()
+
+
+def settable_aside(host: NvmeHost) -> int:
+    """Queue pairs of a controller that can be set aside for IOThreads: all but our own."""
+    return min(host.queue_counts) - 1
 
 
 def _attach_patiently(address: str) -> NvmeHost:

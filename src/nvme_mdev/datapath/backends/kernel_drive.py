@@ -18,6 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvme_mdev.datapath.backends.drive import DriveNamespace, block_size_of, describe
+from nvme_mdev.datapath.backends.host_queues import (
+    controller_of,
+    give_queue,
+    polled_queues,
+    take_queue,
+)
 from nvme_mdev.datapath.backends.medium import Medium, open_medium
 from nvme_mdev.spec.nvme_commands import AdminOpcode
 from nvme_mdev.spec.nvme_identify import (
@@ -76,6 +82,20 @@ class KernelDrive:
     namespace: DriveNamespace
     polled: bool
     """The driver has poll queues for it."""
+    controller: str | None
+    """The kernel's name of it, ``nvme0``."""
+    host_queues: int
+    """Queues that are set aside, one for each IOThread; 0: they are the host's, and not counted."""
+
+    def take_queue(self, owner: object) -> None:
+        """Count a host queue for an IOThread; UserError: none is left."""
+        if self.controller and self.host_queues:
+            take_queue(self.controller, owner, self.host_queues)
+
+    def give_queue(self, owner: object) -> None:
+        """Give it back."""
+        if self.controller and self.host_queues:
+            give_queue(self.controller, owner)
 
     def current_size(self) -> int:
         """Bytes now (OSError: the drive has gone)."""
@@ -130,7 +150,10 @@ def open_drive(
             read_only=read_only,
         )
         undo.pop_all()
-    return KernelDrive(medium, fd, described, polled=queue_limit(disk, "io_poll") == 1)
+    polled = queue_limit(disk, "io_poll") == 1
+    name = controller_of(disk)
+    host_queues = polled_queues(name) if polled and name else 0
+    return KernelDrive(medium, fd, described, polled, name, host_queues)
 
 
 def locate(major: int, minor: int, sysfs: Path = SYSFS) -> tuple[str, int]:

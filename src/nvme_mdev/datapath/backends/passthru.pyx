@@ -443,7 +443,12 @@ cdef class PassthruBackend(Backend):
             place = self.place_of(NULL)
             if place == NULL:
                 raise OSError(ENOMEM, "too many IOThreads serve this namespace", self.name)
-            place.ring = take_ring(iothread, self.polled)
+            self.drive.take_queue(iothread)
+            try:
+                place.ring = take_ring(iothread, self.polled)
+            except BaseException:
+                self.drive.give_queue(iothread)
+                raise
             place.users = 0
             place.thread = iothread.thread
             self.iothreads.append(iothread)
@@ -457,6 +462,7 @@ cdef class PassthruBackend(Backend):
             place.thread = NULL
             self.iothreads.remove(iothread)
             give_ring(iothread, place.ring)
+            self.drive.give_queue(iothread)
         return 0
 
     @property
