@@ -38,6 +38,8 @@ COMMANDS = {
     "resume": "nvme_mdev.cli.control",
     "unplug": "nvme_mdev.cli.control",
     "restart": "nvme_mdev.cli.control",
+    "host-attach": "nvme_mdev.cli.host_attach:host_attach",
+    "host-detach": "nvme_mdev.cli.host_attach:host_detach",
     "bench": "nvme_mdev.cli.bench",
     "conformance": "nvme_mdev.cli.conformance",
     "demo": "nvme_mdev.cli.demo",
