@@ -136,7 +136,7 @@ class Parent:
         self._away_since: float | None = None
         self._gone = False
         self._look_at = self._health_at = 0.0
-        self._temperature: int | None = None
+        self._smart: bytes | None = None
         self._host: NvmeHost | None = _attach_patiently(address)
         try:
             self._set_up(self._host)
@@ -296,7 +296,11 @@ class Parent:
 
     def temperature(self) -> int | None:
         """As read last."""
-        return self._temperature
+        return SmartLog.from_buffer_copy(self._smart).ctemp or None if self._smart else None
+
+    def smart(self) -> bytes | None:
+        """As read last."""
+        return self._smart
 
     # -- queues and memory -----------------------------------------------------------------------
 
@@ -410,8 +414,7 @@ class Parent:
             host.request_events()
         if now >= self._health_at:
             self._health_at = now + _HEALTH_S
-            log = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
-            self._temperature = SmartLog.from_buffer_copy(log).ctemp or None
+            self._smart = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
         self._abort_expired(host)
 
     def _reset(self, host: NvmeHost) -> None:

@@ -25,13 +25,14 @@ from nvme_mdev.datapath.backends.host_queues import (
     take_queue,
 )
 from nvme_mdev.datapath.backends.medium import Medium, open_medium
-from nvme_mdev.spec.nvme_commands import AdminOpcode
+from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
 from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     Cns,
     IdentifyController,
     IdentifyNamespace,
 )
+from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 
 SYSFS = Path("/sys")
 _NAMESPACE = re.compile(r"nvme(\d+n\d+)", re.ASCII)
@@ -40,6 +41,7 @@ _SECTOR = 512
 _NVME_IOCTL_ADMIN_CMD = 0xC0484E41
 """``<linux/nvme_ioctl.h>``: _IOWR('N', 0x41, struct nvme_passthru_cmd)."""
 _NVME_IOCTL_ID = 0x4E40
+_SMART_SIZE = ctypes.sizeof(SmartLog)
 
 
 class _PassthruCommand(ctypes.Structure):
@@ -104,6 +106,16 @@ class KernelDrive:
     def is_read_only(self) -> bool:
         """Whether it can be written to now."""
         return self.medium.is_read_only()
+
+    def smart(self) -> bytes:
+        """The drive's SMART log (OSError: it does not tell)."""
+        return _admin(
+            self.fd,
+            AdminOpcode.GET_LOG_PAGE,
+            NSID_ALL,
+            _SMART_SIZE,
+            LogPage.SMART | (_SMART_SIZE // 4 - 1) << 16,
+        )
 
     def flush(self) -> None:
         """Through the block device, which is the same drive."""
@@ -184,15 +196,16 @@ def queue_limit(disk: str, name: str, sysfs: Path = SYSFS) -> int:
 
 
 def _identify(fd: int, cns: int, nsid: int) -> bytes:
-    data = ctypes.create_string_buffer(IDENTIFY_SIZE)
+    return _admin(fd, AdminOpcode.IDENTIFY, nsid, IDENTIFY_SIZE, cns)
+
+
+def _admin(fd: int, opcode: AdminOpcode, nsid: int, size: int, cdw10: int) -> bytes:
+    """What an admin command returns; OSError: it fails."""
+    data = ctypes.create_string_buffer(size)
     command = _PassthruCommand(
-        opcode=AdminOpcode.IDENTIFY,
-        nsid=nsid,
-        addr=ctypes.addressof(data),
-        data_len=IDENTIFY_SIZE,
-        cdw10=cns,
+        opcode=opcode, nsid=nsid, addr=ctypes.addressof(data), data_len=size, cdw10=cdw10
     )
     status = fcntl.ioctl(fd, _NVME_IOCTL_ADMIN_CMD, command)
     if status:
-        raise OSError(errno.EIO, f"Identify failed with status {status:#x}")
+        raise OSError(errno.EIO, f"{opcode.name} failed with status {status:#x}")
     return data.raw
