@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DISK = "/dev/nvme0n1"
-SIZE = 1024 * MIB  # sparse; dbench takes some 300 of it
+SIZE = 8192 * MIB  # sparse; stress-ng fills a gigabyte of it for moments
 QUEUES = 4
 
 # Each job has a region of its own. `rewritten` deallocates each block before it writes it;
