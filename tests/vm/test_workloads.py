@@ -119,7 +119,6 @@ END
         assert trimmed[: 24 * MIB] == bytes(24 * MIB)
         assert any(trimmed[24 * MIB : 24 * MIB + 512])
 
-    @pytest.mark.unsteady
     @pytest.mark.parametrize("kind", FILE_SYSTEMS)
     def test_a_file_system_under_load_outlives_the_daemons_death_and_checks_clean(
         self, guest: Guest, daemon: Daemon, kind: str
