@@ -75,7 +75,7 @@ class TestHardware:
         machine.wait(passed, block)
         guest.sh(
             "(while [ ! -e /run/enough ]; do cp -r /bin /mnt/p1/copy; sync; rm -r /mnt/p1/copy;"
-            " done) >/run/load.log 2>&1 &\n"
+            " done) >/run/load.log 2>&1 & echo $! >/run/load.pid\n"
             f"{verify(passed)} >/run/passed.log 2>&1 & first=$!\n"
             f"{verify(block)} >/run/block.log 2>&1 & second=$!\n"
             "wait $first || { cat /run/passed.log; exit 1; }\n"
@@ -88,7 +88,8 @@ class TestHardware:
             timeout=LONG,
         )
         guest.sh(
-            "touch /run/enough; sleep 2; while pgrep -x cp >/dev/null; do sleep 0.2; done\n"
+            "touch /run/enough; load=$(cat /run/load.pid)\n"
+            "while kill -0 $load 2>/dev/null; do sleep 0.2; done\n"
             f"umount /mnt/p1; fsck.ext4 -fn {disk}p1; sync",
             timeout=LONG,
         )
@@ -169,10 +170,15 @@ class TestHardware:
         refused = guest.run("nvme-mdev host-detach /dev/ublkb0")
         assert (refused.status, "is in use: unmount it" in refused.output) == (2, True)
         guest.sh(
-            f"{ATTACH}{verify('/run/guest.sock', 20)} >guest.log 2>&1 & guest=$!\n"
+            f"{ATTACH}log={socket}.log keeper=$(cat {socket}.pid)\n"
+            'said() { grep -c "$1" $log || true; }\n'
+            f"{verify('/run/guest.sock', 20)} >guest.log 2>&1 & guest=$!\n"
             f"{FIO} --directory=/mnt/ublk --runtime=40 >fio.log 2>&1 & fio=$!\n"
-            f"for i in 1 2; do sleep 8; kill -9 $(pgrep -P $(cat {socket}.pid)); done\n"
-            "sleep 8; kill -9 $(cat attach.pid); attach --id 0\n"
+            'while [ "$(said "guest.sock: client connected")" = 0 ]; do sleep 0.2; done\n'
+            'for i in 1 2; do sleep 5; before=$(said "carrying on")\n'
+            "kill -9 $(cat /proc/$keeper/task/$keeper/children)\n"
+            'while [ "$(said "carrying on")" = "$before" ]; do sleep 0.2; done; done\n'
+            "sleep 5; kill -9 $(cat attach.pid); attach --id 0\n"
             "wait $fio || { cat fio.log; exit 1; }\nwait $guest || { cat guest.log; exit 1; }",
             timeout=LONG,
         )
