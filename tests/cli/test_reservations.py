@@ -211,6 +211,20 @@ def test_with_a_file_reservations_outlive_the_daemon(serve: Serve, tmp_path: Pat
         assert ReservationHost(host, A).report() == (0, 0, False, [])
 
 
+def test_with_a_file_reservations_come_back_with_the_namespace(
+    serve: Serve, tmp_path: Path, ask: Callable[..., object]
+) -> None:
+    serve("null:1M", "--socket", tmp_path / "s")
+    target = f"memory:1M,ptpl-file={tmp_path}/r"
+    with NvmeHost(tmp_path / "s") as host:
+        a = ReservationHost(host, A, A)
+        for generation in (1, 2):
+            ask("namespace", "add", tmp_path / "s", target, "--nsid", 5)
+            a.register(5, cptpl=3)
+            assert a.report(5) == (generation, 0, True, [Entry(1, False, A, A)])
+            ask("namespace", "remove", tmp_path / "s", 5)
+
+
 def test_what_cannot_be_kept_has_not_happened(serve: Serve, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()

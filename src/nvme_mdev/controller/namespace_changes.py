@@ -54,7 +54,7 @@ class NamespaceChanges:
         except BaseException:
             self._namespaces.remove(nsid)
             raise
-        self.controller.subsystem.know(namespace)
+        self.controller.subsystem.know(self.controller, namespace)
         self.controller.enforce(nsid)
         self.controller.erasing.attached(nsid)
 

@@ -100,11 +100,6 @@ class SharedState:
         """Change the reservations of a namespace."""
         self[nsid] = replace(self[nsid], reservations=reservations)
 
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._words.release()
-        self._memory.close()
-
     def _write(self, start: int, state: NamespaceState) -> None:
         reservations = state.reservations
         hosts = [host for host, _ in reservations.keys]

@@ -68,19 +68,20 @@ class Subsystem:
 
     # -- what is known of namespaces -----------------------------------------------------------
 
-    def know(self, namespace: Namespace) -> None:
-        """A namespace is being attached to a controller; the first time, its reservations may be
-        in a file."""
-        path = namespace.backend.ptpl_file
-        if path is None or self.shared.changes(namespace.nsid):
+    def know(self, controller: Controller, namespace: Namespace) -> None:
+        """A namespace is being attached to a controller: if to no other, its reservations may be in
+        a file."""
+        path, nsid = namespace.backend.ptpl_file, namespace.nsid
+        others = [one for one in self.holding(nsid) if one is not controller]
+        if path is None or others or self.shared[nsid] != NamespaceState():
             return
         try:
             kept = ptpl.load(path)
         except (OSError, ValueError) as error:
-            _log.error("namespace %d begins without reservations: %s", namespace.nsid, error)
+            _log.error("namespace %d begins without reservations: %s", nsid, error)
             return
         if kept.ptpl:
-            self.shared.reserve(namespace.nsid, kept)
+            self.shared.reserve(nsid, kept)
 
     def forget(self, nsid: int) -> None:
         """A namespace was detached from a controller; another one of this NSID begins anew."""
