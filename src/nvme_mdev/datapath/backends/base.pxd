@@ -27,6 +27,8 @@ cdef class Backend:
     #: CopyLimits and Atomicity of `drive.py`, or None.
     cdef readonly object copy_limits
     cdef readonly object atomicity
+    #: Where reservations are kept through a loss of power (str), None: nowhere.
+    cdef public object ptpl_file
     #: Get ready on a thread that will serve it (paused), and leave it.
     cdef int attach(self, IOThread iothread) except -1
     cdef int detach(self, IOThread iothread) except -1

@@ -39,6 +39,8 @@ class Backend:
 
     #: What is written whole or not at all; None: a block.
     atomicity: Atomicity | None
+    #: Where its reservations are kept through a loss of power (PTPL); None: nowhere.
+    ptpl_file: str | None
 
     #: IOThreads that it is served on: with more than one, fused commands are not atomic.
     threads: int
