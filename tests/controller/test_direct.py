@@ -28,6 +28,7 @@ from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Vwc
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
+from nvme_mdev.spec.vfio_user import PciIrq
 
 from .assembly import SIZE
 from .statuses import refused
@@ -499,6 +500,31 @@ def test_a_drive_that_goes_away_takes_its_namespace_and_brings_it_back(
         below.run(below.server.start())
         wait_changed(host)
         assert host.active_namespaces() == [1]
+        queue.read(1, 0, 8)
+
+
+def test_a_drive_that_is_asked_for_back_is_let_go_of_and_taken_again_later(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest(NullBackend(SIZE, latency_ns=600_000_000))
+    below = tree.below
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        queue = host.create_queue_pair()
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        cid = queue.start(sqe)
+        assert below.call(below.assembly.device.signal, PciIrq.REQ)
+        # It is finished first, or can be retried.
+        assert not queue.finish(cid, PATIENCE).status.dnr
+        wait_changed(host)
+        assert host.active_namespaces() == []
+        with pytest.raises(NvmeStatusError):
+            queue.read(1, 0, 8, block_size=512)
+        wait_changed(host)
+        assert host.active_namespaces() == [1]
+        # It was shut down in order.
+        assert below.controller.state.lifetime[Lifetime.UNSAFE_SHUTDOWNS] == 0
         queue.read(1, 0, 8)
 
 

@@ -174,7 +174,7 @@ class TestHardware:
             'said() { grep -c "$1" $log || true; }\n'
             f"{verify('/run/guest.sock', 20)} >guest.log 2>&1 & guest=$!\n"
             f"{FIO} --directory=/mnt/ublk --runtime=40 >fio.log 2>&1 & fio=$!\n"
-            'while [ "$(said "guest.sock: client connected")" = 0 ]; do sleep 0.2; done\n'
+            'until nvme-mdev show guest | grep -q "^state: *ready"; do sleep 1; done\n'
             'for i in 1 2; do sleep 5; before=$(said "carrying on")\n'
             "kill -9 $(cat /proc/$keeper/task/$keeper/children)\n"
             'while [ "$(said "carrying on")" = "$before" ]; do sleep 0.2; done; done\n'
@@ -192,6 +192,31 @@ class TestHardware:
             'test ! -e /dev/ublkb0; test -z "$(grep -v ready attach.log)"',
             timeout=LONG,
         )
+        machine.stop(socket)
+
+    def test_a_drive_behind_vfio_that_is_taken_away_takes_its_namespace(
+        self, machine: Machine
+    ) -> None:
+        """The kernel waits until it is let go of."""
+        address = machine.behind_vfio("spare")
+        socket = machine.serve("memory:1M", f"direct:vfio:{address}/n1")
+        machine.wait(socket)
+        machine.guest.allow(r"pcieport|vfio-pci")
+        machine.guest.sh(
+            f"nvme-mdev bench {socket} --nsid 2 --rw randread --runtime 60 >/run/back.log 2>&1 &"
+            f" until grep -q 'client connected' {socket}.log; do sleep 0.5; done; sleep 2"
+        )
+        machine.guest.qmp("device_del", id="spare-drive")
+        state = machine.guest.sh(
+            f"while test -e /sys/bus/pci/devices/{address}; do sleep 0.5; done\n"
+            f"nvme-mdev namespace list {socket} -o json; cat {socket}.log",
+            timeout=LONG,
+        )
+        assert "is gone: it was asked for back" in state
+        assert '"lost"' in state
+        assert '"active"' in state
+        # What is left goes on.
+        machine.guest.sh(verify(socket, 2), timeout=LONG)
         machine.stop(socket)
 
     def test_a_drive_that_is_taken_away_takes_its_namespace(self, machine: Machine) -> None:

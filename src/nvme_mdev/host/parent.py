@@ -52,6 +52,8 @@ _LOOK_S = 0.5
 """How often the controller is looked after, at most."""
 _HEALTH_S = 30.0
 """How often its SMART log is read."""
+_SHUTDOWN_S = 2.0
+"""For a controller to shut down that may have gone already."""
 _CHANGED_LIST_SIZE = 4096
 _ATTACH_AGAIN_S = 0.02
 _ATTACH_WITHIN_S = 2.0
@@ -168,6 +170,7 @@ class Parent:
                 f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
             )
         self._namespaces.clear()
+        host.listen_for_request()
         host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
         host.request_events()
         with self._own_lock:
@@ -402,6 +405,9 @@ class Parent:
             self._lose_contact(error)
 
     def _check(self, host: NvmeHost, now: float) -> None:
+        if host.is_wanted_back:
+            self._hand_back(host)
+            return
         csts = host.csts()
         if csts.cfs or not csts.rdy:
             _log.warning("%s: it has failed or was reset: starting it again", self.address)
@@ -416,6 +422,23 @@ class Parent:
             self._health_at = now + _HEALTH_S
             self._smart = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
         self._abort_expired(host)
+
+    def _hand_back(self, host: NvmeHost) -> None:
+        """Somebody wants the controller back, to unplug it, say, and waits for that.
+
+        Its namespaces are lost until it can be had again.
+        """
+        # It finishes what it has; after that nothing is written to a guest's memory any more.
+        with suppress(HostError):
+            host.shutdown(timeout=_SHUTDOWN_S)
+        for share in self._shares.values():
+            share.queue.stop()
+            share.pair = share.pages = None
+        self._host = self._own = None
+        self._away_since = time.monotonic()
+        self._give_up("it was asked for back")
+        host.abandon()
+        self._look_at = self._away_since + self._patience_s
 
     def _reset(self, host: NvmeHost) -> None:
         """Reset it, and execute again what it had."""
@@ -472,8 +495,8 @@ class Parent:
         self._away_since, self._gone = None, False
         _log.info("%s is back", self.address)
 
-    def _give_up(self, error: Exception) -> None:
-        _log.error("%s is gone: %s", self.address, error)
+    def _give_up(self, why: object) -> None:
+        _log.error("%s is gone: %s", self.address, why)
         self._gone = True
         for share in self._shares.values():
             share.queue.fail()
