@@ -69,7 +69,8 @@ def run(
     """Run checks against the controller behind the socket at ``path``; a result as each ends.
 
     ``nsid`` None takes the first active namespace. Without ``destructive`` nothing is written to
-    it. ``share_memory`` False: the controller reaches our memory with messages only. AttachError: there is no controller behind the socket, or none any more.
+    it. ``share_memory`` False: the controller reaches our memory with messages only. AttachError:
+    there is no controller behind the socket, or none any more.
     """
     subject = Subject(path, nsid=nsid, share_memory=share_memory)
     last: Result | None = None

@@ -213,9 +213,9 @@ class QueueTable:
     def relay(self, memory: GuestMemory, doorbells: memoryview, fd: int) -> None:
         """Use this memory, and these doorbells (1024 words), in place of the guest's.
 
-        Whoever asks for it moves what the guest rings for, and what it is told. `fd` becomes readable
-        when a doorbell was written through the socket, and when a completion was posted; no
-        interrupts are sent. Nothing may be in flight. OSError: a backend cannot use the memory.
+        Whoever asks for it moves what the guest rings for, and what it is told. `fd` becomes
+        readable when a doorbell was written through the socket, and when a completion was posted;
+        no interrupts are sent. Nothing may be in flight. OSError: a backend cannot use the memory.
         """
 
     def end_relay(self, memory: GuestMemory) -> None:

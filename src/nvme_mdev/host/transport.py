@@ -88,12 +88,13 @@ class Transport:
         ``share_memory`` False: no file descriptors go with DMA_MAP, we answer DMA_READ and _WRITE.
         """
         self.path = resolve(path)
-        self._private = None if share_memory else PrivateMemory()
+        self.private_memory = None if share_memory else PrivateMemory()
+        """What only messages reach; None: all windows are shared."""
         try:
-            if self._private is None:
+            if self.private_memory is None:
                 self.client = Client(self.path, timeout=timeout)
             else:
-                self.client = ServingClient(self.path, self._private, timeout=timeout)
+                self.client = ServingClient(self.path, self.private_memory, timeout=timeout)
         except ProtocolError as error:
             raise AttachError(f"{self.path}: this is not a vfio-user server ({error})") from error
         except OSError as error:
@@ -211,17 +212,17 @@ class Transport:
         """Let the controller read and write a window."""
         flags = DmaMapFlags.READ | DmaMapFlags.WRITE
         with self._errors(f"DMA_MAP of {window.size} bytes at {window.iova:#x}"):
-            if self._private is not None:
-                self._private.windows.append(window)
-            fd = window.fd if self._private is None else None
+            if self.private_memory is not None:
+                self.private_memory.windows.append(window)
+            fd = window.fd if self.private_memory is None else None
             self.client.dma_map(DmaMap(window.iova, window.size, 0, flags), fd)
 
     def dma_unmap(self, window: DmaMemory) -> None:
         """Take a window away from the controller."""
         with self._errors(f"DMA_UNMAP of {window.size} bytes at {window.iova:#x}"):
             self.client.dma_unmap(window.iova, window.size)
-            if self._private is not None and window in self._private.windows:
-                self._private.windows.remove(window)
+            if self.private_memory is not None and window in self.private_memory.windows:
+                self.private_memory.windows.remove(window)
 
     def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
         """Let the controller see ``size`` bytes of a file from ``offset`` on."""

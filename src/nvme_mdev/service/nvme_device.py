@@ -407,7 +407,7 @@ class NvmeDevice:
             self._disable(index)
         await self._wait_patiently(lambda: self._relay.try_unmap_all() is not None)
         self._forget_windows(0, _EVERYTHING)
-        self._relay.detached()
+        await self._relay.detached()
         self._function.power_cycle()
 
     def _settled(self) -> bool:

@@ -13,6 +13,7 @@ neither side can come to wait until the other one reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from nvme_mdev.spec.vfio_user import Command, HeaderFlags
 from . import codec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 CHUNK = 32 << 10
 """Bytes that a message moves at most. One of this size is put into a Unix socket whole or not at
@@ -52,17 +53,18 @@ class ClientMemory:
         *,
         max_transfer: int = wire.DEFAULT_MAX_DATA_XFER_SIZE,
         epoch: int = 0,
-        timeout: float = REPLY_TIMEOUT_S,
+        timeout: float | None = None,
     ) -> None:
         """``send``: puts a whole message into the socket; ``max_transfer``: what the client takes.
 
-        ``epoch``: how many processes have served this client before.
+        ``epoch``: how many processes have served this client before; ``timeout``: seconds for a
+        reply, None: `REPLY_TIMEOUT_S`.
         """
         self._send = send
         self._chunk = max(1, min(max_transfer, CHUNK))
         self._epoch = epoch % _EPOCHS
         self._successor = epoch > 0
-        self._timeout = timeout
+        self._timeout = REPLY_TIMEOUT_S if timeout is None else timeout
         self._count = 0
         self._waiting: dict[int, tuple[Command, asyncio.Future[codec.Message]]] = {}
         self._late: set[int] = set()
@@ -119,7 +121,8 @@ class ClientMemory:
 
     async def _read(self, address: int, size: int) -> bytes:
         reply = await self._call(Command.DMA_READ, codec.DmaAccess(address, size).pack(), size)
-        answer = codec.DmaWrite.unpack(reply)
+        with _malformed():
+            answer = codec.DmaWrite.unpack(reply)
         if (answer.address, len(answer.data)) != (address, size):
             raise OSError(errno.EPROTO, f"{len(answer.data)} bytes of {answer.address:#x} instead")
         return answer.data
@@ -128,7 +131,8 @@ class ClientMemory:
         reply = await self._call(Command.DMA_WRITE, codec.DmaWrite(address, data).pack(), len(data))
         if not reply:
             return  # libvfio-user's clients repeat the range, others have nothing to say
-        answer = codec.DmaAccess.unpack(reply)
+        with _malformed():
+            answer = codec.DmaAccess.unpack(reply)
         if (answer.address, answer.count) != (address, len(data)):
             raise OSError(errno.EPROTO, f"{answer.count} bytes written at {answer.address:#x}")
 
@@ -144,8 +148,6 @@ class ClientMemory:
             self._outstanding += cost
         try:
             return await self._ask(command, body)
-        except codec.RemoteProtocolError as error:
-            raise OSError(errno.EPROTO, str(error)) from error
         finally:
             async with self._room:
                 self._outstanding -= cost
@@ -178,6 +180,15 @@ class ClientMemory:
             number = self._epoch << _EPOCH_SHIFT | self._count
             if number not in self._waiting and number not in self._late:
                 return number
+
+
+@contextlib.contextmanager
+def _malformed() -> Iterator[None]:
+    """A reply that makes no sense is the end of the access, not of the session."""
+    try:
+        yield
+    except codec.RemoteProtocolError as error:
+        raise OSError(errno.EPROTO, str(error)) from error
 
 
 def _chunks(address: int, size: int, chunk: int) -> list[tuple[int, int]]:

@@ -325,8 +325,8 @@ class ClientSession:
         ):
             self._warned_unshared = True
             log.warning(
-                "%s: guest memory is not shared: every command takes several messages. Start QEMU"
-                " with a memory backend with share=on",
+                "%s: guest memory is not shared, so every command takes several messages:"
+                " start QEMU with a memory backend with share=on",
                 self._name,
             )
         if self._again:

@@ -1,7 +1,7 @@
 """A client that does not share its memory: it answers VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE.
 
-The server asks at any time, so a thread reads the socket. It answers what the server asks, and hands on
-the replies to what we ask.
+The server asks at any time, so a thread reads the socket. It answers what the server asks, and
+hands on the replies to what we ask.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ A session has three states::
 
 The capabilities (section *VFIO_USER_VERSION*): a reply names only what the client has named.
 ``twin_socket`` (QEMU has none, and answers us on the one socket) and ``migration`` are never in it.
-Neither is ``write_multiple``: it would save nothing for registers that are written one at a time, and QEMU before 11.0 has a wrong constant
-behind it (``VFIO_PROXY_USE_MULTI``) that switches other things on as well.
+Neither is ``write_multiple``: it would save nothing for registers that are written one at a time,
+and QEMU before 11.0 has a wrong constant behind it (``VFIO_PROXY_USE_MULTI``) that switches other
+things on as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What of a relay outlives the process: where each queue stands, what is on its way, the shadow.
 
-Two memfds, made when a relay is first needed. In the first are, a part each: the header; the doorbells
-that the queues follow; by CQ, how far completions were pushed; by gigabyte of the shadow, which one of
-the guest's it is; the commands that were pulled and not answered.
+Two memfds, made when a relay is first needed. In the first are, a part each: the header; the
+doorbells that the queues follow; by CQ, how far completions were pushed; by gigabyte of the shadow,
+which one of the guest's it is; the commands that were pulled and not answered.
 """
 
 from __future__ import annotations

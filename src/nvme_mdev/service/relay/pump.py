@@ -1,13 +1,13 @@
 """Moves commands to the queues and completions to the guest.
 
-A task for each SQ pulls: entries, then what the commands need, then the queue's doorbell is moved. One
-task pushes: data, then the completions of it, then the interrupt, the admin queue's after all others',
-since what it says (a queue is deleted) is about what they have said. A guest that rings or completions
-that are posted make ``event_fd`` readable.
+A task for each SQ pulls: entries, then what the commands need, then the queue's doorbell is moved.
+One task pushes: data, then the completions of it, then the interrupt, the admin queue's after all
+others', since what it says (a queue is deleted) is about what they have said. A guest that rings or
+completions that are posted make ``event_fd`` readable.
 
-After a death the next process pulls again what no doorbell had been moved for, and compares the first
-completions that it has to push with what the guest has: of those that it has, the data was pushed, too,
-and may be something else's by now.
+After a death the next process pulls again what no doorbell had been moved for, and compares the
+first completions that it has to push with what the guest has: of those that it has, the data was
+pushed, too, and may be something else's by now.
 """
 
 from __future__ import annotations
@@ -93,14 +93,15 @@ class Pump:
             self._polling = self._loop.call_later(_IDLE_POLL_S, self._poll)
         self.look()
 
-    def stop(self) -> None:
-        """Leave everything as it is."""
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Leave everything as it is; what is about to end."""
         self._loop.remove_reader(self._event_fd)
         for timer in (self._polling, self._later):
             if timer is not None:
                 timer.cancel()
         for task in self._tasks:
             task.cancel()
+        return list(self._tasks)
 
     def adopt(self) -> None:
         """Go on with the queues of a process before us."""
@@ -126,7 +127,7 @@ class Pump:
 
     # -- queues ------------------------------------------------------------------------------
 
-    def queue_changed(self, qid: int, completion: bool, created: bool) -> None:  # noqa: FBT001
+    def queue_changed(self, qid: int, completion: bool, created: bool) -> None:
         """A queue has come or is about to go (`QueueTable.on_queue`)."""
         if completion and created:
             self._add_cq(qid)
@@ -347,7 +348,7 @@ class Pump:
             ((iova, _),) = sq.pieces(index, 1)
             self._shadow.write(iova, bytes(spoilt))
 
-    def _length_of(self, sqe: SQE, admin: bool) -> int:  # noqa: FBT001
+    def _length_of(self, sqe: SQE, admin: bool) -> int:
         namespace = None if admin else self._controller.namespaces.get(sqe.nsid)
         block_size = namespace.backend.block_size if namespace is not None else 0
         length = length_of(sqe, admin=admin, block_size=block_size)

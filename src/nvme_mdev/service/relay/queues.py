@@ -65,11 +65,11 @@ class RelayedCq(RelayedQueue):
     pushed: int = 0
     """The next entry to be pushed."""
     sent: int = 0
-    """As `pushed`, with those that are being pushed: the guest may have seen them before we know."""
+    """As `pushed`, with those that are being pushed: the guest may see them before we know."""
     head: int = 0
     """The guest's, as it was passed on."""
     unsure: bool = False
-    """Some of what is to be pushed may be with the guest already: a process before us was killed."""
+    """The guest may have some of what is to be pushed: a process before us was killed."""
 
 
 def sq_of(queues: QueueTable, qid: int, page_size: int) -> RelayedSq:

@@ -1,8 +1,9 @@
 """Decides whether a controller's guest is served through a relay, and keeps its DMA windows.
 
-That is so from the moment that the guest enables the controller with an admin queue in memory without a
-file descriptor, until it enables it with one that it shares, or leaves. Meanwhile all of its memory is
-behind the shadow, what it shares included, so that every command is the same to the data path.
+That is so from the moment that the guest enables the controller with an admin queue in memory
+without a file descriptor, until it enables it with one that it shares, or leaves. Meanwhile all of
+its memory is behind the shadow, what it shares included, so that every command is the same to the
+data path.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Relay:
             self._pump.start()
 
     def resume(self) -> None:
-        """After a process before us, with the windows it knew mapped anew: before the controller."""
+        """After a process before us, when its windows are mapped; before the controller goes on."""
         inherited = self._keeper.inherited if self._keeper is not None else {}
         if RELAY in inherited:
             self._begin(adopt=True)
@@ -147,10 +148,10 @@ class Relay:
         if self._pump is not None:
             self._pump.adopt()
 
-    def detached(self) -> None:
+    async def detached(self) -> None:
         """The client has gone, and nothing is mapped any more."""
         self._guest.client = None
-        self._end()
+        await asyncio.gather(*self._end(), return_exceptions=True)
         self._given_doorbells = False
 
     # -- being one ---------------------------------------------------------------------------
@@ -167,8 +168,13 @@ class Relay:
         elif self._pump is None and all(
             self._guest.covers(iova, size, write=write) for iova, size, write in places
         ):
-            self._begin()
-            _log.warning("guest memory is reached with messages: slow, but it works")
+            try:
+                self._begin()
+            except OSError as error:
+                # The admin queue is not in memory then, and the controller cannot be enabled.
+                _log.error("memory that is not shared cannot be used: %s", error)
+            else:
+                _log.info("guest memory is reached with messages")
         if self._pump is not None:
             # A shadow doorbell page would have to be asked for again and again.
             self._controller.withhold_shadow_doorbell()
@@ -213,10 +219,11 @@ class Relay:
         if self._guest.client is not None:
             self._pump.start()
 
-    def _end(self) -> None:
+    def _end(self) -> list[asyncio.Task[None]]:
+        """Serve the guest without a relay; the tasks that are about to end."""
         if self._pump is None or self._files is None:
-            return
-        self._pump.stop()
+            return []
+        ending = self._pump.stop()
         self._pump = None
         self._queues.on_queue = self._queues.relayed_work = None
         shadow_memory = self._queues.memory
@@ -227,3 +234,4 @@ class Relay:
         self._files = None
         os.close(self._event_fd)
         self._event_fd = -1
+        return ending

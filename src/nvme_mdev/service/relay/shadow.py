@@ -1,7 +1,7 @@
 """The shadow: our own memory at the guest's addresses, a page of it only where something uses it.
 
-A page has users: queues, and commands on their way. Without any it is given back to the system, some at
-a time.
+A page has users: queues, and commands on their way. Without any it is given back to the system,
+some at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What data a command moves, and where: enough of it to pull and push, not to judge it.
 
-The data path checks every command, as always. What is wrong with one is left to it: nothing is moved
-for that, and the data path refuses it (NVMe Base 2.x, sections 4.1.1, 4.3.1, 4.3.2).
+The data path checks every command, as always. What is wrong with one is left to it: nothing is
+moved for that, and the data path refuses it (NVMe Base 2.x, sections 4.1.1, 4.3.1, 4.3.2).
 """
 
 from __future__ import annotations
