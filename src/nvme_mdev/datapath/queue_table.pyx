@@ -36,7 +36,7 @@ from nvme_mdev.datapath.queue_setup cimport (
     move_doorbells, open_cq, open_sq, queue_place_t,
 )
 from nvme_mdev.datapath.queues cimport (
-    SQE_SIZE, log_error, raise_interrupt, signal_fd, tell_relay, wake_thread,
+    SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, tell_relay, wake_thread,
 )
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
@@ -494,6 +494,14 @@ cdef class QueueTable:
         else:
             wake_thread(cq.thread if completion else sq.thread)
         return DOORBELL_OK
+
+    def ring_behind_tail(self, qid, value):
+        if self.controller.dstrd and self.has_cq(qid):
+            store_release32(behind_tail(&self.controller.cqs[<uint32_t> qid]), value)
+            if qid == 0:
+                signal_fd(self.notify_fd)
+            else:
+                wake_thread(self.controller.cqs[<uint32_t> qid].thread)
 
     # -- admin commands -------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class RelayedCommand:
     transfer: Transfer = field(default_factory=Transfer)
     pages: list[int] = field(default_factory=list)
     """Pages of the shadow that it uses."""
+    adopted: bool = False
+    """A process before us has pulled it, and perhaps not given it to its queue."""
 
     @property
     def sqe(self) -> SQE:
@@ -69,7 +71,7 @@ class RelayedCommands:
         for noted in self._files.commands():
             sqe = SQE.from_buffer_copy(noted.sqe)
             command = RelayedCommand(
-                noted.number, noted.sqid, noted.sqe, length_of(sqe, noted.sqid == 0)
+                noted.number, noted.sqid, noted.sqe, length_of(sqe, noted.sqid == 0), adopted=True
             )
             self._free.remove(noted.number)
             self._bytes += 0 if command.admin else command.length
@@ -99,6 +101,9 @@ class RelayedCommands:
 
     def note(self, command: RelayedCommand) -> None:
         """It is given to its queue: the next process has to know of it."""
+        for other in list(self._by_key.get(command.key, ())):
+            if other.adopted:
+                self.drop(other)  # this one, as it was before the death
         self._files.note(PulledCommand(command.number, command.sqid, command.raw))
         self._by_key.setdefault(command.key, deque()).append(command)
 

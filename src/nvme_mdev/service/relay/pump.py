@@ -195,7 +195,7 @@ class Pump:
         """Begin whatever there is to do."""
         if self._guest.client is None or not self._may_move():
             return
-        if self._controller.state.scratch[Scratch.DMA_BLOCKED]:
+        if self._is_blocked():
             if self._later is None:
                 self._later = self._loop.call_later(_BLOCKED_POLL_S, self._look_again)
             return
@@ -216,10 +216,14 @@ class Pump:
         """Whether anything may be begun: after a reset nothing of before is moved."""
         return self._controller.life_cycle.state in _MOVING
 
+    def _is_blocked(self) -> bool:
+        """Whether PCI has taken the right to access guest memory away."""
+        return bool(self._controller.state.scratch[Scratch.DMA_BLOCKED])
+
     def work(self, qid: int | None) -> int:
         """How much is not over yet, of all queues or of an SQ (`QueueTable.relayed_work`)."""
         if qid is None:
-            waiting = self._next_cq() is not None and self._may_move()
+            waiting = self._next_cq() is not None and self._may_move() and not self._is_blocked()
             return len(self._tasks) + waiting
         sq = self._sqs.get(qid)
         pulls = sq is not None and sq.pulling is not None and not sq.pulling.done()

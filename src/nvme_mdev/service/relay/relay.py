@@ -91,10 +91,11 @@ class Relay:
         Nothing waits for messages that are under way: the client answers them when it is done with
         this, as it likes.
         """
+        if self.active:
+            # First: the windows here are the client's, those of the shadow may be in pieces.
+            self._shared.unmap(iova, size)
         removed = self._queues.try_unmap(iova, size)
         if removed is not None:
-            if self.active:
-                self._shared.unmap(iova, size)
             self._forget_windows(iova, size)
         return removed
 
