@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nvme_mdev.spec.nvme_commands import CQE_SIZE, PRP_SIZE, SQE_SIZE
+from nvme_mdev.controller.admin.queues import listed_pages
+from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE_SIZE
 
 if TYPE_CHECKING:
     import asyncio
@@ -93,16 +94,7 @@ def _pages(
 ) -> list[int]:
     """The pages of a queue; where a PRP list names them, it is in the shadow."""
     iova, entries = place
-    count = -(-entries * entry_size // page_size)
+    size = entries * entry_size
     if contiguous:
-        return [iova + i * page_size for i in range(count)]
-    pages: list[int] = []
-    while len(pages) < count:
-        left = count - len(pages)
-        slots = (page_size - iova % page_size) // PRP_SIZE
-        data = queues.memory.read(iova, min(left, slots) * PRP_SIZE)
-        found = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
-        if left > slots:
-            iova = found.pop()
-        pages += found
-    return pages
+        return list(range(iova, iova + size, page_size))
+    return [page for page, _ in listed_pages(queues.memory, iova, size, page_size)]
