@@ -172,7 +172,8 @@ class TestHardware:
         guest.sh(
             f"{ATTACH}log={socket}.log keeper=$(cat {socket}.pid)\n"
             'said() { grep -c "$1" $log || true; }\n'
-            f"{verify('/run/guest.sock', 20)} >guest.log 2>&1 & guest=$!\n"
+            # A daemon that is killed may need half a minute to be there again, on a busy machine.
+            f"{verify('/run/guest.sock', 20)} --timeout 200 >guest.log 2>&1 & guest=$!\n"
             f"{FIO} --directory=/mnt/ublk --runtime=40 >fio.log 2>&1 & fio=$!\n"
             'until nvme-mdev show guest | grep -q "^state: *ready"; do sleep 1; done\n'
             'for i in 1 2; do sleep 5; before=$(said "carrying on")\n'
