@@ -498,6 +498,7 @@ class Parent:
     def _give_up(self, why: object) -> None:
         _log.error("%s is gone: %s", self.address, why)
         self._gone = True
+        self._namespaces.clear()
         for share in self._shares.values():
             share.queue.fail()
 
