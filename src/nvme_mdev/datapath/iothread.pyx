@@ -23,6 +23,7 @@ from nvme_mdev.datapath.atomics cimport (
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
+from nvme_mdev.datapath.give_way cimport give_way
 from nvme_mdev.datapath.coalescing cimport hold_back, raise_held_back
 from nvme_mdev.datapath.commands cimport command_lba, command_parse
 from nvme_mdev.datapath.compound cimport (
@@ -70,9 +71,6 @@ cdef extern from "<signal.h>" nogil:
     int sigaction(int number, const sigaction_t *action, sigaction_t *old)
     #: One of the last real-time signals: nobody else's default. Valgrind keeps the very last.
     int KICK "(SIGRTMAX - 1)"
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
 
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_TIMERSLACK
@@ -533,10 +531,9 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     cdef uint64_t now
     cpu_relax()
     thread.idle_turns += 1
-    if thread.idle_turns % (YIELD_TURNS if thread.inflight > thread.arbiter_count else IDLE_TURNS) == 0:
-        # The kernel may need this processor for the very I/O that is waited for (io_uring's
-        # workers, a device's interrupt thread), or a guest to send some: let them.
-        sched_yield()
+    if thread.idle_turns % (
+            YIELD_TURNS if thread.inflight > thread.arbiter_count or thread.doze_until_ns else IDLE_TURNS) == 0:
+        give_way(thread)
     if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and (
             thread.queue_count + thread.weighted_count):
         return
