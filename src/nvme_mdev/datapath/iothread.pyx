@@ -492,6 +492,17 @@ cdef bint prepare_to_sleep(iothread_t *thread) noexcept nogil:
     return poll_admin(thread) == 0
 
 
+cdef inline bint polls(iothread_t *thread) noexcept nogil:
+    """There is a doorbell to look at: of an I/O queue, or of the admin queue of a guest that starts."""
+    cdef uint32_t i
+    if thread.queue_count + thread.weighted_count:
+        return True
+    for i in range(thread.controller_count):
+        if thread.controllers[i].admin_doorbell != NULL:
+            return True
+    return False
+
+
 cdef bint may_park(iothread_t *thread) noexcept nogil:
     """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, and no
     client has the doorbell page mapped."""
@@ -522,6 +533,8 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     store_release32(&thread.state, STANDING)
     if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
         read_fd(thread.wake_fd, &ignored, 8)
+        # Who wakes it up may have more: it polls again for a while.
+        thread.idle_since_ns = 0
     store_relaxed32(&thread.state, RUNNING)
     fence_full()
 
@@ -534,16 +547,14 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     if thread.idle_turns % (
             YIELD_TURNS if thread.inflight > thread.arbiter_count or thread.doze_until_ns else IDLE_TURNS) == 0:
         give_way(thread)
-    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and (
-            thread.queue_count + thread.weighted_count):
+    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and polls(thread):
         return
     now = now_ns()
     if thread.idle_since_ns == 0:
         thread.idle_since_ns = now
         thread.nap_ns = NAP_FIRST_NS
     if thread.inflight > thread.arbiter_count or (
-            thread.queue_count + thread.weighted_count
-            and now - thread.idle_since_ns < thread.poll_timeout_ns):
+            now - thread.idle_since_ns < thread.poll_timeout_ns and polls(thread)):
         return
     # Whoever rings from now on sees `parked` or is seen by us: the fence is in the next call.
     store_relaxed32(&thread.parked, 1)
