@@ -23,6 +23,8 @@ cdef enum:
     #: For so long yields are not tried again, at first and at most.
     DOZING_FIRST_NS = 10000000
     DOZING_MOST_NS = 1000000000
+    #: A yield that is taken within so many times that is answered with twice as long.
+    SOON = 4
     #: The longest that a doorbell goes unseen: while io_uring can wake the thread up, and else.
     DOZE_NS = 50000
     NAP_NS = 20000
@@ -36,16 +38,20 @@ cdef inline void doze(iothread_t *thread) noexcept nogil:
 
 
 cdef inline void give_way(iothread_t *thread) noexcept nogil:
-    cdef uint64_t before = now_ns()
-    if before < thread.doze_until_ns:
+    cdef uint64_t now = now_ns()
+    cdef uint64_t before = now
+    thread.dozing = now < thread.doze_until_ns
+    if thread.dozing:
         doze(thread)
         return
     sched_yield()
-    if now_ns() - before >= TAKEN_NS:
-        thread.dozing_ns = min(max(2 * thread.dozing_ns, <uint64_t> DOZING_FIRST_NS),
-                               <uint64_t> DOZING_MOST_NS)
-        thread.doze_until_ns = now_ns() + thread.dozing_ns
-    elif thread.doze_until_ns:
-        # Only the first yield after a time of dozing makes the next one shorter.
-        thread.doze_until_ns = 0
-        thread.dozing_ns >>= 1
+    now = now_ns()
+    if now - before < TAKEN_NS:
+        return
+    # Who computes may well pause at times: it is not forgotten soon.
+    if now - thread.doze_until_ns < SOON * thread.dozing_ns:
+        thread.dozing_ns = min(2 * thread.dozing_ns, <uint64_t> DOZING_MOST_NS)
+    else:
+        thread.dozing_ns = DOZING_FIRST_NS
+    thread.doze_until_ns = now + thread.dozing_ns
+    thread.dozing = 1

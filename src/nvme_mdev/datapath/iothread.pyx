@@ -545,7 +545,7 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     cpu_relax()
     thread.idle_turns += 1
     if thread.idle_turns % (
-            YIELD_TURNS if thread.inflight > thread.arbiter_count or thread.doze_until_ns else IDLE_TURNS) == 0:
+            YIELD_TURNS if thread.inflight > thread.arbiter_count or thread.dozing else IDLE_TURNS) == 0:
         give_way(thread)
     if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and polls(thread):
         return

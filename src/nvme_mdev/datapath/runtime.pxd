@@ -473,5 +473,6 @@ cdef struct iothread_t:
     #: for how long the last time.
     uint64_t doze_until_ns
     uint64_t dozing_ns
+    uint32_t dozing
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
     uint32_t rests
