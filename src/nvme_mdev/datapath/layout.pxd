@@ -11,7 +11,7 @@ an IOThread reads only while that thread is paused.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    STATE_VERSION = 3
+    STATE_VERSION = 4
     #: I/O queue pairs; the register CAP and the Number of Queues feature offer at most this many.
     IO_QUEUES = 128
     QUEUES = IO_QUEUES + 1
@@ -48,6 +48,9 @@ cdef enum:
     #: And, above it, the status that the command completes with.
     STAGE_OVER = 2
     STAGE_STATUS_SHIFT = 16
+    #: (Commands of the control plane.) It may have been done already: what tells is a number of the
+    #: control plane's, above it.
+    STAGE_DECIDED = 4
 
 cdef extern from *:
     """
@@ -149,7 +152,7 @@ cdef struct slot_t:
     #: The how manieth command of its SQ it is (modulo 2^32): against `sq_state_t.fetched` it tells
     #: whether the head has moved past it, which `sq_index` cannot when the SQ has wrapped.
     uint32_t sequence
-    #: How far a fused pair has come, which must not be executed twice; STAGE_NONE in a free slot.
+    #: How far a command has come that must not be executed twice; STAGE_NONE in a free slot.
     uint32_t stage
     uint32_t reserved[10]
 
