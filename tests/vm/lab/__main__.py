@@ -15,7 +15,7 @@ from .machines import direct_boot, machine, programs_disk, vfio_user
 from .packages import LabUnavailableError
 from .prepare import Lab, cache_directory, clean, prepare, say
 from .recipe import KERNELS
-from .report import measure
+from .report import measure, usual_sweeps
 
 KERNEL_NAMES = [kernel.name for kernel in KERNELS]
 
@@ -64,7 +64,7 @@ def compare(lab: Lab, arguments: argparse.Namespace) -> int:
         lab,
         rounds=arguments.rounds,
         runtime=arguments.runtime,
-        quick=arguments.quick,
+        sweeps=usual_sweeps(quick=arguments.quick),
         progress=lambda share, what: say(f"{share:4.0%} {what}"),
     )
     if arguments.html:

@@ -110,7 +110,7 @@ def full_image(path: Path) -> Path:
     return path
 
 
-def sweeps(*, quick: bool) -> list[Sweep]:
+def usual_sweeps(*, quick: bool) -> list[Sweep]:
     """What is plotted: IOPS against queue depth and block size."""
     depths = (1, 8, 32) if quick else (1, 2, 4, 8, 16, 32, 64)
     sizes = (4096, 65536) if quick else (4096, 16384, 65536, 131072)
@@ -168,7 +168,7 @@ def measure(
     *,
     rounds: int,
     runtime: float,
-    quick: bool,
+    sweeps: list[Sweep],
     progress: Callable[[float, str], None],
 ) -> Report:
     """Boot the guest, measure each of its disks in turn, and end everything."""
@@ -213,7 +213,7 @@ def measure(
             ]
             report = Report(
                 [subject.name for subject in subjects],
-                sweeps(quick=quick),
+                sweeps,
                 rounds,
                 runtime,
                 tests={"interrupt test, in a guest": GUEST_TEST},
