@@ -85,6 +85,8 @@ cdef struct file_mapping_t:
 
 cdef class GuestMemory:
     cdef memory_map_t table
+    #: The files are large and mostly holes.
+    cdef bint sparse
     cdef file_mapping_t *files
     cdef uint32_t file_count
     cdef uint32_t insert_position(self, uint64_t iova)
