@@ -185,7 +185,8 @@ class TestHardware:
         )
         guest.sh(
             f"{ATTACH}umount /mnt/ublk; fsck.ext4 -fn /dev/ublkb0\n"
-            f"{FIO} --filename=/dev/ublkb0 --size=8M --rw=randtrimwrite --runtime=5\n"
+            "fio --name=trim --filename=/dev/ublkb0 --ioengine=libaio --direct=1 --rw=randtrim"
+            " --bs=64k --iodepth=16 --size=8M\n"
             "dd if=/dev/urandom of=/dev/ublkb0 bs=1M count=2 oflag=direct status=none\n"
             "blkdiscard -z -l 1M /dev/ublkb0\n"
             "cmp -n 1048576 /dev/ublkb0 /dev/zero\n"
