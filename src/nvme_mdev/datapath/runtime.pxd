@@ -493,5 +493,10 @@ cdef struct iothread_t:
     uint32_t arbiter_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: Somebody computes on its processor (`give_way.pxd`): until when it dozes and does not yield, and
+    #: for how long the last time.
+    uint64_t doze_until_ns
+    uint64_t dozing_ns
+    uint32_t dozing
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
     uint32_t rests
