@@ -54,6 +54,12 @@ static inline uint64_t fetch_add64(volatile uint64_t *p, uint64_t value)
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
 
+/* True: it was `before` and is `after` now. */
+static inline int compare_exchange64(volatile uint64_t *p, uint64_t before, uint64_t after)
+{
+    return __atomic_compare_exchange_n(p, &before, after, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
 /* A full fence: the one order that neither acquire nor release gives is store before load. */
 static inline void fence_full(void)
 {

@@ -15,7 +15,7 @@ from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
 from nvme_mdev.datapath.memory cimport memory_position, memory_translate
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE
 from nvme_mdev.datapath.runtime cimport (
-    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
+    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, REQUEST_THROTTLED, controller_t, cq_t, region_t,
     request_t, sq_t,
 )
 
@@ -222,13 +222,14 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
     cdef uint32_t qid, i
     for qid in range(1, QUEUES):
         sq = &controller.sqs[qid]
-        if sq.size == 0 or sq.inflight == 0:
+        if sq.size == 0 or sq.inflight == sq.throttled:
             continue
         for i in range(page_count(sq.cq.size, CQE_SIZE)):
             if lies_in(region, sq.cq.pages[i]):
                 return True
         for i in range(sq.slot_count):
-            if sq.slots[i].state == SLOT_BUSY and moves_through(&sq.requests[i], region):
+            if (sq.slots[i].state == SLOT_BUSY and not sq.requests[i].flags & REQUEST_THROTTLED
+                    and moves_through(&sq.requests[i], region)):
                 return True
     return False
 
@@ -236,7 +237,8 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
 cdef bint anything_in_flight(controller_t *controller) noexcept:
     cdef uint32_t qid
     for qid in range(1, QUEUES):
-        if controller.sqs[qid].size and controller.sqs[qid].inflight:
+        if controller.sqs[qid].size and (
+                controller.sqs[qid].inflight != controller.sqs[qid].throttled):
             return True
     return False
 

@@ -27,11 +27,11 @@ from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COPY,
     OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS, REQUEST_DEALLOCATE,
-    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, backend_t, compound_t, compounds_t,
+    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_THROTTLED, backend_t, compound_t, compounds_t,
     iothread_t, namespace_t, range_lock_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
+    COMPOUND, LIMITED, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
     SC_ABORT_MISSING_FUSED, SC_ABORT_REQUESTED, SC_COMPARE_FAILURE, SC_DNR, SC_INTERNAL_ERROR,
     SC_INVALID_FIELD, SC_NAMESPACE_NOT_READY, SC_SUCCESS,
 )
@@ -210,7 +210,8 @@ cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept
     cdef uint32_t i
     for i in range(sq.slot_count):
         other = &sq.requests[i]
-        if (sq.slots[i].state != SLOT_BUSY or other.ns == NULL or other.ns.backend != lock.backend
+        if (sq.slots[i].state != SLOT_BUSY or other.flags & REQUEST_THROTTLED
+                or other.ns == NULL or other.ns.backend != lock.backend
                 or other == lock.owner or other == lock.owner.compound.partner or is_waiting(other)
                 or not request_touches(other, lock.offset, lock.offset + lock.length)):
             continue
@@ -594,7 +595,8 @@ cdef void hold_back(request_t **batch, uint32_t begin, uint32_t count, compound_
     cdef request_t *later
     for i in range(begin, count):
         later = batch[i]
-        if later.status == SC_SUCCESS and later.ns.backend == pair.request.ns.backend and (
+        if (later.status == SC_SUCCESS or later.status == LIMITED) and (
+                later.ns.backend == pair.request.ns.backend) and (
                 request_touches(later, pair.offset, pair.offset + pair.length)):
             later.status = COMPOUND if compound_of(later) != NULL else SC_INTERNAL_ERROR
 

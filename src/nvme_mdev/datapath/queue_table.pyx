@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read as read_fd
 
-from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_waiting
+from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_throttled, abort_waiting
 from nvme_mdev.datapath.admin_pair cimport admin_complete, admin_fetch, admin_room
 from nvme_mdev.datapath.atomics cimport exchange32, load_acquire32, read_tsc, store_release32
 from nvme_mdev.datapath.backends.base cimport Backend
@@ -21,7 +21,7 @@ from nvme_mdev.datapath.coalescing cimport coalescing_configure
 from nvme_mdev.datapath.interrupts cimport (
     assert_pin, interrupts_init, mask_vector, pin_level, set_intms, set_pin, set_vector,
 )
-from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.iothread cimport IOThread, post_all
 from nvme_mdev.datapath.layout cimport (
     HOST_QUEUES, INTERRUPT_CLIENT_MASK, INTERRUPT_FUNCTION_MASK, INTERRUPT_PENDING,
     INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, cq_state_t, io_counters_t,
@@ -29,7 +29,7 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.namespace_table cimport (
-    fill_namespace, namespace_moved, namespace_used_from,
+    end_throttled, fill_namespace, namespace_moved, namespace_throttled, namespace_used_from,
 )
 from nvme_mdev.datapath.queue_setup cimport (
     close_cq, close_sq, doorbell_register, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
@@ -38,10 +38,12 @@ from nvme_mdev.datapath.queue_setup cimport (
 from nvme_mdev.datapath.queues cimport SQE_SIZE, log_error, raise_interrupt, signal_fd, wake_thread
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED, bad_table_t,
-    controller_t, cq_t, interrupts_t, namespace_t, request_t, sq_t,
+    BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED,
+    REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t, namespace_t, request_t, sq_t,
+    throttled_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
+from nvme_mdev.datapath.status cimport SC_ABORT_SQ_DELETED
 from nvme_mdev.datapath.uncorrectable cimport bad_clear
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
@@ -49,7 +51,7 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    InFlight, IoCounters, QueueError, SubmissionQueue, path_statistics, sum_statistics,
+    InFlight, IoCounters, QueueError, SubmissionQueue, Throttled, path_statistics, sum_statistics,
 )
 
 cdef enum:
@@ -227,12 +229,15 @@ cdef class QueueTable:
         self._pause()
         self.controller.stopped = 1
         self._hold_all(HELD_ASKED)
+        end_throttled(self.controller, NULL, NULL, SC_ABORT_SQ_DELETED)
         self._resume()
 
     def disable(self):
         cdef uint32_t qid
         self._pause()
         self.controller.admin_doorbell = NULL
+        self.controller.stopped = 1
+        end_throttled(self.controller, NULL, NULL, SC_ABORT_SQ_DELETED)
         for qid in range(QUEUES):
             if self.controller.sqs[qid].size:
                 self._close_sq(qid)
@@ -255,6 +260,11 @@ cdef class QueueTable:
             self._hold_all(HELD_ASKED)
         else:
             self._sq(qid).held |= HELD_ASKED
+        self._resume()
+
+    def end_throttled(self, qid=None):
+        self._pause()
+        end_throttled(self.controller, NULL if qid is None else self._sq(qid), NULL, SC_ABORT_SQ_DELETED)
         self._resume()
 
     def release(self, qid=None):
@@ -290,6 +300,15 @@ cdef class QueueTable:
         for i in range(1, QUEUES):
             if qid is None or qid == i:
                 count += load_acquire32(&self.controller.sqs[i].inflight)
+                count -= load_acquire32(&self.controller.sqs[i].throttled)
+        return count
+
+    @property
+    def throttled(self):
+        cdef uint32_t i
+        cdef uint32_t count = 0
+        for i in range(1, QUEUES):
+            count += load_acquire32(&self.controller.sqs[i].throttled)
         return count
 
     def cancel_expired(self, timeout_ms):
@@ -307,7 +326,8 @@ cdef class QueueTable:
                 continue
             for i in range(sq.slot_count):
                 request = &sq.requests[i]
-                if (request.slot.state == SLOT_BUSY and not request.flags & REQUEST_EXPIRED
+                if (request.slot.state == SLOT_BUSY
+                        and not request.flags & (REQUEST_EXPIRED | REQUEST_THROTTLED)
                         and now > request.started and now - request.started > limit):
                     request.flags |= REQUEST_EXPIRED
                     request.ns.backend.ops.cancel(sq.thread, request)
@@ -507,6 +527,9 @@ cdef class QueueTable:
         self._pause()
         try:
             if abort_waiting(sq, cid):
+                return True
+            if abort_throttled(sq, cid):
+                post_all(sq.thread)
                 return True
             request = abort_in_flight(sq, cid)
             if request == NULL:
@@ -736,6 +759,10 @@ cdef class QueueTable:
         cdef io_counters_t moved = namespace_moved(ns)
         return IoCounters(
             moved.read_commands, moved.write_commands, moved.read_units << 9, moved.write_units << 9)
+
+    def namespace_throttled(self, nsid):
+        cdef throttled_t throttled = namespace_throttled(self._namespace(nsid))
+        return Throttled(throttled.waiting, throttled.total)
 
     def submission_queues(self):
         return [

@@ -81,11 +81,22 @@ cdef enum:
     REQUEST_EXPIRED = 16
     #: `error_lba` says where it failed; otherwise that follows from the command.
     REQUEST_LBA = 32
+    #: It waits for its namespace's limits and uses nothing but its slot (`throttle.pyx`) ...
+    REQUEST_THROTTLED = 64
+    #: ... together with the second command of its fused pair, which is the next in line.
+    REQUEST_PAIRED = 128
 
     #: Why commands for a backend have to look closer (`backend_t.attention`): it has unreadable
-    #: blocks; a fused pair has a range for itself.
+    #: blocks; a fused pair has a range for itself; it has limits.
     ATTENTION_BAD = 1
     ATTENTION_LOCKED = 2
+    ATTENTION_LIMITED = 4
+
+    #: What a limit is about: everything, what reads, what writes.
+    LIMIT_TOTAL = 0
+    LIMIT_READ = 1
+    LIMIT_WRITE = 2
+    LIMITS = 3
 
 #: One mapping of the client: IOVA [iova, iova + size) is at `address`.
 cdef struct region_t:
@@ -120,6 +131,8 @@ cdef struct namespace_t:
     uint32_t retired
     #: What was moved since it was attached, by each of the controller's IOThreads.
     io_counters_t *moved
+    #: Commands that wait for its limits, by the same.
+    throttled_t *throttled
 
 #: A backend's entry points. All run on an IOThread, without the GIL.
 cdef struct backend_ops_t:
@@ -153,6 +166,40 @@ cdef struct backend_t:
     uint32_t locked
     #: IOThreads that it is served on.
     uint32_t threads
+    #: Its limits, with ATTENTION_LIMITED.
+    throttle_t *throttle
+
+#: A token bucket, kept as the time when it is full again (`token_bucket.pxd`); times are in
+#: units of a sixteenth of a time-stamp counter tick.
+cdef struct bucket_t:
+    #: Modulo 2^64; IOThreads change it atomically.
+    uint64_t full_at
+    #: How long a token takes, with 24 fractional bits; 0: there is no limit.
+    uint64_t token_time
+    #: How long all tokens that it can hold take.
+    uint64_t burst_time
+
+#: The limits of a backend, of all controllers that it is a namespace of together.
+cdef struct throttle_t:
+    bucket_t commands[LIMITS]
+    bucket_t bytes[LIMITS]
+
+#: Commands of one namespace of one controller that wait on one IOThread for its limits.
+cdef struct throttled_t:
+    #: The next and the one before in the thread's ring; NULL: it is not in it, nothing waits.
+    throttled_t *next
+    throttled_t *previous
+    namespace_t *ns
+    #: What reads, and what writes, in the order of fetching (linked through `request_t.done`).
+    request_t *first[2]
+    request_t *last[2]
+    #: When there can be tokens for the first of each, in the buckets' time.
+    uint64_t due[2]
+    #: Which of the two is looked at first.
+    uint32_t turn
+    #: Commands that wait, and that ever had to.
+    uint32_t waiting
+    uint64_t total
 
 #: The part of a controller's table of unreadable blocks that is about one namespace.
 cdef struct bad_table_t:
@@ -277,6 +324,8 @@ cdef struct sq_t:
     uint32_t host_queue
     #: Priority class (QPRIO), with weighted round robin.
     uint32_t priority
+    #: Of `inflight`: those that wait for the limits of their namespace.
+    uint32_t throttled
 
 cdef struct cq_t:
     uint32_t tail
@@ -461,12 +510,21 @@ cdef struct iothread_t:
     #: Serve arbiters and send what is held back and due; how many commands. Called through here, so
     #: that it does not become part of every turn.
     uint32_t (*look_after)(iothread_t *thread) noexcept nogil
+    #: Arbiters, interrupts held back, namespaces whose commands wait for their limits: what
+    #: `look_after` is there for.
+    uint32_t chores
+    uint32_t arbiter_count
     #: Interrupts held back.
     aggregation_t *aggregations
     #: Controllers with weighted round robin.
     arbiter_t **arbiters
-    uint32_t arbiter_count
+    #: A ring of those that have commands that wait for limits, and how many it has; this one is next.
+    throttled_t *throttled
+    uint32_t throttled_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: What time it is for token buckets, time-stamp counter ticks; 0: what the counter says. So a test
+    #: can let time pass.
+    uint64_t clock
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
     uint32_t rests
