@@ -111,7 +111,7 @@ cdef bint abort_throttled(sq_t *sq, uint32_t cid) noexcept:
     cdef request_t *request
     cdef request_t *partner
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         request = &sq.requests[i]
         if (sq.slots[i].state == SLOT_BUSY and request.flags & REQUEST_THROTTLED
                 and sq.slots[i].sqe.cid == cid and not sq.cq.held & HELD_MEMORY):
@@ -126,7 +126,7 @@ cdef bint abort_throttled(sq_t *sq, uint32_t cid) noexcept:
 cdef request_t *abort_in_flight(sq_t *sq, uint32_t cid) noexcept:
     cdef request_t *request
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         request = &sq.requests[i]
         if (sq.slots[i].state == SLOT_BUSY and sq.slots[i].sqe.cid == cid and request.ns != NULL
                 and not request.flags & REQUEST_THROTTLED):

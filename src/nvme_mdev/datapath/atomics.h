@@ -24,6 +24,11 @@ static inline uint64_t load_relaxed64(const volatile uint64_t *p)
     return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+static inline void store_release16(volatile uint16_t *p, uint16_t value)
+{
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
 static inline void store_release32(volatile uint32_t *p, uint32_t value)
 {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);

@@ -1,11 +1,12 @@
 """`atomics.h` as Cython sees it."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cdef extern from "atomics.h" nogil:
     uint32_t load_acquire32(const uint32_t *p)
     uint32_t load_relaxed32(const uint32_t *p)
     uint64_t load_relaxed64(const uint64_t *p)
+    void store_release16(uint16_t *p, uint16_t value)
     void store_release32(uint32_t *p, uint32_t value)
     void store_relaxed32(uint32_t *p, uint32_t value)
     void store_release64(uint64_t *p, uint64_t value)

@@ -227,7 +227,7 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
         for i in range(page_count(sq.cq.size, CQE_SIZE)):
             if lies_in(region, sq.cq.pages[i]):
                 return True
-        for i in range(sq.slot_count):
+        for i in range(sq.slots_ready):
             if (sq.slots[i].state == SLOT_BUSY and not sq.requests[i].flags & REQUEST_THROTTLED
                     and moves_through(&sq.requests[i], region)):
                 return True

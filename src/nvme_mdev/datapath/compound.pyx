@@ -208,7 +208,7 @@ cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept
     cdef compound_t *awaited
     cdef bint found = False
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         other = &sq.requests[i]
         if (sq.slots[i].state != SLOT_BUSY or other.flags & REQUEST_THROTTLED
                 or other.ns == NULL or other.ns.backend != lock.backend

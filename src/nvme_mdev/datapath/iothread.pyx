@@ -40,6 +40,7 @@ from nvme_mdev.datapath.runtime cimport (
     OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING, STANDING, aggregation_t, arbiter_t,
     controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LIMITED, SC_MASK, SC_SUCCESS, SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
@@ -280,7 +281,7 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
     if count > sq.burst:
         count = sq.burst
     if count > sq.free_count:
-        count = sq.free_count
+        count = more_slots(sq, count)
     if cq.held:
         return 0
     # Not only when there is no room left: EventIdx is kept behind the head that was read.
@@ -310,7 +311,7 @@ cdef uint32_t complete_pair(sq_t *sq, request_t **batch, uint32_t count, uint32_
     cdef request_t *last = batch[count - 1]
     if last.compound.kind != COMPOUND_FIRST or tail == sq.head:
         return count
-    if sq.free_count and (cq_room(sq.cq) > count or (cq_read_head(sq.cq) and cq_room(sq.cq) > count)):
+    if more_slots(sq, 1) and (cq_room(sq.cq) > count or (cq_read_head(sq.cq) and cq_room(sq.cq) > count)):
         batch[count] = fetch(sq, last.started)
         return count + 1
     if sq.cq.size <= 2:

@@ -82,7 +82,7 @@ cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_
         sq = &controller.sqs[qid]
         if sq.size == 0 or sq.inflight == 0:
             continue
-        for i in range(sq.slot_count):
+        for i in range(sq.slots_ready):
             if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
                     and not sq.requests[i].flags & REQUEST_THROTTLED
                     and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):

@@ -324,7 +324,7 @@ cdef class QueueTable:
             sq = &self.controller.sqs[qid]
             if sq.size == 0 or sq.inflight == 0:
                 continue
-            for i in range(sq.slot_count):
+            for i in range(sq.slots_ready):
                 request = &sq.requests[i]
                 if (request.slot.state == SLOT_BUSY
                         and not request.flags & (REQUEST_EXPIRED | REQUEST_THROTTLED)
@@ -501,7 +501,7 @@ cdef class QueueTable:
 
     def complete_admin(self, slot, result, status, *, error_location=0xffff, log_error=True):
         cdef sq_t *sq = &self.controller.sqs[0]
-        if sq.size == 0 or not 0 <= slot < sq.slot_count or sq.slots[<uint32_t> slot].state != SLOT_BUSY:
+        if sq.size == 0 or not 0 <= slot < sq.slots_ready or sq.slots[<uint32_t> slot].state != SLOT_BUSY:
             raise KeyError(slot)
         if not admin_room(self.controller):
             return False
@@ -541,7 +541,7 @@ cdef class QueueTable:
     def is_in_flight(self, command):
         cdef sq_t *sq = self._sq(command.qid)
         cdef uint32_t slot = command.slot
-        return (slot < sq.slot_count and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
+        return (slot < sq.slots_ready and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
                 and sq.slots[slot].sequence == command.sequence)
 
     def log_queue_error(self, qid):
@@ -556,7 +556,7 @@ cdef class QueueTable:
         # In the order of fetching: how far behind the last one that was.
         busy = [
             (<int32_t> (sq.slots[i].sequence - sq.fetched), i)
-            for i in range(sq.slot_count) if sq.slots[i].state == SLOT_BUSY
+            for i in range(sq.slots_ready) if sq.slots[i].state == SLOT_BUSY
         ]
         return [
             (i, (<const char *> &sq.slots[<uint32_t> i].sqe)[:SQE_SIZE]) for _, i in sorted(busy)

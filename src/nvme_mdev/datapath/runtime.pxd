@@ -308,7 +308,9 @@ cdef struct sq_t:
     #: Segments for commands with more than two; `iov_stride` a slot.
     iovec *iov
     uint32_t iov_stride
+    #: Slots that it can have, and those that are ready for use (`slots.pyx`).
     uint32_t slot_count
+    uint32_t slots_ready
     uint32_t event_idx_head
     #: Index of the region that the last address was in.
     uint32_t region_hint
