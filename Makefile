@@ -88,7 +88,7 @@ run-lab:
 	../../$(BIN)/python -m lab prepare || \
 	[ "$${NVME_MDEV_REQUIRE_VM:-0}" != 1 ]; }
 run-vm:
-	@$(BIN)/pytest -q tests/vm -m "not unsteady" $(ARGS)
+	@$(BIN)/pytest -q tests/vm $(ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

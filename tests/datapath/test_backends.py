@@ -183,6 +183,36 @@ def test_deallocation_gives_disk_space_back(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(SIZE)
 
 
+def test_long_ranges_are_deallocated_to_the_byte_a_part_at_a_time(tmp_path: Path) -> None:
+    mib = 1 << 20
+    path = tmp_path / "image"
+    ranges = [(mib, 100 * mib), (110 * mib, 512), (120 * mib, 27 * mib), (150 * mib, 130 * mib)]
+    marks = [
+        place
+        for start, length in ranges
+        for place in (start - 512, start, start + length - 512, start + length)
+    ]
+    # Where a part of 64 MiB ends, too.
+    marks += [65 * mib - 512, 65 * mib, 216 * mib + 512, 216 * mib + 1024]
+    with path.open("wb") as image:
+        image.truncate(300 * mib)
+        for place in marks:
+            image.seek(place)
+            image.write(b"\xee" * 512)
+    with Guest(UringBackend(str(path))) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        for at, (start, length) in enumerate(ranges):
+            guest.poke(page + 16 * at, struct.pack("<IIQ", 0, length // 512, start // 512))
+        command = queue.command(DSM, prp1=page, cdw10=len(ranges) - 1, cdw11=4)
+        assert queue.run(command).status == 0
+    with path.open("rb") as image:
+        for place in marks:
+            inside = any(start <= place < start + length for start, length in ranges)
+            image.seek(place)
+            assert image.read(512) == bytes([0 if inside else 0xEE]) * 512, place
+
+
 def test_a_read_only_image_refuses_every_kind_of_write(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(pattern(SIZE))

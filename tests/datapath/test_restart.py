@@ -35,9 +35,9 @@ QID = 1
 class Killed:
     """A guest whose data path is dead; what it has left can be changed word by word."""
 
-    def __init__(self) -> None:
+    def __init__(self, dstrd: int = 0) -> None:
         self.backend = MemoryBackend(SIZE)
-        self.guest = Guest(self.backend)
+        self.guest = Guest(self.backend, dstrd=dstrd)
         self.queue = self.guest.queue(QID, ENTRIES)
         self.page = self.guest.allocate(1)
         self._shared = mmap.mmap(self.guest.state.fd, 0)
@@ -133,7 +133,7 @@ class Killed:
         old.state, old.memory, old.iothread, old.table = state, memory, iothread, table
         old.iothreads = [iothread]
         assert state.features[FID_VOLATILE_WRITE_CACHE] == 1
-        table.adopt(page_size=PAGE, dstrd=0, weighted=False)
+        table.adopt(page_size=PAGE, dstrd=old.dstrd, weighted=False)
         table.execute_again()
 
     def close(self) -> None:
@@ -295,6 +295,27 @@ def test_every_interrupt_is_raised_once_after_adopting(killed: Killed) -> None:
     killed.adopt(eventfd)
     assert os.eventfd_read(eventfd) == 1
     os.close(eventfd)
+
+
+def test_a_head_that_is_rung_behind_the_tail_is_found_by_the_next_process() -> None:
+    killed = Killed(dstrd=3)
+    queue = killed.queue
+
+    def run() -> None:
+        queue.put(killed.command())
+        queue.ring()
+        assert queue.wait(ring=False).status == 0
+        at = 2 * QID * (4 << 3) + 4
+        killed.guest.state.doorbells[at : at + 4] = struct.pack("<I", queue.head)
+
+    # The tail has gone round: by the register, which is 0, entries before it would be free.
+    for _ in range(ENTRIES + 2):
+        run()
+    killed.kill()
+    killed.adopt()
+    for _ in range(3 * ENTRIES):
+        run()
+    killed.close()
 
 
 # -- commands that were aborted while they waited ---------------------------------------------

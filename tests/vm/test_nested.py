@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 from lab import MIB, checksum, content
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ def give_to(guest: Guest, address: str, driver: str) -> None:
     """)
 
 
-@pytest.mark.unsteady
 def test_a_driver_in_the_guests_user_space_works_through_vfio(rig: Rig) -> None:
     daemon = rig.serve(rig.image(48 * MIB))
     guest = rig.boot(

@@ -375,6 +375,9 @@ class Controller:
         dstrd = Cap.unpack(self.registers[Register.CAP]).dstrd
         doorbell = doorbell_at(offset, dstrd) if offset < DOORBELL_END else None
         if doorbell is None:
+            before = doorbell_at(offset - _DOORBELL_SIZE, dstrd) if offset < DOORBELL_END else None
+            if before is not None and not before[1]:
+                self.queues.ring_behind_tail(before[0], value)
             self._doorbell_error(DOORBELL_INVALID_REGISTER, 0)
             return
         qid, completion = doorbell

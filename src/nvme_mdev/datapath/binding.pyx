@@ -13,7 +13,7 @@ from nvme_mdev.datapath.atomics cimport load_relaxed64
 from nvme_mdev.datapath.compound cimport guest_segments
 from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
 from nvme_mdev.datapath.memory cimport memory_position, memory_translate
-from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE
+from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, behind_tail
 from nvme_mdev.datapath.runtime cimport (
     HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, REQUEST_THROTTLED, controller_t, cq_t, region_t,
     request_t, sq_t,
@@ -121,6 +121,8 @@ cdef bint bind_cq_doorbell(controller_t *controller, uint32_t qid) noexcept:
     cdef uint64_t events = controller.state.event_idx_iova
     cq.event_idx = find_doorbell(controller, qid, True, events) if events and qid else NULL
     cq.head_doorbell = find_doorbell(controller, qid, True, controller.state.shadow_doorbell_iova)
+    if cq.head_behind_tail:
+        cq.head_doorbell = behind_tail(cq)
     if cq.head_doorbell == NULL:
         cq.head_doorbell = &controller.doorbell_page[0]
         return False

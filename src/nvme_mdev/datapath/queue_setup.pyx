@@ -18,7 +18,7 @@ from nvme_mdev.datapath.coalescing cimport coalescing_configure, coalescing_forg
 from nvme_mdev.datapath.layout cimport (
     HOST_QUEUES, QUEUES, SLOTS, cq_state_t, sq_state_t,
 )
-from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, pin_in_use, quiet_index
+from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, behind_tail, pin_in_use, quiet_index
 from nvme_mdev.datapath.runtime cimport (
     HELD_PAUSED, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, PAGE_SHIFT, controller_t, cq_t, request_t, sq_t,
 )
@@ -42,6 +42,8 @@ cdef void reset_doorbell(
 ) noexcept:
     """A new queue's doorbells are 0, wherever they are, and no ring is asked for."""
     doorbell_register(controller, qid, completion)[0] = 0
+    if completion and controller.dstrd:
+        behind_tail(&controller.cqs[qid])[0] = 0
     store_relaxed32(doorbell, 0)
     if event_idx != NULL:
         store_relaxed32(event_idx, quiet_index(0, size))

@@ -171,6 +171,10 @@ class QueueTable:
         """A write to a doorbell register (SQ tail, or CQ head) through the socket; wakes the
         IOThread."""
 
+    def ring_behind_tail(self, qid: int, value: int) -> None:
+        """A write to the 4 bytes behind an SQ tail doorbell, where drivers that take no notice of
+        CAP.DSTRD ring the CQ head: kept, as in mapped memory, and looked at when the CQ is full."""
+
     # -- admin commands --------------------------------------------------------------------
     def fetch_admin(self) -> tuple[int, bytes] | None:
         """Next admin command: (slot, the 64-byte SQE copied into it), or None."""

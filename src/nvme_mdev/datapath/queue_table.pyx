@@ -35,7 +35,7 @@ from nvme_mdev.datapath.queue_setup cimport (
     close_cq, close_sq, doorbell_register, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
     queue_place_t,
 )
-from nvme_mdev.datapath.queues cimport SQE_SIZE, log_error, raise_interrupt, signal_fd, wake_thread
+from nvme_mdev.datapath.queues cimport SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, wake_thread
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
     BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED,
@@ -486,6 +486,14 @@ cdef class QueueTable:
         else:
             wake_thread(cq.thread if completion else sq.thread)
         return DOORBELL_OK
+
+    def ring_behind_tail(self, qid, value):
+        if self.controller.dstrd and self.has_cq(qid):
+            store_release32(behind_tail(&self.controller.cqs[<uint32_t> qid]), value)
+            if qid == 0:
+                signal_fd(self.notify_fd)
+            else:
+                wake_thread(self.controller.cqs[<uint32_t> qid].thread)
 
     # -- admin commands -------------------------------------------------------------------------------
 

@@ -129,11 +129,29 @@ cdef inline uint32_t cq_room(cq_t *cq) noexcept nogil:
     return cq.size - 1 - cq_used(cq) - cq.reserved_entries
 
 
+cdef inline uint32_t *behind_tail(cq_t *cq) noexcept nogil:
+    """Where a driver that takes no notice of CAP.DSTRD rings the CQ head (QEMU's block/nvme.c)."""
+    return &cq.controller.doorbell_page[(2 * cq.qid << cq.controller.dstrd) + 1]
+
+
+cdef inline bint rung_behind_tail(cq_t *cq) noexcept nogil:
+    """The register of a full CQ was never rung, and the word behind the SQ's tail was: the head is
+    there as long as the queue exists."""
+    if (cq.controller.dstrd == 0 or cq.event_idx != NULL or cq.head_behind_tail
+            or load_relaxed32(behind_tail(cq)) == 0):
+        return False
+    cq.head_behind_tail = 1
+    cq.head_doorbell = behind_tail(cq)
+    return True
+
+
 cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
     """Take the guest's head from the doorbell. False: it is invalid (a value that is not an entry
     between the old head and the tail)."""
     cdef uint32_t head = load_acquire32(cq.head_doorbell)
     cdef uint32_t freed
+    if head == 0 and cq.head == 0 and cq_room(cq) == 0 and rung_behind_tail(cq):
+        head = load_acquire32(cq.head_doorbell)
     if head >= cq.size:
         return False
     freed = head - cq.head if head >= cq.head else head + cq.size - cq.head

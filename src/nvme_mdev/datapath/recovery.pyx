@@ -16,7 +16,7 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, publish_head, quiet_index, sq_release, sq_unfetch,
+    cq_advance, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
 )
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, controller_t, cq_t, iothread_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport COMPOUND
@@ -32,6 +32,8 @@ cdef int adopt_cq(controller_t *controller, uint32_t qid) except -1:
     if cq.held:
         raise ValueError(f"CQ {qid} is not in guest memory")
     head = load_acquire32(cq.head_doorbell)
+    if head == 0 and rung_behind_tail(cq):
+        head = load_acquire32(cq.head_doorbell)
     # An invalid value is found again, and told, when room is needed.
     cq.head = head if head < cq.size else cq.tail
     return 0

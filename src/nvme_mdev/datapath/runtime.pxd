@@ -353,7 +353,8 @@ cdef struct cq_t:
     iothread_t *thread
     #: Which of the controller's IOThreads that is.
     uint32_t host_queue
-    uint32_t reserved
+    #: The guest rings the head 4 bytes behind the SQ's tail, whatever CAP.DSTRD says.
+    uint32_t head_behind_tail
     #: Where interrupts of its vector are held back.
     aggregation_t *aggregation
     path_counters_t *path_counters

@@ -24,7 +24,7 @@ from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.iothread cimport IOThread, complete_done
 from nvme_mdev.datapath.runtime cimport (
     NO_BUFFER, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
-    REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
+    REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     SC_ABORT_REQUESTED, SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER_ERROR, SC_DNR,
@@ -80,6 +80,8 @@ cdef enum:
     #: Zeroes are written from one page-aligned block of this size, again and again.
     ZEROES = 1 << 20
     PAGE_ALIGNMENT = 4096
+    #: Bytes of a file deallocated before others have their turn.
+    DEALLOCATE_PART = 64 << 20
     #: Segments that the kernel takes at once (UIO_MAXIOV); the rest is a short read or write's.
     IOV_MOST = 1024
 
@@ -262,15 +264,31 @@ cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium)
 
 
 cdef void start_deallocate(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
-    """An operation a range, all at once."""
+    """An operation a range; nothing, when `request.done` says that all of them are done.
+
+    In a file the ranges are done a part at a time: its file system lets nobody write to it while it
+    gives blocks back, which takes seconds where it has to tell a drive (the `discard` mount option).
+    """
+    cdef uint64_t part = <uint64_t> -1 if medium.discard_command else DEALLOCATE_PART
+    cdef uint64_t done = request.done
+    cdef uint64_t offset, length
     cdef uint32_t i
     for i in range(request.iov_count):
+        length = request.iov[i].iov_len
+        if done >= length:
+            done -= length
+            continue
+        offset = <uint64_t> request.iov[i].iov_base + done
+        length = min(length - done, part)
+        done = 0
         if medium.discard_command:
-            prepare_discard(thread, request, medium, <uint64_t> request.iov[i].iov_base,
-                            request.iov[i].iov_len)
+            prepare_discard(thread, request, medium, offset, length)
         else:
-            prepare_fallocate(thread, request, medium, FALLOC_FL_PUNCH_HOLE,
-                              <uint64_t> request.iov[i].iov_base, request.iov[i].iov_len)
+            prepare_fallocate(thread, request, medium, FALLOC_FL_PUNCH_HOLE, offset, length)
+        request.done += length
+        part -= length
+        if part == 0:
+            break
 
 
 cdef void start(iothread_t *thread, request_t *request) noexcept nogil:
@@ -398,6 +416,14 @@ cdef void start_buffered(iothread_t *thread, request_t *request) noexcept nogil:
         prepare_read(thread, request, medium.buffered)
 
 
+cdef void deallocate_more(iothread_t *thread, request_t *request) noexcept nogil:
+    """A part of a Deallocate is over: start the next, if there is one and nobody waits in vain."""
+    if request.status == SC_SUCCESS and request.flags & REQUEST_EXPIRED:
+        request.status = SC_ABORT_REQUESTED
+    if request.status == SC_SUCCESS:
+        start(thread, request)
+
+
 cdef void uring_backend_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
     request.pending -= 1
     thread.inflight -= 1
@@ -411,6 +437,8 @@ cdef void uring_backend_complete(iothread_t *thread, request_t *request, int32_t
         start(thread, request)
     elif request.status == SC_SUCCESS:
         request.status = nvme_status(request, -result)
+    if request.operation == OP_DEALLOCATE and request.pending == 0:
+        deallocate_more(thread, request)
     finish_if_idle(thread, request)
 
 
