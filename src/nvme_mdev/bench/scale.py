@@ -89,6 +89,19 @@ class Scale:
             ])  # fmt: skip
         return rows
 
+    def lines(self) -> list[tuple[str, list[tuple[float, float]]]]:
+        """To plot: what was busy, and IOPS (median) against the number of controllers."""
+        return [
+            (
+                kind.label,
+                [
+                    (float(count), Spread(tuple(self.cells[kind, count].iops)).median)
+                    for count in self.counts
+                ],
+            )
+            for kind in (BUSY, ONE_BUSY)
+        ]
+
     def light_rows(self) -> list[list[str]]:
         """The light load's latency, as a table; empty when there is only one controller."""
         if not self.light:
