@@ -107,16 +107,38 @@ cdef struct region_t:
     uint32_t writable
     #: Registered-buffer number of the first chunk of the file mapping, NO_BUFFER: not registered.
     uint32_t buffer_base
-    #: Start of the file mapping that `address` lies in.
+    #: Start of the file mapping that `address` lies in, and its number (`memory.pyx`).
     uint8_t *mapping
+    uint32_t file
+    uint32_t reserved
 
-#: The client's DMA map, ascending by IOVA, never overlapping.
+#: Where in the order of IOVAs a region is.
+cdef struct leaf_entry_t:
+    uint64_t iova
+    #: Its number.
+    uint32_t region
+    uint32_t reserved
+
+#: Some regions that come one after the other.
+cdef struct leaf_t:
+    #: IOVA of the first of them.
+    uint64_t first
+    leaf_entry_t *entries
+    uint32_t count
+
+#: The client's DMA map (`regions.pxd`).
 cdef struct memory_map_t:
+    #: By number, in no order; those that are not in use have no size. There is at least one.
     region_t *regions
     uint32_t count
-    #: What was allocated: `regions` begins somewhere in the middle of it.
     uint32_t capacity
-    region_t *storage
+    #: Numbers that were in use, and those of them that are not any more.
+    uint32_t used
+    uint32_t free_count
+    uint32_t *free_regions
+    #: Their order.
+    leaf_t *leaves
+    uint32_t leaf_count
 
 #: A controller's namespace as the data path needs it. `backend` NULL: inactive.
 cdef struct namespace_t:
