@@ -14,6 +14,7 @@ from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_features import Fid, Select, Timestamp
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 from nvme_mdev.spec.nvme_maintenance import (
+    SANITIZE_GDE,
     SANITIZE_NDAS,
     SANITIZE_OWPASS_SHIFT,
     SANITIZE_PASSES_SHIFT,
@@ -123,7 +124,8 @@ def test_a_sanitize_operation_goes_on_in_the_next_process(serve: Serve, tmp_path
                 queue.read(1, 0, 1, block_size=512)
             wait_for(lambda: sanitize_log(host).sprog > before)  # noqa: B023
         assert [event.log_page for event in host.events(60)] == [LogPage.SANITIZE_STATUS]
-        assert sanitize_log(host).sstat == SanitizeState.COMPLETED | 8 << SANITIZE_PASSES_SHIFT
+        passes = 8 << SANITIZE_PASSES_SHIFT
+        assert sanitize_log(host).sstat == SanitizeState.COMPLETED | passes | SANITIZE_GDE
         for slba in (0, size // 512 - 1):
             pattern = (0x1234_5678).to_bytes(4, "little") * 128
             assert queue.read(1, slba, 1, block_size=512) == pattern

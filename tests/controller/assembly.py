@@ -16,6 +16,7 @@ from nvme_mdev.service.nvme_device import NvmeDevice
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nvme_mdev.controller.subsystem import Subsystem
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.iothread import IOThread
 
@@ -32,6 +33,7 @@ class Assembly:
         backends: Sequence[Backend],
         *,
         mapped_doorbells: bool = True,
+        subsystem: Subsystem | None = None,
         **settings: Any,
     ) -> None:
         self._cleanup = ExitStack()
@@ -42,7 +44,9 @@ class Assembly:
             self.state, GuestMemory(), iothread, max_transfer=chosen.max_transfer
         )
         self._cleanup.callback(self.queues.close)
-        self.controller = Controller(chosen, self.state, self.queues, dict(enumerate(backends, 1)))
+        self.controller = Controller(
+            chosen, self.state, self.queues, dict(enumerate(backends, 1)), subsystem
+        )
         self.function = PciFunction(self.controller)
         self.device = NvmeDevice(self.function, mapped_doorbells=mapped_doorbells)
         self.controller.start()

@@ -34,18 +34,25 @@ class Served:
         backends: list[Backend],
         *,
         iothread: IOThread | None = None,
+        peer: Served | None = None,
         **settings: Any,
     ) -> None:
-        """``iothread`` None: one of its own."""
+        """``iothread`` None: one of its own; ``peer``: a controller that it shares with."""
         self.path = path
+        self.peer = peer
         self.backends = backends
         self._own_iothread = iothread is None
         self.iothread = iothread or IOThread("test", poll_timeout_ms=50)
         if self._own_iothread:
             self.iothread.start()
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
+        if peer is None:
+            self.loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self.loop.run_forever)
+            self._thread.start()
+        else:
+            self.loop = peer.loop
+            settings["subsystem"] = peer.controller.subsystem
+            settings["cntlid"] = len(peer.controller.subsystem) + 1
         self.assembly = self.call(lambda: Assembly(self.iothread, backends, **settings))
         self.server = Server(self.assembly.device, path)
         self.run(self.server.start())
@@ -71,29 +78,32 @@ class Served:
             self.run(self.server.close())
             self.call(self.assembly.close)
         finally:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join()
-            self.loop.close()
+            if self.peer is None:
+                self.loop.call_soon_threadsafe(self.loop.stop)
+                self._thread.join()
+                self.loop.close()
             if self._own_iothread:
                 self.iothread.stop()
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Serve backends (default: 16 MiB of memory) with any settings."""
+    """Serve backends (default: those of the peer, or 16 MiB of memory) with any settings."""
     running: list[Served] = []
 
-    def start(*backends: Backend, **settings: Any) -> Served:
+    def start(*backends: Backend, peer: Served | None = None, **settings: Any) -> Served:
         path = tmp_path / f"{len(running)}.sock"
-        served = Served(path, list(backends) or [MemoryBackend(SIZE)], **settings)
+        shared = peer.backends if peer is not None else [MemoryBackend(SIZE)]
+        served = Served(path, list(backends) or shared, peer=peer, **settings)
         running.append(served)
         return served
 
     yield start
-    for served in running:
+    for served in reversed(running):
         served.close()
-        for backend in served.backends:
-            backend.close()
+        if served.peer is None:
+            for backend in served.backends:
+                backend.close()
 
 
 @pytest.fixture

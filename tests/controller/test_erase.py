@@ -18,8 +18,8 @@ from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_identify import Oacs
 from nvme_mdev.spec.nvme_logs import CommandEffect, CommandsEffectsLog, LogPage
-from nvme_mdev.spec.nvme_maintenance import Sanicap, SanitizeLog, SanitizeState
-from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+from nvme_mdev.spec.nvme_maintenance import SANITIZE_GDE, Sanicap, SanitizeLog, SanitizeState
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
 
 from .assembly import SIZE
 from .statuses import error_log, refused
@@ -298,7 +298,7 @@ def test_a_block_erase_erases_all_namespaces_and_tells(
 
 def test_an_overwrite_leaves_the_pattern_of_its_last_pass(host: NvmeHost, queue: IoQueue) -> None:
     host.admin(sanitize(OVERWRITE | 2 << 4 | OIPBP | NDAS, 0x1234_5678))
-    assert sanitized(host).sstat == SanitizeState.COMPLETED | 2 << 3
+    assert sanitized(host).sstat == SanitizeState.COMPLETED | 2 << 3 | SANITIZE_GDE
     pattern = (0x1234_5678 ^ 0xFFFF_FFFF).to_bytes(4, "little") * 1024
     assert ends(queue, 1) | ends(queue, 2) == {pattern}
 
@@ -359,4 +359,35 @@ def test_a_failure_in_the_restricted_mode_is_only_left_by_success(
     gate.broken = False
     host.admin(sanitize(BLOCK_ERASE))
     assert sanitized(host).sstat & 7 == SanitizeState.COMPLETED
+    assert queue.read(1, 0, 8, block_size=512) == bytes(4096)
+
+
+def test_global_data_erased_lasts_until_something_is_written(
+    served: Served, host: NvmeHost, queue: IoQueue
+) -> None:
+    assert not sanitize_log(host).sstat & SANITIZE_GDE
+    host.admin(sanitize(BLOCK_ERASE))
+    assert sanitized(host).sstat & SANITIZE_GDE
+    host.reset()
+    queue = host.create_queue_pair()
+    queue.read(1, 0, 8, block_size=512)
+    assert sanitize_log(host).sstat & SANITIZE_GDE
+    queue.write(1, 0, DATA, block_size=512)
+    assert not sanitize_log(host).sstat & SANITIZE_GDE
+    host.admin(sanitize(BLOCK_ERASE))
+    assert sanitized(host).sstat & SANITIZE_GDE
+    backend = MemoryBackend(SIZE)
+    served.backends.append(backend)
+    served.call(served.controller.add_namespace, 3, backend)
+    assert not sanitize_log(host).sstat & SANITIZE_GDE
+
+
+@pytest.mark.parametrize("how", ["format", "sanitize"])
+def test_what_is_erased_can_be_read_again(host: NvmeHost, queue: IoQueue, *, how: str) -> None:
+    queue.write_uncorrectable(1, 0, 8)
+    with refused(MediaStatus.UNRECOVERED_READ):
+        queue.read(1, 0, 8, block_size=512)
+    host.admin(format_nvm() if how == "format" else sanitize(BLOCK_ERASE))
+    if how == "sanitize":
+        sanitized(host)
     assert queue.read(1, 0, 8, block_size=512) == bytes(4096)

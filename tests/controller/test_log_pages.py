@@ -124,7 +124,8 @@ def test_effects_are_those_of_the_commands_that_there_are(host: NvmeHost) -> Non
     assert data.iocs[NvmOpcode.WRITE] == CommandEffect.CSUPP | CommandEffect.LBCC
     assert data.iocs[NvmOpcode.READ] == CommandEffect.CSUPP
     assert data.iocs[NvmOpcode.COPY] == CommandEffect.CSUPP | CommandEffect.LBCC
-    assert data.iocs[NvmOpcode.RESERVATION_REPORT] == 0
+    assert data.iocs[NvmOpcode.RESERVATION_REPORT] == CommandEffect.CSUPP
+    assert data.iocs[NvmOpcode.CANCEL] == 0
 
 
 def test_every_feature_of_the_effects_log_can_be_read(host: NvmeHost) -> None:

@@ -33,7 +33,7 @@ def queue(guest: Guest) -> QueuePair:
 CASES = {
     "unknown opcode": ({"opcode": 0x7F}, 0x001),
     "an opcode between others": ({"opcode": 0x0A}, 0x001),
-    "reservations": ({"opcode": 0x0D}, 0x001),
+    "an opcode next to reservations": ({"opcode": 0x12}, 0x001),
     "vendor opcode": ({"opcode": 0xC0}, 0x001),
     "reserved FUSE": ({"opcode": READ, "flags": 3}, 0x002),
     "reserved flags": ({"opcode": READ, "flags": 4}, 0x002),

@@ -28,6 +28,7 @@ ENTRIES = 128
 DATA = IOVA + 1024 * PAGE
 SUCCESS, INVALID_FIELD = 0x000, 0x4002
 ABORT_REQUESTED, SQ_DELETED, FAILED_FUSED = 0x007, 0x008, 0x009
+PREEMPTED = 0x401B
 FUSED_FIRST, FUSED_SECOND = 1, 2
 VERIFY, COPY = 0x0C, 0x19
 
@@ -460,6 +461,17 @@ def test_a_command_behind_a_fused_pair_of_its_batch_waits_for_its_range() -> Non
         queue.doorbell(queue.tail)
         assert done(queue) == 3
         assert guest.peek(DATA + 3 * PAGE, 512) == b"\1" * 512
+
+
+def test_what_waits_of_a_host_that_is_preempted_ends_at_once() -> None:
+    with a_guest(NullBackend(1 << 24), NullBackend(1 << 24), iops=Limit(1, 1)) as guest:
+        queue = guest.queue(1, ENTRIES)
+        put(queue, 5)
+        assert done(queue) == 1
+        assert guest.table.preempt(2) == []
+        assert completions(queue) == []
+        assert guest.table.preempt(1) == []
+        assert [status for _, status in completions(queue)] == [PREEMPTED] * 4
 
 
 def test_a_deleted_queue_ends_what_waits_and_leaves_others() -> None:

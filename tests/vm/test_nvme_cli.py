@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import MIB, Daemon, Guest, Rig, content
 from lab.daemon import control
+from tests.controller.reservation_host import ReservationHost
+from tests.controller.statuses import refused
+
+from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.spec.nvme_reservations import ReservationType
+from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +164,64 @@ class TestNvmeCli:
         assert guest.run(f"{compare} --data=/tmp/data").status == 0
         guest.sh("dd if=/dev/zero of=/tmp/other bs=4k count=1")
         assert "Compare Failure" in guest.run(f"{compare} --data=/tmp/other").output
+
+    def test_verify_reads_and_tells_nothing_but_that(self, guest: Guest) -> None:
+        assert "Success" in guest.sh(f"nvme verify {DISK} --start-block=0 --block-count=7")
+        past = f"nvme verify {DISK} --start-block={BLOCKS} --block-count=0"
+        assert "LBA Out of Range" in guest.run(past).output
+
+    def test_copy_copies_its_ranges(self, guest: Guest, daemon: Daemon) -> None:
+        fill(guest, 8192, 64)
+        # Blocks are 0's based, as they are in the command.
+        guest.sh(f"nvme copy {DISK} --sdlba=16384 --slbs=8200,8240 --blocks=7,15")
+        source = content(daemon.image, 8192 * BLOCK, 64 * BLOCK)
+        copied = content(daemon.image, 16384 * BLOCK, 24 * BLOCK)
+        assert copied == source[8 * BLOCK : 16 * BLOCK] + source[48 * BLOCK : 64 * BLOCK]
+
+    def test_uncorrectable_blocks_cannot_be_read_until_they_are_written(self, guest: Guest) -> None:
+        guest.sh(f"nvme write-uncor {DISK} --start-block=8192 --block-count=7")
+        read = f"nvme read {DISK} --start-block=8192 --block-count=7 --data-size=4096"
+        assert re.search("Unrecovered Read", guest.run(read).output)
+        fill(guest, 8192, 8)
+        assert guest.run(read).status == 0
+
+    def test_a_reservation_keeps_another_host_out(
+        self, guest: Guest, daemon: Daemon, shared_rig: Rig
+    ) -> None:
+        guest.allow("rescanning namespaces|I/O error|reservation conflict|nvme0n1")
+        other = shared_rig.directory / "other.sock"
+        control(daemon, "controller", "add", "--share", "--socket", other)
+        write = f"nvme write {DISK} --start-block=8192 --data-size=4096 --block-count=7"
+        octal = "".join(f"\\{byte:03o}" for byte in HOST_ID)
+        guest.sh(f"""
+            dd if=/dev/urandom of=/tmp/data bs=4k count=1
+            printf '{octal}' >/tmp/host
+            nvme set-feature {CONTROLLER} --feature-id=0x81 --value=1 --data-len=16 --data=/tmp/host
+            nvme resv-register {DISK} --nrkey=0xaa --rrega=0
+            nvme resv-acquire {DISK} --crkey=0xaa --rtype=1 --racqa=0
+            {write} --data=/tmp/data
+        """)
+        report = guest.sh(f"nvme resv-report {DISK} --eds --numd=63")
+        assert re.search(r"rtype +: 1\b", report), report
+        assert re.search(r"regctl +: 1\b", report), report
+        assert re.search(r"rkey +: (0x)?aa\b", report), report
+        with NvmeHost(other) as driver:
+            host = ReservationHost(driver, 0xB0, 0xBB)
+            assert host.report().entries[0].holds
+            with refused(GenericStatus.RESERVATION_CONFLICT):
+                host.queue.write(1, 8192, bytes(512), block_size=512)
+            host.register()
+            host.preempt(ReservationType.WRITE_EXCLUSIVE, 0xAA, abort=True)
+            told = guest.sh(f"nvme resv-notif-log {CONTROLLER}")
+            assert "Registration Preempted" in told, told
+            assert "Reservation Conflict" in guest.run(f"{write} --data=/tmp/data").output
+            host.release(ReservationType.WRITE_EXCLUSIVE)
+            host.unregister()
+        guest.sh(f"{write} --data=/tmp/data")
+        guest.sh(f"nvme resv-register {DISK} --nrkey=0xaa --rrega=0")
+        guest.sh(f"nvme resv-release {DISK} --crkey=0xaa --rrela=1")
+        assert re.search(r"regctl +: 0\b", guest.sh(f"nvme resv-report {DISK} --eds --numd=63"))
+        control(daemon, "controller", "remove", "--force", name=other)
 
     def test_a_read_past_the_end_fails_and_is_in_the_error_log(self, guest: Guest) -> None:
         past = f"nvme read {DISK} --start-block={BLOCKS} --data-size=512"

@@ -24,6 +24,8 @@ from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.registers import Registers
+from nvme_mdev.controller.reservation_commands import ReservationCommands
+from nvme_mdev.controller.reservation_notices import ReservationNotices
 from nvme_mdev.controller.self_test import SelfTest
 from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.controller.transitions import Event, State
@@ -48,6 +50,7 @@ from nvme_mdev.spec.nvme_registers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nvme_mdev.controller.reservations import CommandGroup
     from nvme_mdev.controller.settings import ControllerSettings
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.queue_table import QueueTable
@@ -101,6 +104,8 @@ class Controller:
             self.settings = dataclasses.replace(settings, shadow_doorbell=offered)
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
+        self.notices = ReservationNotices(state, self.events.reservation)
+        self.reservation_commands = ReservationCommands(self)
         self.life_cycle = LifeCycle(
             state,
             self.registers,
@@ -117,7 +122,7 @@ class Controller:
             on_warning=self.events.critical_warning,
         )
         self.keep_alive = KeepAlive(self)
-        self.write_protection = WriteProtection(state, queues, self.namespaces)
+        self.write_protection = WriteProtection(self.subsystem, queues, self.namespaces)
         self.erasing = Erasing(self)
         self.self_test = SelfTest(self)
         self.namespace_changes = NamespaceChanges(self)
@@ -177,6 +182,7 @@ class Controller:
         self.keep_alive.stop()
         self.erasing.stop()
         self.self_test.stop()
+        self.reservation_commands.stop()
         if self._loop is not None:
             self._loop.remove_reader(self.queues.notify_fd)
             self._loop = None
@@ -211,6 +217,7 @@ class Controller:
             self.queues.clear_notify()
             for error in self.queues.take_errors():
                 self._doorbell_error(DOORBELL_INVALID_VALUE, error.qid)
+            self.reservation_commands.process()
             if self.life_cycle.state is State.READY:
                 self.admin_queue.process()
         except Exception:
@@ -279,6 +286,27 @@ class Controller:
     async def resize_namespace(self, nsid: int, size: int) -> None:
         """Give a namespace, and its medium, another size (bytes); KeyError, OSError: it cannot."""
         await self.namespace_changes.resize(nsid, size)
+
+    @property
+    def host(self) -> bytes:
+        """The Host Identifier, 16 bytes; empty: the guest has not told who it is."""
+        identifier = self.features.data.host_identifier
+        return identifier if any(identifier) else b""
+
+    def host_changed(self) -> None:
+        """The guest is another host than before, for every reservation."""
+        for namespace in self.namespaces:
+            self.enforce(namespace.nsid)
+
+    def refused(self, nsid: int) -> CommandGroup:
+        """The commands that conflict with the reservation of a namespace."""
+        return self.subsystem.shared[nsid].reservations.refused(self.host)
+
+    def enforce(self, nsid: int) -> None:
+        """Let the data path know what holds for a namespace on each controller."""
+        self.write_protection.enforce(nsid)
+        if self.namespaces.get(nsid) is not None or nsid in self.namespaces.lost:
+            self.queues.refuse_groups(nsid, self.refused(nsid))
 
     # -- what the host decides while the guest runs ------------------------------------------
 
@@ -406,7 +434,7 @@ class Controller:
                 scratch[word] = 0
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
         self.registers.reset(self.settings)
-        self.write_protection.power_cycle()
+        self.subsystem.power_cycle(self)
         # The Error Count goes on: it is retained across power off (Base 5.1.12.1.2).
         self.state.error_log[:] = bytes(len(self.state.error_log))
         self.events.clear_changed_namespaces()
@@ -418,6 +446,8 @@ class Controller:
         self.admin_queue.cancel()
         self._take_over_settings()
         self.features.reset()
+        self.notices.reset()
+        self.host_changed()
         self.keep_alive.stop()
         self.self_test.reset()
         self.queues.set_arbitration(self.features.burst, *self.features.weights)

@@ -186,6 +186,7 @@ class Erasing:
                 await _overwrite(raw, size, bytes(_PATTERN_SIZE), progress)
             await _zero(raw, size, progress)
             await asyncio.to_thread(raw.flush)
+            queues.clear_uncorrectable(nsid)
             self._words[Lifetime.BLOCK_SIZE + nsid - 1] = what.block_size
             queues.format_namespace(nsid, what.block_size)
         finally:
@@ -208,6 +209,18 @@ class Erasing:
         done = self._words[Lifetime.SANITIZE_BEFORE] + self._words[Lifetime.SANITIZE_DONE]
         return min((done << 16) // max(self._words[Lifetime.SANITIZE_TOTAL], 1), 0xFFFE)
 
+    @property
+    def nothing_written(self) -> bool:
+        """Global Data Erased: no data was written since the last sanitize operation succeeded."""
+        return self._words[Lifetime.SANITIZE_ERASED] == self._writes() + 1
+
+    def _writes(self) -> int:
+        return self._controller.state.counters()["write_commands"]
+
+    def joined(self) -> None:
+        """A namespace has come, with whatever is on it."""
+        self._words[Lifetime.SANITIZE_ERASED] = 0
+
     def sanitize(self, cdw10: int, pattern: int) -> None:
         """Begin to sanitize all namespaces; the fields are those of the command."""
         namespaces = list(self._controller.namespaces)
@@ -220,6 +233,7 @@ class Erasing:
         self._words[Lifetime.SANITIZE_PATTERN] = pattern
         self._words[Lifetime.SANITIZE_DONE] = self._words[Lifetime.SANITIZE_BEFORE] = 0
         self._words[Lifetime.SANITIZE_TOTAL] = passes * sum(one.backend.size for one in namespaces)
+        self._words[Lifetime.SANITIZE_ERASED] = 0
         # Last: from here on the next process goes on with it.
         self._words[Lifetime.SANITIZE_STATE] = SanitizeState.IN_PROGRESS
         self._bar_all()
@@ -246,6 +260,7 @@ class Erasing:
             for nsid in self._to_be_sanitized():
                 await self._sanitize_one(nsid)
             state = SanitizeState.COMPLETED
+            self._words[Lifetime.SANITIZE_ERASED] = self._writes() + 1
         except OSError:
             _log.exception("cannot sanitize")
         finally:
@@ -277,6 +292,7 @@ class Erasing:
             await changes.unused(nsid)
             await self._erase(raw, namespace.backend.size)
             await asyncio.to_thread(raw.flush)
+            self._controller.queues.clear_uncorrectable(nsid)
         finally:
             changes.busy.discard(nsid)
         self._words[Lifetime.SANITIZE_BEFORE] += self._words[Lifetime.SANITIZE_DONE]

@@ -81,6 +81,14 @@ class Events:
             LogPage.SANITIZE_STATUS,
         )
 
+    def reservation(self) -> None:
+        """There is a reservation notification to be read."""
+        self._raise(
+            AsyncEventType.IO_COMMAND_SET,
+            IoEventInfo.RESERVATION_LOG_AVAILABLE,
+            LogPage.RESERVATION_NOTIFICATION,
+        )
+
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went, or has another size."""
         self._list_changed(nsid)
@@ -148,6 +156,7 @@ _TYPES_OF_PAGE: dict[int, int] = {
     LogPage.ERROR: 1 << AsyncEventType.ERROR,
     LogPage.SMART: 1 << AsyncEventType.SMART,
     LogPage.CHANGED_NAMESPACES: 1 << AsyncEventType.NOTICE,
+    LogPage.RESERVATION_NOTIFICATION: 1 << AsyncEventType.IO_COMMAND_SET,
     LogPage.SANITIZE_STATUS: 1 << AsyncEventType.IO_COMMAND_SET,
 }
 """The event types that reading a log page unmasks."""

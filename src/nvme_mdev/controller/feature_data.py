@@ -36,6 +36,8 @@ class _Place(enum.IntEnum):
     """When, in milliseconds of the monotonic clock, which all processes share; 64 bits."""
     TIMESTAMP_ORIGIN = 16
     HOST_IDENTIFIER = 64
+    HOST_IDENTIFIER_LONG = 80
+    """1: it has 128 bits."""
     HOST_BEHAVIOR = 512
 
 
@@ -48,7 +50,7 @@ class FeatureData:
     def reset(self) -> None:
         """Controller Level Reset: nothing of it is saved, and the clock begins at 0."""
         self._set_clock(0, 0)
-        self.host_identifier = bytes(HOST_IDENTIFIER_SIZE)
+        self.set_host_identifier(b"")
         self.host_behavior = bytes(ctypes.sizeof(HostBehaviorSupport))
 
     # -- timestamp ---------------------------------------------------------------------------
@@ -80,9 +82,15 @@ class FeatureData:
         """16 bytes; all 0: the host has told none. One of 64 bits has 8 zero bytes behind it."""
         return self._bytes(_Place.HOST_IDENTIFIER, HOST_IDENTIFIER_SIZE)
 
-    @host_identifier.setter
-    def host_identifier(self, identifier: bytes) -> None:
+    @property
+    def host_identifier_is_long(self) -> bool:
+        """Whether it has 128 bits."""
+        return bool(self._data[_Place.HOST_IDENTIFIER_LONG])
+
+    def set_host_identifier(self, identifier: bytes) -> None:
+        """8 or 16 bytes, or none."""
         self._set_bytes(_Place.HOST_IDENTIFIER, identifier.ljust(HOST_IDENTIFIER_SIZE, b"\0"))
+        self._data[_Place.HOST_IDENTIFIER_LONG] = len(identifier) == HOST_IDENTIFIER_SIZE
 
     @property
     def host_behavior(self) -> bytes:

@@ -59,7 +59,14 @@ SAVEABLE = frozenset(
 )
 """What a reset and the next client find as it was saved. The controller's end is the end of it."""
 
-NAMESPACE_SPECIFIC = frozenset({Fid.ERROR_RECOVERY, Fid.NAMESPACE_WRITE_PROTECTION})
+NAMESPACE_SPECIFIC = frozenset(
+    {
+        Fid.ERROR_RECOVERY,
+        Fid.RESERVATION_NOTIFICATION_MASK,
+        Fid.RESERVATION_PERSISTENCE,
+        Fid.NAMESPACE_WRITE_PROTECTION,
+    }
+)
 
 DATA = frozenset({Fid.TIMESTAMP, Fid.HOST_BEHAVIOR_SUPPORT, Fid.HOST_IDENTIFIER})
 """Features that do not fit a dword (:mod:`nvme_mdev.controller.feature_data`)."""
@@ -82,6 +89,8 @@ def defaults(settings: ControllerSettings) -> dict[Fid, int]:
         Fid.KEEP_ALIVE_TIMER: 0,
         Fid.IO_COMMAND_SET_PROFILE: 0,
         Fid.SOFTWARE_PROGRESS_MARKER: 0,
+        Fid.RESERVATION_NOTIFICATION_MASK: 0,
+        Fid.RESERVATION_PERSISTENCE: 0,
         Fid.NAMESPACE_WRITE_PROTECTION: WriteProtectionState.NONE,
     }
 

@@ -127,7 +127,7 @@ class LifeCycle:
         )
         if self._state.scratch[Scratch.DMA_BLOCKED]:
             self._queues.hold()
-        self._state.scratch[Scratch.USED] = 1
+        self._state.scratch[Scratch.USED] = self._state.scratch[Scratch.POWERED] = 1
         self._registers.change_csts(on=CstsBit.RDY)
 
     def _stop(self) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import enum
 
-from nvme_mdev.controller.settings import MAX_NSID
-
 
 class Scratch(enum.IntEnum):
     """Index of a word, or of the first of several."""
@@ -28,6 +26,8 @@ class Scratch(enum.IntEnum):
     """Not 0: Doorbell Buffer Config is offered until the next reset, whatever the setting says."""
     USED = 7
     """Not 0: enabled, and not shut down since."""
+    POWERED = 10
+    """Not 0: enabled since the client came."""
     EVENTS_MASKED = 8
     """Bit n: asynchronous events of type n wait for their log page to be read."""
     EVENT_COUNT = 9
@@ -36,6 +36,15 @@ class Scratch(enum.IntEnum):
     """Those events, oldest first, as dword 0 of their completion: :data:`MAX_EVENTS` words."""
     ERROR_RECOVERY = 256
     """Error Recovery feature, which is per namespace: word NSID - 1 from here."""
+    NOTICE_MASK = 512
+    """Reservation Notification Mask, likewise."""
+    NOTICE_COUNT = 768
+    """Reservation notifications that wait to be read."""
+    NOTICES_EVER = 769
+    """How many there have been since the reset, modulo 2**32: the newest one's Log Page Count."""
+    NOTICES = 770
+    """Those that wait, the oldest first, 2 words each: Log Page Count; NSID in bits 23:0, and
+    :class:`ReservationNotice`. :data:`MAX_NOTICES` of them."""
 
 
 class Lifetime(enum.IntEnum):
@@ -66,6 +75,9 @@ class Lifetime(enum.IntEnum):
     """Bytes of the whole operation."""
     SANITIZE_BEFORE = 21
     """Bytes of the namespaces that are done."""
+    SANITIZE_ERASED = 22
+    """Write commands at the end of the last that succeeded, and 1; 0: there was none, or a
+    namespace has come since."""
     SANITIZE_NSIDS = 24
     """Bit NSID - 1: to be sanitized yet; 4 words."""
     SELF_TEST = 32
@@ -79,8 +91,6 @@ class Lifetime(enum.IntEnum):
     """A :class:`SelfTestEntry` in 4 words each; result n is at n modulo 20."""
     SAVED_FEATURES = 256
     """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
-    WRITE_PROTECTION = 512
-    """:class:`WriteProtectionState` of a namespace: word NSID - 1 from here."""
     FORMAT = 768
     """A format in progress (:mod:`.erasing`), 0: none: word NSID - 1 from here."""
     BLOCK_SIZE = 1024
@@ -97,5 +107,8 @@ STATE_MAGIC = 0x3156_4E44
 MAX_EVENTS = 16
 """Events that can wait; different ones, so that there is room for each that we raise."""
 
-SCRATCH_END = Scratch.ERROR_RECOVERY + MAX_NSID
+MAX_NOTICES = 32
+"""Reservation notifications that can wait; arbitrary."""
+
+SCRATCH_END = Scratch.NOTICES + 2 * MAX_NOTICES
 """The first word that nobody owns."""

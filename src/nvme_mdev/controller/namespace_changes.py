@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.namespaces import make_namespace
+from nvme_mdev.controller.subsystem import standing
 from nvme_mdev.controller.transitions import State
 from nvme_mdev.spec.nvme_features import Fid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.datapath.backends.base import Backend
@@ -34,7 +34,7 @@ class NamespaceChanges:
     """Adds, removes and resizes the namespaces of one controller."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+        self.controller = controller
         self._namespaces = controller.namespaces
         self.queues = controller.queues
         #: NSIDs whose size is being changed by us, or that are on their way out.
@@ -47,22 +47,25 @@ class NamespaceChanges:
         """
         if nsid in self.busy:
             raise ValueError(f"namespace {nsid} is still being removed")
-        self._namespaces.add(make_namespace(nsid, backend, self._controller.settings.serial))
+        namespace = make_namespace(nsid, backend, self.controller.settings.serial)
+        self._namespaces.add(namespace)
         try:
             self.queues.set_namespace(nsid, backend)
         except BaseException:
             self._namespaces.remove(nsid)
             raise
-        self._controller.write_protection.enforce(nsid)
-        self._controller.erasing.attached(nsid)
+        self.controller.subsystem.know(self.controller, namespace)
+        self.controller.enforce(nsid)
+        self.controller.erasing.attached(nsid)
 
     def add(self, nsid: int, backend: Backend) -> None:
         """Attach a namespace and tell the guest; errors as of :meth:`attach`."""
         cached = bool(self._namespaces.volatile())
         self.attach(nsid, backend)
+        self.controller.erasing.joined()
         if backend.volatile_cache and not cached:
             self._keep_cache_off()
-        self._controller.events.namespace_changed(nsid)
+        self.controller.events.namespace_changed(nsid)
 
     def _keep_cache_off(self) -> None:
         """Identify Controller said that there is no volatile write cache, so no guest flushes one.
@@ -70,8 +73,8 @@ class NamespaceChanges:
         Until a reset, after which drivers identify the controller again, writes are durable when
         they complete: that is what WCE = 0 means to the data path.
         """
-        if self._controller.life_cycle.state is not State.DISABLED:
-            self._controller.features[Fid.VOLATILE_WRITE_CACHE] = 0
+        if self.controller.life_cycle.state is not State.DISABLED:
+            self.controller.features[Fid.VOLATILE_WRITE_CACHE] = 0
 
     async def remove(self, nsid: int) -> Backend:
         """Detach a namespace and tell the guest; KeyError: there is none of this NSID.
@@ -87,12 +90,12 @@ class NamespaceChanges:
         try:
             self.queues.retire_namespace(nsid)
             if lost is None:
-                self._controller.events.namespace_changed(nsid)
+                self.controller.events.namespace_changed(nsid)
             await self.unused(nsid)
             self.queues.clear_uncorrectable(nsid)
             self.queues.set_namespace(nsid, None)
-            self._controller.write_protection.forget(nsid)
-            self._controller.erasing.detached(nsid)
+            self.controller.subsystem.forget(nsid)
+            self.controller.erasing.detached(nsid)
         finally:
             self.busy.discard(nsid)
         return namespace.backend
@@ -138,11 +141,11 @@ class NamespaceChanges:
 
     def _sharers(self, nsid: int) -> list[NamespaceChanges]:
         """Of every controller that the namespace is attached to."""
-        return [one.namespace_changes for one in self._controller.subsystem.holding(nsid)]
+        return [one.namespace_changes for one in self.controller.subsystem.holding(nsid)]
 
     def _tell(self, nsid: int) -> None:
         """Tell the guest of each of these controllers that the namespace has changed."""
-        for controller in self._controller.subsystem.attached(nsid):
+        for controller in self.controller.subsystem.attached(nsid):
             controller.events.namespace_changed(nsid)
 
     async def unused(self, nsid: int, start: int = 0) -> None:
@@ -188,19 +191,20 @@ class NamespaceChanges:
         if self._namespaces.get(nsid) is not None:
             self.queues.retire_namespace(nsid)
             self._namespaces.lose(nsid)
-            self._controller.events.namespace_changed(nsid)
+            self.controller.events.namespace_changed(nsid)
 
     def medium_protected(self, nsid: int) -> None:
         """The medium became read-only or writable: what the guest has protected stays so."""
-        self._controller.write_protection.enforce(nsid)
-        self._controller.health.media_changed()
+        self.controller.write_protection.enforce(nsid)
+        self.controller.health.media_changed()
 
     def find(self, nsid: int) -> None:
         """The medium has come back."""
         if nsid in self._namespaces.lost:
             self.queues.retire_namespace(nsid, False)
             self._namespaces.find(nsid)
-            self._controller.erasing.attached(nsid)
+            self.controller.enforce(nsid)
+            self.controller.erasing.attached(nsid)
 
 
 def _reason(error: OSError) -> str:
@@ -222,7 +226,7 @@ def _adapt(
         _log.info("namespace %d, %s: now %d bytes", nsid, backend.name, size)
         changed = True
     if read_only != backend.read_only:
-        with _standing(sharers):
+        with standing([one.controller for one in sharers]):
             for one in sharers:
                 one.queues.protect_namespace(nsid, read_only)
                 one.medium_protected(nsid)
@@ -234,20 +238,6 @@ def _adapt(
 
 def _serve_size(sharers: Sequence[NamespaceChanges], nsid: int, size: int) -> None:
     """Serve so many bytes of a backend from now on."""
-    with _standing(sharers):
+    with standing([one.controller for one in sharers]):
         for one in sharers:
             one.queues.resize_namespace(nsid, size)
-
-
-@contextmanager
-def _standing(sharers: Sequence[NamespaceChanges]) -> Iterator[None]:
-    """Each IOThread that serves a backend stands still, so that all of them see it change at once.
-
-    The backend moves in memory.
-    """
-    with ExitStack() as standing:
-        for one in sharers:
-            for iothread in one.queues.iothreads:
-                iothread.pause()
-                standing.callback(iothread.resume)
-        yield

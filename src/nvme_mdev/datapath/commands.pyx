@@ -20,17 +20,19 @@ from nvme_mdev.datapath.compound cimport (
     COMPOUND_UNCORRECTABLE, COMPOUND_VERIFY, compound_drop, compound_of,
 )
 from nvme_mdev.datapath.data_pointer cimport FLAGS_SGL, map_data
+from nvme_mdev.datapath.deferred cimport parse_reservation
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.range_commands cimport parse_copy, parse_dataset_management
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LIMITED, ATTENTION_LOCKED, NAMESPACES, OP_COMPARE, OP_FLUSH, OP_READ,
-    OP_VERIFY, OP_WRITE, OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE, REQUEST_FUA, REQUEST_LBA, backend_t,
-    compound_t, request_t,
+    ATTENTION_BAD, ATTENTION_LIMITED, ATTENTION_LOCKED, GROUP_READ, GROUP_WRITE, NAMESPACES,
+    NS_GROUPS_SHIFT, NS_STATE, OP_COMPARE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE,
+    OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE, REQUEST_FUA, REQUEST_LBA, backend_t,
+    compound_t, namespace_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LIMITED, LOCATION_DTYPE, LOCATION_FLAGS, LOCATION_NONE, LOCATION_NSID, LOCATION_OPCODE,
     LOCATION_PSDT, SC_INTERNAL_ERROR, SC_INVALID_FIELD, SC_INVALID_NAMESPACE, SC_INVALID_OPCODE,
-    SC_NAMESPACE_WRITE_PROTECTED, SC_SUCCESS,
+    SC_NAMESPACE_WRITE_PROTECTED, SC_RESERVATION_CONFLICT, SC_SUCCESS,
 )
 from nvme_mdev.datapath.uncorrectable cimport bad_find
 
@@ -45,9 +47,16 @@ cdef enum:
     NVME_VERIFY = 0x0c
     NVME_COPY = 0x19
 
-    #: Bit n: opcode n is implemented; the highest of them.
-    OPCODES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 12 | 1 << 25
+    #: Bit n: opcode n names a range of blocks in SLBA.
+    RANGE_OPCODES = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 12 | 1 << 25
+    #: Reservation Register, Report, Acquire and Release.
+    RESERVATION_OPCODES = 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21
+    #: Bit n: opcode n is implemented: those, Flush and Dataset Management; the highest of them.
+    OPCODES = RANGE_OPCODES | RESERVATION_OPCODES | 1 << 0 | 1 << 9
     OPCODE_LAST = 25
+    #: The command groups of reservations; Copy is in both.
+    READ_GROUP = 1 << 2 | 1 << 5 | 1 << 12 | 1 << 25
+    WRITE_GROUP = 1 << 0 | 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
 
     NSID_ALL = 0xffffffff
 
@@ -202,23 +211,56 @@ cdef uint32_t parse_others(request_t *request) noexcept nogil:
         return parse_copy(request)
     if opcode == NVME_VERIFY:
         return parse_verify(request)
+    if RESERVATION_OPCODES >> opcode & 1:
+        return parse_reservation(request)
     return parse_write_uncorrectable(request)
 
 
 cdef uint32_t refuse_namespace(request_t *request) noexcept nogil:
     """Inactive, a valid NSID without a namespace (Base 2.x, section 3.2.1.4); or it is not to be
     used at the moment, and it is worth trying again."""
-    if request.ns.backend != NULL and request.ns.retired > 1:
+    cdef uint32_t state = request.ns.restricted & NS_STATE
+    if request.ns.backend != NULL and state > 1:
         request.error_location = LOCATION_NONE
-        return request.ns.retired
+        return state
     return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+
+
+cdef inline bint conflicts(namespace_t *ns, uint32_t opcode) noexcept nogil:
+    """Whether a reservation refuses the command (Base 2.x, section 8.1.22)."""
+    cdef uint32_t refused = ns.restricted >> NS_GROUPS_SHIFT
+    return ((refused & GROUP_READ and READ_GROUP >> opcode & 1)
+            or (refused & GROUP_WRITE and WRITE_GROUP >> opcode & 1))
+
+
+cdef inline uint32_t parse_allowed(request_t *request) noexcept nogil:
+    """The namespace is there, and the command one that it takes."""
+    cdef uint8_t opcode = request.slot.sqe.opcode
+    if opcode == NVME_READ:
+        return parse_read(request)
+    if opcode == NVME_WRITE:
+        return parse_write(request)
+    return parse_others(request)
+
+
+cdef uint32_t parse_restricted(request_t *request) noexcept nogil:
+    """A namespace that is inactive, or not for every command."""
+    if request.ns.backend == NULL or request.ns.restricted & NS_STATE:
+        return refuse_namespace(request)
+    if conflicts(request.ns, request.slot.sqe.opcode):
+        return refuse(request, SC_RESERVATION_CONFLICT, LOCATION_NONE)
+    return parse_allowed(request)
 
 
 cdef uint32_t no_namespace(request_t *request) noexcept nogil:
     """An NSID that no namespace can have: Flush of all of them (Base 2.x, section 7.1), or an error."""
+    cdef uint32_t nsid
     request.ns = NULL
     if request.slot.sqe.opcode != NVME_FLUSH or request.slot.sqe.nsid != NSID_ALL:
         return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
+    for nsid in range(1, NAMESPACES + 1):
+        if conflicts(&request.sq.controller.namespaces[nsid], NVME_FLUSH):
+            return refuse(request, SC_RESERVATION_CONFLICT, LOCATION_NONE)
     request.operation = OP_FLUSH
     return make_compound(request, COMPOUND_FLUSH_ALL)
 
@@ -231,13 +273,9 @@ cdef inline uint32_t parse_by_opcode(request_t *request) noexcept nogil:
     if nsid == 0 or nsid > NAMESPACES:
         return no_namespace(request)
     request.ns = &request.sq.controller.namespaces[nsid]
-    if request.ns.backend == NULL or request.ns.retired:
-        return refuse_namespace(request)
-    if sqe.opcode == NVME_READ:
-        return parse_read(request)
-    if sqe.opcode == NVME_WRITE:
-        return parse_write(request)
-    return parse_others(request)
+    if request.ns.backend == NULL or request.ns.restricted:
+        return parse_restricted(request)
+    return parse_allowed(request)
 
 
 cdef uint32_t parse_fused(request_t *request, uint32_t kind) noexcept nogil:
@@ -287,8 +325,7 @@ cdef uint64_t command_lba(request_t *request) noexcept nogil:
     cdef uint64_t slba = <uint64_t> sqe.cdw11 << 32 | sqe.cdw10
     if request.flags & REQUEST_LBA:
         return request.error_lba
-    if (sqe.opcode > OPCODE_LAST or not OPCODES >> sqe.opcode & 1 or sqe.opcode == NVME_FLUSH
-            or sqe.opcode == NVME_DATASET_MANAGEMENT):
+    if sqe.opcode > OPCODE_LAST or not RANGE_OPCODES >> sqe.opcode & 1:
         return 0
     # A command that was done in part failed behind that.
     return slba + (request.done >> request.ns.block_shift) if request.done else slba

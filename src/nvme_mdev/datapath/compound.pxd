@@ -19,6 +19,8 @@ cdef enum:
     COMPOUND_FLUSH_ALL
     #: Write Uncorrectable: no operation at all.
     COMPOUND_UNCORRECTABLE
+    #: Executed by the control plane (`deferred.pyx`).
+    COMPOUND_DEFERRED
     #: Fused: Compare (first) and Write (second).
     COMPOUND_FIRST
     COMPOUND_SECOND

@@ -23,12 +23,13 @@ from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at
 from nvme_mdev.datapath.layout cimport (
     SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
 )
-from nvme_mdev.datapath.queues cimport request_done
+from nvme_mdev.datapath.queues cimport request_done, signal_fd
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COPY,
-    OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS, REQUEST_DEALLOCATE,
-    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_THROTTLED, backend_t, compound_t, compounds_t,
-    iothread_t, namespace_t, range_lock_t, request_t, sq_t,
+    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, NS_STATE, OP_COPY,
+    OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS,
+    REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED,
+    REQUEST_THROTTLED, backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, range_lock_t,
+    request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LIMITED, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
@@ -113,7 +114,7 @@ cdef bint request_touches(request_t *request, uint64_t begin, uint64_t end) noex
         if request.operation == OP_DEALLOCATE:
             return ranges_touch(request.iov, request.iov_count, begin, end)
         return request.offset < end and begin < request.offset + request.length
-    if compound.operation == OP_FLUSH:
+    if compound.operation == OP_FLUSH or compound.operation == OP_DEFERRED:
         return False
     if compound.operation == OP_DEALLOCATE:
         return ranges_touch(request.iov, request.iov_count, begin, end)
@@ -302,7 +303,7 @@ cdef bint next_flush(compound_t *compound) noexcept nogil:
     cdef namespace_t *ns
     while compound.index <= NAMESPACES:
         ns = &request.sq.controller.namespaces[compound.index]
-        if ns.backend != NULL and not ns.retired:
+        if ns.backend != NULL and not ns.restricted & NS_STATE:
             request.ns = ns
             prepare(compound, OPERATED, OP_FLUSH, 0, 0)
             return True
@@ -443,7 +444,8 @@ cdef bint done_at_once(iothread_t *thread, request_t *request) noexcept nogil:
     cdef request_t **others = thread.done
     cdef uint32_t count = thread.done_count
     cdef bint done
-    request.flags &= REQUEST_FUA | REQUEST_DEALLOCATE | REQUEST_EXPIRED | REQUEST_LBA
+    request.flags &= (
+        REQUEST_FUA | REQUEST_DEALLOCATE | REQUEST_EXPIRED | REQUEST_LBA | REQUEST_PREEMPTED)
     request.done = 0
     request.result = 0
     # Those that are done already may be on their way through `complete_done`.
@@ -638,6 +640,14 @@ cdef void start_second(iothread_t *thread, compound_t *compound) noexcept nogil:
     request_done(thread, compound.request)
 
 
+cdef void hand_over(compound_t *compound) noexcept nogil:
+    """The command is the control plane's from here on, which posts its completion, too."""
+    cdef controller_t *controller = compound.request.sq.controller
+    compound.started = 1
+    store_release32(&controller.deferred, 1)
+    signal_fd(controller.notify_fd)
+
+
 cdef uint32_t compound_start(
     iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
 ) noexcept nogil:
@@ -651,6 +661,8 @@ cdef uint32_t compound_start(
         return start_pair(thread, compound, batch, index, count)
     elif compound.kind == COMPOUND_SECOND:
         start_second(thread, compound)
+    elif compound.kind == COMPOUND_DEFERRED:
+        hand_over(compound)
     elif not try_start(thread, compound):
         wait(thread, compound)
     return 1

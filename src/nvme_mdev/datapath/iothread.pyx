@@ -36,13 +36,14 @@ from nvme_mdev.datapath.queues cimport (
     wake_thread,
 )
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_LIMITED, BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE,
-    OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, RUNNING, STANDING, aggregation_t, arbiter_t,
-    controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
+    ATTENTION_LIMITED, BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE,
+    INTERRUPTS_NONE, OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, RUNNING,
+    STANDING, aggregation_t, arbiter_t, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LIMITED, SC_MASK, SC_SUCCESS, SC_UNRECOVERED_READ, SC_WRITE_FAULT,
+    COMPOUND, LIMITED, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_SUCCESS,
+    SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_hold, throttle_next
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
@@ -144,6 +145,18 @@ cdef inline void count_media_error(request_t *request) noexcept nogil:
         request.sq.io_counters.media_errors += 1
 
 
+cdef void note_error(request_t *request) noexcept nogil:
+    """A command ends with an error: the log has it, and no interrupt is held back for it."""
+    cdef sq_t *sq = request.sq
+    if request.flags & REQUEST_PREEMPTED and request.status & SC_MASK == SC_ABORT_REQUESTED:
+        # Since another host has preempted its own (Base 2.x, section 8.1.22.7).
+        request.status = SC_ABORT_PREEMPT | SC_DNR
+    count_media_error(request)
+    log_error(sq.controller.state, sq.qid, request.slot.sqe.cid, request.status,
+              request.error_location, command_lba(request), request.slot.sqe.nsid)
+    sq.cq.dirty += ENTRIES_URGENT
+
+
 cdef inline void post_one(request_t *request) noexcept nogil:
     """Post the request's CQE. Where it goes is recorded before."""
     cdef sq_t *sq = request.sq
@@ -151,10 +164,7 @@ cdef inline void post_one(request_t *request) noexcept nogil:
     cdef controller_t *controller = sq.controller
     if not controller.stopped:
         if request.status:
-            count_media_error(request)
-            log_error(controller.state, sq.qid, request.slot.sqe.cid, request.status,
-                      request.error_location, command_lba(request), request.slot.sqe.nsid)
-            cq.dirty += ENTRIES_URGENT
+            note_error(request)
         else:
             count_io(request)
         slot_record(request.slot, cq)
@@ -246,6 +256,11 @@ cdef void post_all(iothread_t *thread) noexcept nogil:
     # For `queue_table.pyx`, which has taken commands from those that wait.
     if thread.done_count:
         post_done(thread)
+
+
+cdef void complete_deferred(iothread_t *thread, request_t *request) noexcept nogil:
+    request_done(thread, request)
+    post_done(thread)
 
 
 cdef void complete_retried(iothread_t *thread) noexcept nogil:

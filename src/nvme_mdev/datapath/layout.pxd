@@ -48,6 +48,9 @@ cdef enum:
     #: And, above it, the status that the command completes with.
     STAGE_OVER = 2
     STAGE_STATUS_SHIFT = 16
+    #: (Commands of the control plane.) It may have been done already: what tells is a number of the
+    #: control plane's, above it.
+    STAGE_DECIDED = 4
 
 cdef extern from *:
     """
@@ -151,7 +154,7 @@ cdef struct slot_t:
     #: The how manieth command of its SQ it is (modulo 2^32): against `sq_state_t.fetched` it tells
     #: whether the head has moved past it, which `sq_index` cannot when the SQ has wrapped.
     uint32_t sequence
-    #: How far a fused pair has come, which must not be executed twice; STAGE_NONE in a free slot.
+    #: How far a command has come that must not be executed twice; STAGE_NONE in a free slot.
     uint32_t stage
     uint32_t reserved[10]
 

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.regions cimport region_below
+from nvme_mdev.datapath.regions cimport region_search
 from nvme_mdev.datapath.runtime cimport memory_map_t, region_t
 
 #: The memory that a registered-buffer number stands for.
@@ -16,7 +16,7 @@ cdef inline region_t *memory_find(memory_map_t *memory, uint64_t iova, uint32_t 
     cdef region_t *region = &memory.regions[hint[0]]
     if iova - region.iova < region.size:
         return region
-    region = region_below(memory, iova)
+    region = region_search(memory, iova)
     if region == NULL or iova - region.iova >= region.size:
         return NULL
     hint[0] = <uint32_t> (region - memory.regions)

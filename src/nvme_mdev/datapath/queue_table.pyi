@@ -7,6 +7,7 @@ from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.datapath.statistics import (
+    DeferredCommand,
     InFlight,
     IoCounters,
     PathStatistics,
@@ -220,6 +221,34 @@ class QueueTable:
     def clear_notify(self) -> None:
         """Reset `notify_fd`, before looking at what it told of."""
 
+    # -- I/O commands of the control plane ---------------------------------------------------
+    def take_deferred(self) -> list[DeferredCommand]:
+        """The reservation commands that came since the last call; `notify_fd` tells of them.
+
+        Each is in flight until `complete_deferred`. The other methods raise KeyError for one that
+        is not, since its queue is gone.
+        """
+
+    def decided_deferred(self, command: DeferredCommand) -> int | None:
+        """The number that `decide_deferred` was given by a process before us, None: it was not."""
+
+    def decide_deferred(self, command: DeferredCommand, number: int) -> None:
+        """What the command does is about to happen; then `number` (16 bits of it) has been used."""
+
+    def settle_deferred(
+        self, command: DeferredCommand, status: int, location: int = 0xFFFF
+    ) -> None:
+        """What the command does is done, and this is its status, for the next process, too."""
+
+    def complete_deferred(self, command: DeferredCommand, data: bytes = b"") -> None:
+        """Return data, zeroes behind it, and post the completion of a command that is settled."""
+
+    def preempt(self, nsid: int) -> list[InFlight]:
+        """Have what is in flight of a namespace cancelled, but for reservation commands.
+
+        What that stops ends with Command Aborted due to Preempt and Abort; the rest completes.
+        """
+
     # -- guest memory ----------------------------------------------------------------------
     def map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
@@ -240,7 +269,7 @@ class QueueTable:
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
         """Attach or (None) detach; nothing of it may be in flight when detaching."""
 
-    # These nine raise KeyError where no namespace is attached.
+    # These ten raise KeyError where no namespace is attached.
     def clear_uncorrectable(self, nsid: int) -> None:
         """Make every block readable that Write Uncorrectable has made unreadable.
 
@@ -255,6 +284,9 @@ class QueueTable:
 
     def bar_namespace(self, nsid: int, status: int) -> None:
         """Refuse new commands with this status (SCT << 8 | SC), 0: serve them again."""
+
+    def refuse_groups(self, nsid: int, groups: int) -> None:
+        """Refuse the commands of these groups (`CommandGroup`) with Reservation Conflict."""
 
     def format_namespace(self, nsid: int, block_size: int) -> None:
         """Blocks of another size from the next command on; nothing may be in flight."""

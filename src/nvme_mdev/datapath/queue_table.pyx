@@ -6,7 +6,7 @@ IOThread's while it runs. What is done meanwhile is in files of its own: `queue_
 `recovery`, `admin_pair`, `namespace_table`, `interrupts`.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read as read_fd
@@ -21,11 +21,14 @@ from nvme_mdev.datapath.coalescing cimport coalescing_configure
 from nvme_mdev.datapath.interrupts cimport (
     assert_pin, interrupts_init, mask_vector, pin_level, set_intms, set_pin, set_vector,
 )
-from nvme_mdev.datapath.iothread cimport IOThread, post_all
+from nvme_mdev.datapath.deferred cimport (
+    answer_deferred, find_deferred, preempt_next, settle_deferred, take_deferred,
+)
+from nvme_mdev.datapath.iothread cimport IOThread, complete_deferred, post_all
 from nvme_mdev.datapath.layout cimport (
     HOST_QUEUES, INTERRUPT_CLIENT_MASK, INTERRUPT_FUNCTION_MASK, INTERRUPT_PENDING,
-    INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, cq_state_t, io_counters_t,
-    path_counters_t, slot_t, sq_state_t,
+    INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, STAGE_DECIDED, STAGE_STATUS_SHIFT, cq_state_t,
+    io_counters_t, path_counters_t, slot_t, sq_state_t,
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.namespace_table cimport (
@@ -38,12 +41,12 @@ from nvme_mdev.datapath.queue_setup cimport (
 from nvme_mdev.datapath.queues cimport SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, wake_thread
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, PAGE_SIZE, REQUEST_EXPIRED,
-    REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t, namespace_t, request_t, sq_t,
-    throttled_t,
+    BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
+    PAGE_SIZE, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t,
+    namespace_t, request_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
-from nvme_mdev.datapath.status cimport SC_ABORT_SQ_DELETED
+from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR
 from nvme_mdev.datapath.uncorrectable cimport bad_clear
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
@@ -51,7 +54,8 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    InFlight, IoCounters, QueueError, SubmissionQueue, Throttled, path_statistics, sum_statistics,
+    DeferredCommand, InFlight, IoCounters, QueueError, SubmissionQueue, Throttled, path_statistics,
+    sum_statistics,
 )
 
 cdef enum:
@@ -69,6 +73,10 @@ def _check_vector(vector):
 DOORBELL_OK = 0
 DOORBELL_INVALID_REGISTER = 1
 DOORBELL_INVALID_VALUE = 2
+
+
+cdef void _set_state(namespace_t *ns, uint32_t state) noexcept:
+    ns.restricted = (ns.restricted & ~<uint32_t> NS_STATE) | state
 
 
 cdef queue_place_t place(iova, size, contiguous) except *:
@@ -584,6 +592,81 @@ cdef class QueueTable:
                                          if self.controller.cqs[qid].size else 0))
         return errors
 
+    # -- I/O commands of the control plane ----------------------------------------------------------------
+
+    def take_deferred(self):
+        cdef request_t *request
+        cdef uint32_t qid
+        taken = []
+        if not exchange32(&self.controller.deferred, 0):
+            return taken
+        self._pause()
+        for qid in range(1, QUEUES):
+            if self.controller.sqs[qid].size and self.controller.sqs[qid].inflight:
+                request = take_deferred(&self.controller.sqs[qid])
+                while request != NULL:
+                    taken.append(DeferredCommand(
+                        qid, request - request.sq.requests, request.slot.sequence,
+                        (<const char *> &request.slot.sqe)[:SQE_SIZE],
+                        (<const char *> request.compound.brought)[:DEFERRED_DATA]))
+                    request = take_deferred(&self.controller.sqs[qid])
+        self._resume()
+        return taken
+
+    cdef request_t *_deferred(self, command) except NULL:
+        cdef request_t *request = NULL
+        if self.has_sq(command.qid):
+            request = find_deferred(
+                &self.controller.sqs[<uint32_t> command.qid], command.slot, command.sequence)
+        if request == NULL:
+            raise KeyError(command)
+        return request
+
+    def decided_deferred(self, command):
+        cdef request_t *request = self._deferred(command)
+        cdef uint32_t stage = request.slot.stage
+        return stage >> STAGE_STATUS_SHIFT if stage & STAGE_DECIDED else None
+
+    def decide_deferred(self, command, number):
+        cdef request_t *request = self._deferred(command)
+        store_release32(&request.slot.stage,
+                        STAGE_DECIDED | <uint32_t> (number & 0xffff) << STAGE_STATUS_SHIFT)
+
+    def settle_deferred(self, command, status, location=0xffff):
+        cdef request_t *request = self._deferred(command)
+        request.error_location = location
+        settle_deferred(request, status)
+
+    def complete_deferred(self, command, data=b""):
+        cdef request_t *request = self._deferred(command)
+        cdef const uint8_t[:] view = data or b"\0"
+        cdef uint32_t size = len(data)
+        self._pause()
+        answer_deferred(request, &view[0], size)
+        complete_deferred(request.sq.thread, request)
+        self._resume()
+
+    def preempt(self, nsid):
+        cdef sq_t *sq
+        cdef request_t *request
+        cdef uint32_t qid
+        cdef uint32_t number = nsid
+        preempted = []
+        self._pause()
+        # What waits for the namespace's limits ends at once.
+        end_throttled(self.controller, NULL, &self.controller.namespaces[number],
+                      SC_ABORT_PREEMPT | SC_DNR)
+        for qid in range(1, QUEUES):
+            sq = &self.controller.sqs[qid]
+            if sq.size == 0 or sq.inflight == 0:
+                continue
+            request = preempt_next(sq, number, 0)
+            while request != NULL:
+                preempted.append(InFlight(qid, request - sq.requests, request.slot.sequence))
+                request = preempt_next(sq, number, <uint32_t> (request - sq.requests) + 1)
+        self._resume()
+        return preempted
+
     # -- guest memory -----------------------------------------------------------------------------------
 
     def map(self, iova, size, fd, offset, *, readable, writable):
@@ -709,13 +792,19 @@ cdef class QueueTable:
     def retire_namespace(self, nsid, retired=True):
         cdef namespace_t *ns = self._namespace(nsid)
         self._pause()
-        ns.retired = bool(retired)
+        _set_state(ns, bool(retired))
         self._resume()
 
     def bar_namespace(self, nsid, status):
         cdef namespace_t *ns = self._namespace(nsid)
         self._pause()
-        ns.retired = status
+        _set_state(ns, status)
+        self._resume()
+
+    def refuse_groups(self, nsid, groups):
+        cdef namespace_t *ns = self._namespace(nsid)
+        self._pause()
+        ns.restricted = (ns.restricted & NS_STATE) | <uint32_t> groups << NS_GROUPS_SHIFT
         self._resume()
 
     def format_namespace(self, nsid, block_size):

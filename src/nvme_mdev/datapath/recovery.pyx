@@ -106,7 +106,11 @@ cdef uint32_t fetch_again(sq_t *sq, request_t *request, request_t **batch) noexc
     request.started = read_tsc()
     request.status = <uint16_t> command_parse(request)
     batch[0] = request
-    if request.status != COMPOUND or request.compound.kind != COMPOUND_FIRST:
+    if request.status != COMPOUND:
+        # It ends with an error, before its stage is looked at.
+        request.slot.stage = STAGE_NONE
+        return 1
+    if request.compound.kind != COMPOUND_FIRST:
         return 1
     next_ = oldest_after(sq, request.slot.sequence + 1)
     if next_ != NULL and next_.slot.sequence == request.slot.sequence + 1:

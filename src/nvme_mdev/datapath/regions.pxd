@@ -73,6 +73,8 @@ cdef inline region_t *region_next(memory_map_t *memory, place_t *place) noexcept
     return NULL
 
 
+#: As `region_below`, not inline: for paths that seldom come here.
+cdef region_t *region_search(memory_map_t *memory, uint64_t iova) noexcept nogil
 #: A table without regions; MemoryError. And the end of one.
 cdef int regions_create(memory_map_t *memory) except -1
 cdef void regions_destroy(memory_map_t *memory) noexcept

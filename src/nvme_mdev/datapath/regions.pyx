@@ -4,7 +4,7 @@ A virtual IOMMU maps single pages, up to 131072 of them, in any order, while the
 adding one and taking one out must not move what is behind it. Regions stay where they are put (a
 queue remembers the number of the one that it used last, which is all that most commands look at).
 Their order is in leaves of up to 256 numbers with their IOVAs, which are split when they are full; the
-leaves are a sorted table themselves, of 1000 at most.
+leaves are a sorted table themselves, of 2000 at most, since small neighbours are joined.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -17,6 +17,10 @@ cdef enum:
     #: Regions of a leaf: 4 KiB of them.
     LEAF_MOST = 256
     REGIONS_AT_FIRST = 64
+
+
+cdef region_t *region_search(memory_map_t *memory, uint64_t iova) noexcept nogil:
+    return region_below(memory, iova)
 
 
 cdef int regions_create(memory_map_t *memory) except -1:

@@ -67,6 +67,8 @@ cdef enum operation_t:
     OP_WRITE_UNCORRECTABLE
     #: Segments are source ranges, as those of OP_DEALLOCATE; offset and length are the destination.
     OP_COPY
+    #: Executed by the control plane; moves no blocks.
+    OP_DEFERRED
 
 cdef enum:
     #: Force Unit Access: durable before it completes.
@@ -81,10 +83,12 @@ cdef enum:
     REQUEST_EXPIRED = 16
     #: `error_lba` says where it failed; otherwise that follows from the command.
     REQUEST_LBA = 32
+    #: Its host was preempted: if it is aborted, that is why.
+    REQUEST_PREEMPTED = 64
     #: It waits for its namespace's limits and uses nothing but its slot (`throttle.pyx`) ...
-    REQUEST_THROTTLED = 64
+    REQUEST_THROTTLED = 128
     #: ... together with the second command of its fused pair, which is the next in line.
-    REQUEST_PAIRED = 128
+    REQUEST_PAIRED = 256
 
     #: Why commands for a backend have to look closer (`backend_t.attention`): it has unreadable
     #: blocks; a fused pair has a range for itself; it has limits.
@@ -98,6 +102,15 @@ cdef enum:
     LIMIT_WRITE = 2
     LIMITS = 3
 
+    NS_STATE = 0xffff
+    NS_GROUPS_SHIFT = 16
+    #: The groups of commands that a reservation can refuse (NVMe Base 2.x, section 8.1.22).
+    GROUP_READ = 1
+    GROUP_WRITE = 2
+
+    #: Bytes of data that a command of the control plane brings at most.
+    DEFERRED_DATA = 16
+
 #: One mapping of the client: IOVA [iova, iova + size) is at `address`.
 cdef struct region_t:
     uint64_t iova
@@ -110,7 +123,8 @@ cdef struct region_t:
     #: Start of the file mapping that `address` lies in, and its number (`memory.pyx`).
     uint8_t *mapping
     uint32_t file
-    uint32_t reserved
+    #: A cache line each.
+    uint32_t reserved[5]
 
 #: Where in the order of IOVAs a region is.
 cdef struct leaf_entry_t:
@@ -148,9 +162,10 @@ cdef struct namespace_t:
     uint32_t block_shift
     uint32_t nsid
     uint32_t read_only
-    #: On its way out: new commands find it inactive, those in flight still use it.
-    #: Or the status that new commands are refused with: it is being formatted or sanitized.
-    uint32_t retired
+    #: Not 0: not for every command. NS_STATE: 1, on its way out: new commands find it inactive, those
+    #: in flight still use it; or the status that new commands are refused with, since it is being
+    #: formatted or sanitized. Above it (NS_GROUPS_SHIFT) GROUP_*: what a reservation refuses.
+    uint32_t restricted
     #: What was moved since it was attached, by each of the controller's IOThreads.
     io_counters_t *moved
     #: Commands that wait for its limits, by the same.
@@ -301,6 +316,9 @@ cdef struct compound_t:
     uint64_t index_done
     uint8_t *bounce
     iovec step
+    #: What a command of the control plane has brought, and whether it was fetched there.
+    uint8_t brought[DEFERRED_DATA]
+    uint32_t taken
 
 cdef struct sq_t:
     # -- read and written each turn by the IOThread
@@ -444,6 +462,8 @@ cdef struct controller_t:
     int notify_fd
     #: ... or a doorbell was invalid: bit set of queue errors is in `sq_error`/`cq_error`.
     uint32_t errors
+    #: ... or an I/O command is for it (`deferred.pyx`).
+    uint32_t deferred
     uint32_t sq_error[QUEUES]
     uint32_t cq_error[QUEUES]
     #: The client can ring without a system call that we would see.

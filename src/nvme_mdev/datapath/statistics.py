@@ -99,6 +99,18 @@ class InFlight(NamedTuple):
     """The how manieth of its SQ."""
 
 
+class DeferredCommand(NamedTuple):
+    """An I/O command that the control plane executes."""
+
+    qid: int
+    slot: int
+    sequence: int
+    """The how manieth of its SQ."""
+    sqe: bytes
+    data: bytes
+    """What the guest sends with it, and zeroes behind that."""
+
+
 class QueueError(NamedTuple):
     """A doorbell value that the data path found invalid; the queue is not served until a reset."""
 

@@ -12,7 +12,7 @@ only while anything waits, costs the others nothing.
 
 Read, Compare and Verify read; Write, Write Zeroes, Write Uncorrectable and Dataset Management write,
 of which the last two move no bytes; Copy and a fused pair do both. Flush has no limits: it moves
-nothing, and what waits for it would wait for other commands' tokens.
+nothing, and what waits for it would wait for other commands' tokens. Nor have reservation commands.
 """
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
@@ -22,9 +22,9 @@ from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, COMPOUND_SECOND, compou
 from nvme_mdev.datapath.layout cimport STAGE_NONE
 from nvme_mdev.datapath.queues cimport request_done, sq_release
 from nvme_mdev.datapath.runtime cimport (
-    DONE_CAPACITY, HELD_ERROR, HELD_MEMORY, LIMIT_READ, LIMIT_TOTAL, LIMIT_WRITE, LIMITS, OP_COMPARE, OP_COPY,
-    OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE_UNCORRECTABLE, REQUEST_PAIRED,
-    REQUEST_THROTTLED, controller_t, iothread_t, namespace_t, request_t, sq_t, throttle_t,
+    DONE_CAPACITY, HELD_ERROR, HELD_MEMORY, LIMIT_READ, LIMIT_TOTAL, LIMIT_WRITE, LIMITS, NS_STATE,
+    OP_COMPARE, OP_COPY, OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, OP_READ, OP_VERIFY,
+    OP_WRITE_UNCORRECTABLE, REQUEST_PAIRED, REQUEST_THROTTLED, controller_t, iothread_t, namespace_t, request_t, sq_t, throttle_t,
     throttled_t,
 )
 from nvme_mdev.datapath.token_bucket cimport bucket_due, bucket_take
@@ -175,7 +175,8 @@ cdef inline uint32_t queue_of(request_t *request, request_t *second) noexcept no
 
 cdef bint has_no_limits(request_t *request) noexcept nogil:
     """It moves nothing, is in error, or its tokens were taken by a process that was killed."""
-    return (request.operation == OP_FLUSH or request.slot.stage != STAGE_NONE
+    return (request.operation == OP_FLUSH or request.operation == OP_DEFERRED
+            or request.slot.stage != STAGE_NONE
             or request.compound != NULL and (
                 request.compound.parsed != 0 or request.compound.kind == COMPOUND_SECOND))
 
@@ -234,7 +235,7 @@ cdef bint may_begin(throttled_t *throttled, uint32_t queue, request_t *second, u
     cdef cost_t cost
     if is_held(request.sq):
         return False
-    if request.ns.retired:
+    if request.ns.restricted & NS_STATE:
         return True
     if <int64_t> (now - throttled.due[queue]) < 0:
         return False

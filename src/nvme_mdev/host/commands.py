@@ -16,6 +16,13 @@ from nvme_mdev.spec.nvme_commands import (
     QueueFlags,
     RwControl,
 )
+from nvme_mdev.spec.nvme_reservations import (
+    CPTPL_SHIFT,
+    KEY_SIZE,
+    REPORT_EDS,
+    RESERVATION_IEKEY,
+    RESERVATION_TYPE_SHIFT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,3 +198,39 @@ def pack_copy_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
         bytes(8) + slba.to_bytes(8, "little") + (blocks - 1).to_bytes(2, "little") + bytes(14)
         for slba, blocks in ranges
     )
+
+
+# --- reservations (Base 7.5 to 7.8) ---
+
+
+def reservation_register(nsid: int, action: int, *, iekey: bool = False, cptpl: int = 0) -> SQE:
+    """Reservation Register; its data is `pack_keys` of the current and the new key."""
+    cdw10 = action | (RESERVATION_IEKEY if iekey else 0) | cptpl << CPTPL_SHIFT
+    return SQE(opc=NvmOpcode.RESERVATION_REGISTER, nsid=nsid, cdw10=cdw10)
+
+
+def reservation_acquire(nsid: int, action: int, rtype: int) -> SQE:
+    """Reservation Acquire; its data is `pack_keys` of the current key and that to preempt."""
+    cdw10 = action | rtype << RESERVATION_TYPE_SHIFT
+    return SQE(opc=NvmOpcode.RESERVATION_ACQUIRE, nsid=nsid, cdw10=cdw10)
+
+
+def reservation_release(nsid: int, action: int, rtype: int = 0) -> SQE:
+    """Reservation Release; its data is `pack_keys` of the current key."""
+    cdw10 = action | rtype << RESERVATION_TYPE_SHIFT
+    return SQE(opc=NvmOpcode.RESERVATION_RELEASE, nsid=nsid, cdw10=cdw10)
+
+
+def reservation_report(nsid: int, size: int, *, extended: bool = True) -> SQE:
+    """Reservation Report, ``size`` bytes (a multiple of 4) from the controller."""
+    return SQE(
+        opc=NvmOpcode.RESERVATION_REPORT,
+        nsid=nsid,
+        cdw10=size // 4 - 1,
+        cdw11=REPORT_EDS if extended else 0,
+    )
+
+
+def pack_keys(*keys: int) -> bytes:
+    """Data of the commands above."""
+    return b"".join(key.to_bytes(KEY_SIZE, "little") for key in keys)

@@ -17,7 +17,7 @@ from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.limits import change_limits, limit_texts, parse_limits
 from nvme_mdev.service.record import BackingRecord
-from nvme_mdev.service.targets import Access, Target, open_targets
+from nvme_mdev.service.targets import Access, Target, check_ptpl_files, open_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,6 +72,7 @@ class Backings:
 
     def open(self, targets: Sequence[Target], access: Access, rollback: ExitStack) -> list[Backing]:
         """Open targets, all or none of them; UserError as of `open_targets`."""
+        check_ptpl_files(targets)
         return self._take_all(targets, access, open_targets(targets, access, rollback))
 
     async def open_all(
@@ -79,6 +80,7 @@ class Backings:
     ) -> list[Backing]:
         """Open targets while guests are served: in a thread, opening a device can wait for it."""
         self._check_not_served(targets)
+        check_ptpl_files(targets, [one.target for one in self])
         backends = await asyncio.to_thread(open_targets, targets, access, rollback)
         return self._take_all(targets, access, backends)
 

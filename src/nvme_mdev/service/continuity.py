@@ -15,6 +15,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.shared_state import SHARED_STATE_SIZE, SharedState
 from nvme_mdev.datapath.state import ControllerState
 from nvme_mdev.service.client_tables import ClientTables
 from nvme_mdev.service.kept_fds import KeptFds
@@ -33,6 +34,8 @@ TABLES = "tables"
 """Of a controller; `nvme_mdev.vfio_user.server` has two more."""
 
 CONTROL = "control"
+SUBSYSTEM = "subsystem."
+"""And a number: what an NVM subsystem's controllers know of its namespaces in common."""
 MEMORY = "memory."
 """And the backing's number: the contents of a memory namespace."""
 RECORD = "record"
@@ -64,6 +67,13 @@ class Kept:
         """What the process before us has served; None: there was none."""
         self._continuities: dict[int, Continuity] = {}
         self._memories: set[int] = set()
+        self._subsystems: dict[str, SharedState] = {}
+        #: Serial numbers of those that there are.
+        self._serials: set[str] = set()
+        for name in [name for name in inherited if name.startswith(SUBSYSTEM)]:
+            fd = inherited.pop(name)
+            self._subsystems[name] = SharedState(fd)
+            os.close(fd)
         self._ending = False
         self.files = KeptFds(fd_store, inherited)
 
@@ -91,6 +101,34 @@ class Kept:
         if not self._ending:
             continuity.discard()
         continuity.close()
+
+    def shared_state(self, serial: str) -> SharedState:
+        """What is known of the namespaces of a subsystem: what was kept, or nothing, to be kept."""
+        self._serials.add(serial)
+        for shared in self._subsystems.values():
+            if shared.serial == serial:
+                return shared
+        number = 1
+        while f"{SUBSYSTEM}{number}" in self._subsystems:
+            number += 1
+        name = f"{SUBSYSTEM}{number}"
+        fd = os.memfd_create(f"nvme-mdev-{name}")
+        try:
+            os.ftruncate(fd, SHARED_STATE_SIZE)
+            made = SharedState(fd, serial)
+            self._fd_store.store(name, fd)
+        finally:
+            os.close(fd)
+        self._subsystems[name] = made
+        return made
+
+    def forget_subsystem(self, serial: str) -> None:
+        """Give up what is kept of a subsystem, whose last controller is gone."""
+        self._serials.discard(serial)
+        for name, shared in list(self._subsystems.items()):
+            if shared.serial == serial:
+                del self._subsystems[name]
+                self._fd_store.remove(name)
 
     def memory(self, number: int) -> int | None:
         """The contents of a memory namespace; the caller's."""
@@ -132,6 +170,8 @@ class Kept:
             self._fd_store.store(RECORD, self._record_file.fd)
             return
         self.files.give_up_unclaimed()
+        for serial in {shared.serial for shared in self._subsystems.values()} - self._serials:
+            self.forget_subsystem(serial)
         for name, fd in self._inherited.items():
             if not name.startswith("fd."):
                 self._fd_store.remove(name)

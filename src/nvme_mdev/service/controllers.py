@@ -65,6 +65,7 @@ async def add_controller(
         except UserError:
             registry.remove(served)
             await served.close()
+            registry.forget_subsystem(served)
             raise
         registry.save()
         _tell(part.told)
@@ -121,6 +122,7 @@ async def remove_controller(registry: Registry, served: ServedController, *, for
         registry.remove(served)
         registry.save()
         await served.close()
+        registry.forget_subsystem(served)
         if len(peers) == 1:
             _tell(peers)
 

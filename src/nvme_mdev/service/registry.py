@@ -58,7 +58,18 @@ class Registry:
 
     def subsystem(self, serial: str) -> Subsystem:
         """The NVM subsystem of a serial number, new or not."""
-        return self._subsystems.setdefault(serial, Subsystem())
+        if serial not in self._subsystems:
+            shared = None if self.kept is None else self.kept.shared_state(serial)
+            self._subsystems[serial] = Subsystem(shared)
+        return self._subsystems[serial]
+
+    def forget_subsystem(self, served: ServedController) -> None:
+        """A controller was taken down; with the last one its subsystem is gone."""
+        if not self.peers(served):
+            serial = served.definition.serial_number
+            self._subsystems.pop(serial, None)
+            if self.kept is not None:
+                self.kept.forget_subsystem(serial)
 
     def add(self, served: ServedController) -> None:
         """Make a controller known, under another name if its own is taken."""

@@ -13,6 +13,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.shared_state import FORMAT as SHARED_FORMAT
 from nvme_mdev.datapath.state import LAYOUT_VERSION, layout
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.client_tables import FORMAT as TABLES_FORMAT
@@ -33,6 +34,7 @@ def formats() -> dict[str, int]:
         "state": LAYOUT_VERSION,
         "state's size": layout()["controller_state"][1],
         "record": RECORD_FORMAT,
+        "shared state": SHARED_FORMAT,
         "client's tables": TABLES_FORMAT,
         "journal": JOURNAL_FORMAT,
     }

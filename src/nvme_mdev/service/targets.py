@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller import ptpl
 from nvme_mdev.errors import UserError, describe_os_error
 from nvme_mdev.service.direct import PREFIX as DIRECT
 from nvme_mdev.service.direct import DirectName, open_direct
@@ -39,7 +40,7 @@ _HUGE_PAGES = "{}: huge-pages is for memory targets"
 
 _OPTION = re.compile(
     r"(.*),(?:(read-only|huge-pages)"
-    rf"|(offset|length|block-size|inline-io|latency|{'|'.join(LIMIT_OPTIONS)})=([^,]*))",
+    rf"|(offset|length|block-size|inline-io|latency|ptpl-file|{'|'.join(LIMIT_OPTIONS)})=([^,]*))",
     re.DOTALL,
 )
 """The last option of a target; what does not end so is a name to the end."""
@@ -62,6 +63,8 @@ class Options:
     """A memory target is in huge pages that were reserved."""
     latency_ns: int = 0
     """How long a null namespace takes for a command."""
+    ptpl_file: str | None = None
+    """Where reservations are kept through a stop of the daemon."""
     limits: tuple[tuple[str, Limit | None], ...] = ()
     """By name; None: none, whatever the others have."""
 
@@ -90,6 +93,7 @@ class Options:
             None if inline_io is None else SWITCH[inline_io],
             "huge-pages" in found,
             _parse_latency(text, found["latency"]) if "latency" in found else 0,
+            found.get("ptpl-file"),
             tuple(_parse_limits(text, found).items()),
         )
 
@@ -171,13 +175,17 @@ class Target:
     @property
     def absolute(self) -> Target:
         """With an absolute path, which means the same to every process."""
-        if self.kind in {"null", "memory"} or Part.parse(self.name):
-            return self
+        name, options = self.name, self.options
         if self.kind == "direct":
             name = str(DirectName.parse(self.name).absolute)
-        else:
+        elif self.kind == "path" and not Part.parse(self.name):
             name = str(Path(self.name).absolute())
-        return replace(self, text=name + self.text[len(self.name) :], name=name)
+        text = name + self.text[len(self.name) :]
+        if options.ptpl_file is not None:
+            path = str(Path(options.ptpl_file).absolute())
+            text = text.replace(f",ptpl-file={options.ptpl_file}", f",ptpl-file={path}")
+            options = replace(options, ptpl_file=path)
+        return replace(self, text=text, name=name, options=options)
 
     @property
     def identity(self) -> str:
@@ -254,8 +262,39 @@ def open_targets(
                 seen.append(place)
             backends.append(_open(target, own, (memory or {}).get(nsid)))
             opened.callback(backends[-1].close)
+            backends[-1].ptpl_file = target.absolute.options.ptpl_file
         opened.pop_all()
     return backends
+
+
+def check_ptpl_files(targets: Sequence[Target], served: Sequence[Target] = ()) -> None:
+    """UserError: a file is not to be had for a namespace's reservations."""
+    taken = {one.absolute.options.ptpl_file for one in served}
+    for target in targets:
+        path = target.absolute.options.ptpl_file
+        if path is None:
+            continue
+        if path in taken:
+            raise UserError(f"{target.text}: ptpl-file is another namespace's: give each its own")
+        taken.add(path)
+        _check_ptpl_file(target, Path(path))
+
+
+def _check_ptpl_file(target: Target, path: Path) -> None:
+    try:
+        ptpl.load(str(path))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+    except ValueError:
+        raise UserError(
+            f"{target.text}: ptpl-file={path} is no file of reservations: remove it, or give"
+            " another"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{target.text}: ptpl-file: {describe_os_error(error)}: give a file in a directory that"
+            " can be written"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +410,7 @@ def _create_image(path: Path, access: Access, rollback: ExitStack) -> None:
     if mistyped := _LOOKS_LIKE_OPTION.search(path.name):
         raise UserError(
             f"{path} does not exist, and {mistyped[1]} is no option of a target: there are offset=,"
-            " length=, block-size= and read-only"
+            " length=, block-size=, ptpl-file= and read-only"
         )
     if access.create_size is None:
         raise UserError(f"{path} does not exist: give --size to create it (such as --size 10G)")

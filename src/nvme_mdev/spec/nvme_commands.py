@@ -82,6 +82,14 @@ class NvmOpcode(enum.IntEnum):
     IO_MANAGEMENT_SEND = 0x1D
 
 
+RESERVATION_OPCODES = (
+    NvmOpcode.RESERVATION_REGISTER,
+    NvmOpcode.RESERVATION_REPORT,
+    NvmOpcode.RESERVATION_ACQUIRE,
+    NvmOpcode.RESERVATION_RELEASE,
+)
+
+
 class Fuse(enum.IntEnum):
     """Fused Operation: bits 1:0 of an SQE's byte 1."""
 

@@ -80,6 +80,8 @@ class SanitizeState(enum.IntEnum):
 
 SANITIZE_PASSES_SHIFT = 3
 """Completed overwrite passes: bits 7:3 of SSTAT."""
+SANITIZE_GDE = 1 << 8
+"""Global Data Erased: bit 8 of SSTAT."""
 SANITIZE_NO_PROGRESS = 0xFFFF
 """SPROG when nothing is in progress."""
 SANITIZE_NO_TIME = 0xFFFF_FFFF

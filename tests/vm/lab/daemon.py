@@ -130,12 +130,12 @@ class Daemon:
         self._stopped = True
 
 
-def control(daemon: Daemon, *command: object) -> Any:
-    """Run a command on the daemon's controller, as a user does; its result."""
+def control(daemon: Daemon, *command: object, name: Path | None = None) -> Any:
+    """Run a command on the daemon's controller, or another, as a user does; its result."""
     words = [str(word) for word in command]
-    at = 2 if words[0] == "namespace" else 1
+    at = 2 if words[0] in {"namespace", "controller"} else 1
     done = subprocess.run(
-        [PROGRAM, *words[:at], str(daemon.socket), *words[at:], "-o", "json"],
+        [PROGRAM, *words[:at], str(name or daemon.socket), *words[at:], "-o", "json"],
         capture_output=True,
         text=True,
         check=False,

@@ -12,6 +12,7 @@ from nvme_mdev.controller.erasing import Format
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.namespaces import check_nsid
+from nvme_mdev.controller.reservations import CommandGroup
 from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
 from nvme_mdev.spec.nvme_maintenance import (
     FORMAT_LBAFL_MASK,
@@ -19,6 +20,7 @@ from nvme_mdev.spec.nvme_maintenance import (
     FORMAT_PI_SHIFT,
     FORMAT_SES_SHIFT,
     SANITIZE_AUSE,
+    SANITIZE_GDE,
     SANITIZE_NO_PROGRESS,
     SANITIZE_NO_TIME,
     SanitizeAction,
@@ -88,10 +90,17 @@ def _formats(controller: Controller, command: AdminCommand) -> dict[int, Format]
         sizes = controller.erasing.block_sizes(namespace)
         if index >= len(sizes):
             raise NvmeError(CommandStatus.INVALID_FORMAT, Field.CDW10)
+        _check_reservation(controller, namespace)
         if not controller.erasing.writable(namespace.nsid):
             raise NvmeError(GenericStatus.NAMESPACE_WRITE_PROTECTED, Field.NSID)
         wanted[namespace.nsid] = Format(sizes[index], ses)
     return wanted
+
+
+def _check_reservation(controller: Controller, namespace: Namespace) -> None:
+    """NvmeError: a host has it reserved; to erase is to write (Base 8.1.22)."""
+    if controller.refused(namespace.nsid) & CommandGroup.WRITE:
+        raise NvmeError(GenericStatus.RESERVATION_CONFLICT)
 
 
 def _concerned(controller: Controller, command: AdminCommand) -> list[Namespace]:
@@ -120,6 +129,8 @@ def sanitize(controller: Controller, command: AdminCommand) -> int:
     if failed and not before & SANITIZE_AUSE and command.sqe.cdw10 & SANITIZE_AUSE:
         # What failed in the restricted mode can only be tried again in that mode.
         raise NvmeError(GenericStatus.SANITIZE_FAILED, Field.CDW10, dnr=False)
+    for namespace in controller.namespaces:
+        _check_reservation(controller, namespace)
     if not all(controller.erasing.writable(one.nsid) for one in controller.namespaces):
         raise NvmeError(GenericStatus.NAMESPACE_WRITE_PROTECTED)
     if any(controller.erasing.remains(one.nsid) for one in controller.namespaces):
@@ -144,7 +155,7 @@ def sanitize_log(controller: Controller, _command: AdminCommand) -> SanitizeLog:
     none = SANITIZE_NO_TIME
     return SanitizeLog(
         sprog=erasing.sanitize_progress if running else SANITIZE_NO_PROGRESS,
-        sstat=life[Lifetime.SANITIZE_STATE],
+        sstat=life[Lifetime.SANITIZE_STATE] | (SANITIZE_GDE if erasing.nothing_written else 0),
         scdw10=life[Lifetime.SANITIZE_CDW10],
         eto=none,
         etbe=none,

@@ -66,7 +66,20 @@ def _identifier_size(command: AdminCommand) -> int:
 
 
 def _set_host_identifier(controller: Controller, command: AdminCommand) -> None:
-    controller.features.data.host_identifier = command.receive(_identifier_size(command))
+    """The registrations of the host that it was stay with that one (Base 8.1.22)."""
+    identifier = command.receive(_identifier_size(command))
+    if any(identifier):
+        _check_size(controller, len(identifier))
+    controller.features.data.set_host_identifier(identifier)
+    controller.host_changed()
+
+
+def _check_size(controller: Controller, size: int) -> None:
+    """NvmeError: another controller of the subsystem has an identifier of the other size."""
+    for one in controller.subsystem:
+        is_long = one.features.data.host_identifier_is_long
+        if one is not controller and one.host and is_long != (size == HOST_IDENTIFIER_SIZE):
+            raise NvmeError(GenericStatus.HOST_ID_INCONSISTENT, Field.CDW11)
 
 
 def _get_host_identifier(controller: Controller, command: AdminCommand) -> bytes:

@@ -15,6 +15,7 @@ from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import UNDER_THRESHOLD_SHIFT
 from nvme_mdev.controller.keep_alive import GRANULARITY_MS
 from nvme_mdev.controller.namespaces import check_nsid
+from nvme_mdev.controller.reservation_commands import set_persistence
 from nvme_mdev.spec.nvme_commands import (
     GET_FEATURES_SEL_SHIFT,
     NSID_ALL,
@@ -41,6 +42,7 @@ from nvme_mdev.spec.nvme_features import (
     TemperatureThresholdType,
     WriteProtectionState,
 )
+from nvme_mdev.spec.nvme_reservations import NOTIFICATION_MASK, PERSISTENCE_PTPL
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
 if TYPE_CHECKING:
@@ -170,16 +172,11 @@ def _set_temperature(controller: Controller, command: AdminCommand) -> int:
 
 def _set_error_recovery(controller: Controller, command: AdminCommand) -> int:
     """Per namespace; deallocated blocks are no errors (NSFEAT), so DULBE cannot be set."""
-    check_nsid(command.sqe.nsid, broadcast=True)
+    nsids = _concerned(controller, command)
     if command.sqe.cdw11 & ERROR_RECOVERY_DULBE:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11_HIGH)
-    value = command.sqe.cdw11 & ERROR_RECOVERY_TLER_MASK
-    if command.sqe.nsid == NSID_ALL:
-        for namespace in controller.namespaces:
-            controller.features.set_error_recovery(namespace.nsid, value)
-    else:
-        _check_active(controller, command)
-        controller.features.set_error_recovery(command.sqe.nsid, value)
+    for nsid in nsids:
+        controller.features.set_error_recovery(nsid, command.sqe.cdw11 & ERROR_RECOVERY_TLER_MASK)
     return 0
 
 
@@ -257,18 +254,44 @@ def _set_write_protection(controller: Controller, command: AdminCommand) -> int:
     wanted = command.sqe.cdw11 & WRITE_PROTECTION_STATE_MASK
     if wanted not in _OFFERED_PROTECTION:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
-    check_nsid(command.sqe.nsid, broadcast=True)
-    if command.sqe.nsid == NSID_ALL:
-        nsids = [namespace.nsid for namespace in controller.namespaces]
-    else:
-        _check_active(controller, command)
-        nsids = [command.sqe.nsid]
+    nsids = _concerned(controller, command)
     locked = WriteProtectionState.UNTIL_POWER_CYCLE
     if any(controller.write_protection[nsid] == locked != wanted for nsid in nsids):
         raise NvmeError(CommandStatus.FEATURE_NOT_CHANGEABLE, Field.CDW11)
     for nsid in nsids:
-        for one in controller.subsystem.attached(nsid):
-            one.write_protection[nsid] = WriteProtectionState(wanted)
+        controller.write_protection[nsid] = WriteProtectionState(wanted)
+    return 0
+
+
+def _concerned(controller: Controller, command: AdminCommand) -> list[int]:
+    """The namespace that a feature is set of, or all that are attached."""
+    check_nsid(command.sqe.nsid, broadcast=True)
+    if command.sqe.nsid == NSID_ALL:
+        return [namespace.nsid for namespace in controller.namespaces]
+    _check_active(controller, command)
+    return [command.sqe.nsid]
+
+
+def _set_notification_mask(controller: Controller, command: AdminCommand) -> int:
+    for nsid in _concerned(controller, command):
+        controller.notices.set_mask(nsid, command.sqe.cdw11 & NOTIFICATION_MASK)
+    return 0
+
+
+def _set_persistence(controller: Controller, command: AdminCommand) -> Outcome:
+    """Of one namespace, or of all that are attached; only where there is a place to keep it."""
+    nsids = _concerned(controller, command)
+    wanted = bool(command.sqe.cdw11 & PERSISTENCE_PTPL)
+    for nsid in nsids:
+        namespace = controller.namespaces.get(nsid)
+        if wanted and (namespace is None or namespace.backend.ptpl_file is None):
+            raise NvmeError(CommandStatus.FEATURE_NOT_CHANGEABLE, Field.CDW11)
+    return _persist(controller, nsids, wanted)
+
+
+async def _persist(controller: Controller, nsids: Sequence[int], wanted: bool) -> int:
+    for nsid in nsids:
+        await set_persistence(controller, nsid, ptpl=wanted)
     return 0
 
 
@@ -279,6 +302,18 @@ def _get_write_protection(controller: Controller, command: AdminCommand) -> int:
     check_nsid(command.sqe.nsid)
     _check_active(controller, command)
     return controller.write_protection[command.sqe.nsid]
+
+
+def _get_notification_mask(controller: Controller, command: AdminCommand) -> int:
+    check_nsid(command.sqe.nsid)
+    _check_active(controller, command)
+    return controller.notices.mask(command.sqe.nsid)
+
+
+def _get_persistence(controller: Controller, command: AdminCommand) -> int:
+    check_nsid(command.sqe.nsid)
+    _check_active(controller, command)
+    return int(controller.subsystem.shared[command.sqe.nsid].reservations.ptpl)
 
 
 def _get_temperature(controller: Controller, command: AdminCommand) -> int:
@@ -327,6 +362,8 @@ _SETTERS: dict[Fid, Callable[[Controller, AdminCommand], Outcome]] = {
     Fid.ASYNC_EVENT_CONFIGURATION: _set_async_events,
     Fid.KEEP_ALIVE_TIMER: _set_keep_alive,
     Fid.IO_COMMAND_SET_PROFILE: _set_command_set,
+    Fid.RESERVATION_NOTIFICATION_MASK: _set_notification_mask,
+    Fid.RESERVATION_PERSISTENCE: _set_persistence,
     Fid.NAMESPACE_WRITE_PROTECTION: _set_write_protection,
 }
 """Features that are more than a value."""
@@ -335,6 +372,8 @@ _GETTERS: dict[Fid, Callable[[Controller, AdminCommand], int]] = {
     Fid.TEMPERATURE_THRESHOLD: _get_temperature,
     Fid.ERROR_RECOVERY: _get_error_recovery,
     Fid.INTERRUPT_VECTOR_CONFIGURATION: _get_vector_configuration,
+    Fid.RESERVATION_NOTIFICATION_MASK: _get_notification_mask,
+    Fid.RESERVATION_PERSISTENCE: _get_persistence,
     Fid.NAMESPACE_WRITE_PROTECTION: _get_write_protection,
 }
 """Features whose value depends on more than the FID."""

@@ -54,6 +54,7 @@ from nvme_mdev.spec.nvme_identify import (
 )
 from nvme_mdev.spec.nvme_maintenance import DSTO_ONE_AT_A_TIME, FPI_SUPPORTED, Sanicap
 from nvme_mdev.spec.nvme_registers import ADMIN_CQES, ADMIN_SQES
+from nvme_mdev.spec.nvme_reservations import Rescap
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         rtd3r=_RESUME_LATENCY_US,
         rtd3e=_SHUTDOWN_LATENCY_US,
         oaes=Oaes.NSAN,
-        ctratt=Ctratt.HIDS,
+        ctratt=Ctratt.HIDS | Ctratt.RHII,
         cntrltype=CntrlType.IO,
         oacs=Oacs.DBCS if settings.shadow_doorbell else 0,
         acl=ABORT_COMMAND_LIMIT - 1,
@@ -158,7 +159,7 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
     is advice, which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.SSFS | Oncs.NVMWUSV
+    oncs = Oncs.SSFS | Oncs.NVMWUSV | Oncs.RESERVS
     if all(backend.any_memory for backend in backends):
         oncs |= Oncs.NVMVFYS | Oncs.NVMCPYS
     if all(backend.can_compare for backend in backends):
@@ -218,6 +219,11 @@ def _attributes(controller: Controller, namespace: Namespace) -> int:
     return Nsattr.CWP if controller.write_protection.protects(namespace.nsid) else 0
 
 
+def _reservations(namespace: Namespace) -> Rescap:
+    """RESCAP: every type; kept through a loss of power where the user gives them a place."""
+    return Rescap(0xFF if namespace.backend.ptpl_file is not None else 0xFF & ~Rescap.PTPLS)
+
+
 def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyNamespace:
     backend = namespace.backend
     data = IdentifyNamespace(
@@ -227,6 +233,7 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
         dlfeat=_deallocation(backend),
         noiob=min(backend.optimal_io_boundary, _WORD_MAX),
         nsattr=_attributes(controller, namespace),
+        rescap=_reservations(namespace),
     )
     data.mssrl = min(MAX_COPY_RANGE // backend.block_size, _WORD_MAX)
     data.mcl = MAX_COPY // backend.block_size
@@ -281,6 +288,7 @@ def _namespace_independent(
         nsfeat=0 if backend.volatile_cache else IndependentNsfeat.VWCNP,
         nmic=_sharing(controller),
         nsattr=_attributes(controller, namespace),
+        rescap=_reservations(namespace),
         fpi=FPI_SUPPORTED | controller.erasing.remains(namespace.nsid)
         if controller.erasing.offered
         else 0,

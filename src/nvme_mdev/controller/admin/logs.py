@@ -18,6 +18,7 @@ from nvme_mdev.spec.nvme_commands import (
     GET_LOG_PAGE_OT,
     GET_LOG_PAGE_RAE,
     NSID_ALL,
+    RESERVATION_OPCODES,
     Csi,
     NvmOpcode,
 )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.admin.command import AdminCommand
     from nvme_mdev.controller.controller import Controller
+    from nvme_mdev.spec.nvme_reservations import ReservationNotificationLog
 
     _Builder = Callable[[Controller, AdminCommand], bytes | ctypes.Structure]
 
@@ -89,7 +91,11 @@ def get_log_page(controller: Controller, command: AdminCommand) -> int:
 def _was_read(controller: Controller, page_id: int) -> None:
     if page_id == LogPage.CHANGED_NAMESPACES:
         controller.events.clear_changed_namespaces()
+    if page_id == LogPage.RESERVATION_NOTIFICATION:
+        controller.notices.remove_oldest()
     controller.events.log_page_read(page_id)
+    if page_id == LogPage.RESERVATION_NOTIFICATION:
+        controller.notices.deliver()
 
 
 def _pages(controller: Controller) -> dict[int, _Builder]:
@@ -194,6 +200,9 @@ def io_effects(oncs: Oncs) -> dict[NvmOpcode, CommandEffect]:
         effects[NvmOpcode.COPY] = changes
     if oncs & Oncs.NVMDSMSV:
         effects[NvmOpcode.DATASET_MANAGEMENT] = changes
+    if oncs & Oncs.RESERVS:
+        for opcode in RESERVATION_OPCODES:
+            effects[opcode] = CommandEffect.CSUPP
     return effects
 
 
@@ -207,6 +216,12 @@ def _feature_effects(controller: Controller, _command: AdminCommand) -> FeatureE
         )
         data.fids[fid] = FeatureEffect.FSUPP | scope
     return data
+
+
+def _reservation_notification(
+    controller: Controller, _command: AdminCommand
+) -> ReservationNotificationLog:
+    return controller.notices.oldest()
 
 
 def _path_counters(controller: Controller, _command: AdminCommand) -> PathCountersLog:
@@ -234,6 +249,7 @@ _PAGES: dict[int, _Builder] = {
     LogPage.COMMANDS_EFFECTS: _commands_effects,
     LogPage.DEVICE_SELF_TEST: self_test_log,
     LogPage.FEATURE_EFFECTS: _feature_effects,
+    LogPage.RESERVATION_NOTIFICATION: _reservation_notification,
     LogPage.SANITIZE_STATUS: sanitize_log,
     PATH_COUNTERS_LID: _path_counters,
 }

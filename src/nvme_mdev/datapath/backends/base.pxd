@@ -24,6 +24,8 @@ cdef class Backend:
     cdef readonly unsigned int optimal_io_boundary
     cdef readonly unsigned int preferred_write_granularity
     cdef readonly unsigned int preferred_deallocate_granularity
+    #: Where reservations are kept through a loss of power (str), None: nowhere.
+    cdef public object ptpl_file
     #: Get ready on a thread that will serve it (paused), and leave it.
     cdef int attach(self, IOThread iothread) except -1
     cdef int detach(self, IOThread iothread) except -1

@@ -35,6 +35,9 @@ class Backend:
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
 
+    #: Where its reservations are kept through a loss of power (PTPL); None: nowhere.
+    ptpl_file: str | None
+
     #: IOThreads that it is served on: with more than one, fused commands are not atomic.
     threads: int
     #: Bytes that one command can move at most; 0: as many as you like.
