@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.cli.deaths import kill, killed_again_and_again, serving_pid
 
+from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import AsyncEventType
 from nvme_mdev.spec.vfio_user import Command, PciRegion
@@ -75,6 +76,46 @@ def test_admin_commands_queues_and_memory_come_and_go_meanwhile(
             host.unmap_memory(window)
         host.reset()
         assert host.create_queue_pair().read(1, 8, 8, block_size=512) == data
+
+
+@pytest.mark.parametrize("map_doorbells", [True, False])
+def test_a_client_without_shared_memory_does_not_notice_either(
+    serve: Serve, tmp_path: Path, *, map_doorbells: bool
+) -> None:
+    """Every buffer is used for something else as soon as its command is done: late data shows."""
+    daemon = serve(tmp_path / "vm1.img", "--size", "64M", "--socket", tmp_path / "s")
+    rounds = 0
+    with NvmeHost(
+        tmp_path / "s",
+        share_memory=False,
+        map_doorbells=map_doorbells,
+        memory_size=8 * MIB,
+        timeout=60.0,
+    ) as host:
+        queues = [host.create_queue_pair(16, interrupts=True), host.create_queue_pair(64)]
+        buffers = [host.memory.allocate(4096) for _ in range(32)]
+        with killed_again_and_again(daemon, 10) as enough:
+            while not enough.is_set() or rounds < 3:
+                rounds += 1
+                data = [os.urandom(4096) for _ in buffers]
+                for make in (commands.write, commands.read):
+                    started = []
+                    for number, buffer in enumerate(buffers):
+                        buffer.write(data[number] if make is commands.write else bytes(4096))
+                        sqe = make(1, number * 8, 8)
+                        sqe.prp1 = buffer.iova
+                        queue = queues[number % 2]
+                        while queue.room() == 0:
+                            queue.collect()
+                        started.append((queue, queue.start(sqe), buffer, number))
+                    for queue, cid, buffer, number in started:
+                        assert queue.finish(cid).ok
+                        if make is commands.read:
+                            assert buffer.read() == data[number], number
+                        buffer.fill(0xA5)
+                assert host.active_namespaces() == [1]
+                assert all(buffer.read() == b"\xa5" * 4096 for buffer in buffers)
+    assert daemon.stop().status == 0
 
 
 def test_an_event_request_that_was_outstanding_is_answered_afterwards(

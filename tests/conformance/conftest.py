@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,17 +23,21 @@ def _daemon(socket: Path, *arguments: str) -> Iterator[Path]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline()]
+        # Else it would wait, in the end, for somebody to read what it logs.
+        reading = threading.Thread(target=said.extend, args=(process.stderr,))
+        reading.start()
         try:
-            assert process.stderr is not None
-            ready = process.stderr.readline()
-            assert "ready" in ready, ready + process.stderr.read()
+            assert "ready" in said[0], said[0]
             yield socket
-            assert process.poll() is None, "the daemon has ended"
+            assert process.poll() is None, "the daemon has ended: " + "".join(said)
         finally:
             process.terminate()
-            _, said = process.communicate(timeout=60)
+            process.wait(timeout=60)
+            reading.join()
     assert process.returncode == 0
-    assert "Traceback" not in said, said
+    assert "Traceback" not in "".join(said), said
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ MEMORY = ("memory:64M", "memory:1M")
 #: Its blocks have another size, and there is a volatile write cache.
 IMAGE = ("DIR/image", "--size", "64M", "--block-size", "4096")
 MESSAGES = ("null:64M", "--no-mapped-doorbells", "--no-shadow-doorbell")
+PRIVATE = ("memory:64M", "memory:2M")
 READ_ONLY = ("DIR/protected", "--read-only", "--no-shadow-doorbell")
 
 ERASABLE = ("memory:16M", "--allow-erase", "--block-size", "512")
@@ -31,8 +32,8 @@ def _of(groups: set[str]) -> list[Check]:
     return [check for group in GROUPS if group.name in groups for check in group]
 
 
-def _holds(check: Check, socket: Path) -> None:
-    (result,) = run([check], socket, destructive=True)
+def _holds(check: Check, socket: Path, *, share_memory: bool = True) -> None:
+    (result,) = run([check], socket, destructive=True, share_memory=share_memory)
     assert result.outcome in {Outcome.PASSED, Outcome.NOT_APPLICABLE}, (
         f"{check.sentence} ({', '.join(check.sections)}): {result.why}"
     )
@@ -41,6 +42,13 @@ def _holds(check: Check, socket: Path) -> None:
 @pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.id)
 def test_a_memory_namespace_conforms(check: Check, controller: Callable[..., Path]) -> None:
     _holds(check, controller(*MEMORY))
+
+
+@pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.id)
+def test_a_client_without_shared_memory_finds_that_it_conforms(
+    check: Check, controller: Callable[..., Path]
+) -> None:
+    _holds(check, controller(*PRIVATE), share_memory=False)
 
 
 @pytest.mark.parametrize("check", _of(DATA), ids=lambda check: check.id)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Self
 
+    from nvme_mdev.vfio_user.client_memory import ClientMemory
+
 T = TypeVar("T")
 TIMEOUT = 10.0
 RW = RegionInfoFlags.READ | RegionInfoFlags.WRITE
@@ -139,6 +141,9 @@ class FakeDevice:
         if self.gate is not None:
             await asyncio.to_thread(self.gate.wait, TIMEOUT)
         self._note("reset")
+
+    def use_client_memory(self, memory: ClientMemory) -> None:
+        self.client_memory = memory
 
     async def attached(self) -> None:
         self._note("attached")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lab import MIB
+from test_restart import killed_again_and_again
 
 if TYPE_CHECKING:
     from lab import Guest, Rig
@@ -138,10 +139,30 @@ def test_memory_that_is_plugged_and_unplugged_under_a_guest_is_used_for_io(rig: 
     guest.power_off()
 
 
-@pytest.mark.parametrize("backend", ["memory-backend-ram", "memory-backend-memfd,share=off"])
-def test_memory_that_is_not_shared_is_reported_at_once(rig: Rig, backend: str) -> None:
+PLAIN_RAM = ["-object", "memory-backend-ram,id=plain,size=512M", "-machine", "memory-backend=plain"]
+
+
+def test_memory_that_is_not_shared_is_reached_with_messages(rig: Rig) -> None:
+    """The daemon is killed meanwhile; each kernel before Linux is the firmware's driver."""
     daemon = rig.serve()
-    private = f"{backend},id=private,size=512M"
-    machine = ["-object", private, "-machine", "memory-backend=private"]
+    guest = rig.boot(daemon, smp=2, arguments=PLAIN_RAM)
+    daemon.wait_for_log("share=on")
+    guest.fio(DISK, "--rw=randrw --bsrange=512-128k --iodepth=16 --size=4M")
+    guest.sh(f"mkfs.ext4 -q {DISK}; mount {DISK} /mnt; cp /programs/usr/sbin/mkfs* /mnt; sync")
+    with killed_again_and_again(daemon) as killed:
+        guest.fio("/mnt/file", "--rw=randrw --bsrange=4k-64k --iodepth=16 --size=8M --loops=3")
+    assert killed
+    guest.sh(f"diff /programs/usr/sbin/mkfs.ext4 /mnt/mkfs.ext4; umount /mnt; fsck.ext4 -fn {DISK}")
+    guest.reboot().wait_for_path(DISK)
+    guest.sh(f"fsck.ext4 -fn {DISK}")
+    guest.power_off()
+
+
+def test_memory_with_a_file_that_is_not_shared_is_reported_at_once(rig: Rig) -> None:
+    daemon = rig.serve()
+    machine = [
+        *("-object", "memory-backend-memfd,id=private,size=512M,share=off"),
+        *("-machine", "memory-backend=private"),
+    ]
     rig.start(daemon, kernel=None, arguments=machine)
     daemon.wait_for_log("share=on")

@@ -27,6 +27,11 @@ _NAME_WIDTH = 15
     "--destructive", is_flag=True, help="Run the checks that write to the namespace, too."
 )
 @click.option(
+    "--private-memory",
+    is_flag=True,
+    help="Do not share memory: the controller reaches it with messages (DMA_READ, DMA_WRITE).",
+)
+@click.option(
     "-k", "words", multiple=True, metavar="WORD", help="Only checks whose name has this word."
 )
 @click.option("--list", "list_only", is_flag=True, help="Show the checks and run none.")
@@ -37,6 +42,7 @@ def conformance(
     socket: Path | None,
     nsid: int | None,
     destructive: bool,
+    private_memory: bool,
     words: tuple[str, ...],
     list_only: bool,
     as_json: bool,
@@ -55,7 +61,15 @@ def conformance(
         return 0
     if socket is None:
         raise UserError("which controller? give the socket that it is served on")
-    results = _run(checks, socket, nsid, destructive, show=not as_json, verbose=verbose)
+    results = _run(
+        checks,
+        socket,
+        nsid,
+        destructive,
+        share_memory=not private_memory,
+        show=not as_json,
+        verbose=verbose,
+    )
     counts = _counts(results)
     if as_json:
         data = {"summary": counts, "checks": [result.to_json() for result in results]}
@@ -100,13 +114,16 @@ def _run(
     nsid: int | None,
     destructive: bool,
     *,
+    share_memory: bool,
     show: bool,
     verbose: bool,
 ) -> list[Result]:
     from nvme_mdev.conformance.runner import Outcome, run
 
     results = []
-    for result in run(checks, socket, nsid=nsid, destructive=destructive):
+    for result in run(
+        checks, socket, nsid=nsid, destructive=destructive, share_memory=share_memory
+    ):
         results.append(result)
         if show and (verbose or result.outcome is Outcome.FAILED):
             _show(result)

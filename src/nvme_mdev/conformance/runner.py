@@ -64,13 +64,15 @@ def run(
     *,
     nsid: int | None = None,
     destructive: bool = False,
+    share_memory: bool = True,
 ) -> Iterator[Result]:
     """Run checks against the controller behind the socket at ``path``; a result as each ends.
 
     ``nsid`` None takes the first active namespace. Without ``destructive`` nothing is written to
-    it. AttachError: there is no controller behind the socket, or none any more.
+    it. ``share_memory`` False: the controller reaches our memory with messages only. AttachError:
+    there is no controller behind the socket, or none any more.
     """
-    subject = Subject(path, nsid=nsid)
+    subject = Subject(path, nsid=nsid, share_memory=share_memory)
     last: Result | None = None
     for check in checks:
         if check.destructive and not destructive:

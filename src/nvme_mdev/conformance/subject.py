@@ -37,9 +37,12 @@ _POLL = 0.001
 class Subject:
     """One controller behind a vfio-user socket, and a namespace of it."""
 
-    def __init__(self, path: str | os.PathLike[str], *, nsid: int | None = None) -> None:
-        """``nsid`` None: the first active namespace."""
+    def __init__(
+        self, path: str | os.PathLike[str], *, nsid: int | None = None, share_memory: bool = True
+    ) -> None:
+        """``nsid`` None: the first active namespace; ``share_memory``: see `NvmeHost`."""
         self.path = path
+        self.share_memory = share_memory
         self._wanted_nsid = nsid
         self._host: NvmeHost | None = None
         self._queue: IoQueue | None = None
@@ -64,6 +67,7 @@ class Subject:
             memory_size=memory_size,
             admin_entries=admin_entries,
             timeout=COMMAND_TIMEOUT,
+            share_memory=self.share_memory,
         )
         return self._host
 

@@ -347,6 +347,11 @@ class Controller:
         if self.life_cycle.state is State.DISABLED:
             self._take_over_settings()
 
+    def withhold_shadow_doorbell(self) -> None:
+        """Do not offer Doorbell Buffer Config until the next reset, whatever the setting says."""
+        self.state.scratch[Scratch.SHADOW_DOORBELL] = 0
+        self.settings = dataclasses.replace(self.settings, shadow_doorbell=False)
+
     def _take_over_settings(self) -> None:
         self.state.scratch[Scratch.SHADOW_DOORBELL] = self._shadow_doorbell
         self.settings = dataclasses.replace(self.settings, shadow_doorbell=self._shadow_doorbell)

@@ -44,6 +44,8 @@ class LifeCycle:
         self._on_clear = on_clear
         self._on_stop = on_stop
         self._volatile = volatile
+        self.before_start: Callable[[], None] = lambda: None
+        """Called when the guest enables the controller, before its configuration is looked at."""
         self._wait: asyncio.Task[None] | None = None
         self._actions: dict[Action, Callable[[], None]] = {
             Action.NONE: lambda: None,
@@ -110,6 +112,7 @@ class LifeCycle:
     # -- the actions -------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self.before_start()
         problem = why_not_enabled(self._registers, self._queues.memory)
         if problem is not None:
             _log.warning("the guest's configuration cannot be enabled: %s", problem)

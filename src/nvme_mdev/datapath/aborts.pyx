@@ -15,7 +15,7 @@ from nvme_mdev.datapath.atomics cimport load_acquire32, store_release32
 from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, sq_state_t
 from nvme_mdev.datapath.queues cimport (
     cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
-    sq_waiting,
+    sq_waiting, tell_relay,
 )
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, REQUEST_THROTTLED, cq_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_FAILED_FUSED, SC_ABORT_REQUESTED
@@ -103,7 +103,7 @@ cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid)
     log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED, LOCATION_NONE, 0, 0)
     cq_post(cq, 0, sq.head, sq.qid, cid, SC_ABORT_REQUESTED)
     store_release32(&state.aborted_state[note], NOTE_POSTED)
-    if cq.interrupts:
+    if not tell_relay(cq) and cq.interrupts:
         raise_interrupt(cq)
 
 

@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES
 from nvme_mdev.datapath.runtime cimport (
-    INTERRUPTS_AT_ONCE, INTERRUPTS_COALESCED, aggregation_t, controller_t, cq_t,
-    interrupts_t,
+    INTERRUPTS_AT_ONCE, INTERRUPTS_COALESCED, INTERRUPTS_NONE, INTERRUPTS_RELAYED, aggregation_t,
+    controller_t, cq_t, interrupts_t,
 )
 
 cdef enum:
@@ -42,7 +42,7 @@ cdef int coalescing_configure(controller_t *controller) except -1:
 cdef void choose(cq_t *cq, bint wanted) noexcept:
     """Whether the CQ's interrupts are held back. What is held back already goes out when it is due."""
     cdef controller_t *controller = cq.controller
-    if not cq.interrupts:
+    if cq.interrupts == INTERRUPTS_NONE or cq.interrupts == INTERRUPTS_RELAYED:
         return
     if not wanted or controller.state.vector_config[cq.vector] & COALESCING_DISABLE:
         cq.interrupts = INTERRUPTS_AT_ONCE

@@ -74,7 +74,7 @@ cdef void assert_pin(controller_t *controller) noexcept:
         return
     for qid in range(QUEUES):
         cq = &controller.cqs[qid]
-        if cq.size and cq.interrupts and raise_interrupt(cq):
+        if cq.size and cq.state.interrupts and raise_interrupt(cq):
             return
 
 
@@ -85,6 +85,6 @@ cdef bint pin_level(controller_t *controller) noexcept:
         return False
     for qid in range(QUEUES):
         cq = &controller.cqs[qid]
-        if cq.size and cq.interrupts and load_acquire32(cq.head_doorbell) != cq.tail:
+        if cq.size and cq.state.interrupts and load_acquire32(cq.head_doorbell) != cq.tail:
             return True
     return False

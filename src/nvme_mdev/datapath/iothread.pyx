@@ -33,7 +33,7 @@ from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
     signal_fd, slot_record, sq_fetch, sq_release, sq_suppress_event, sq_unfetch, sq_waiting,
-    wake_thread,
+    tell_relay, wake_thread,
 )
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_LIMITED, BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE,
@@ -194,7 +194,7 @@ cdef inline void interrupt_for(iothread_t *thread, cq_t *cq) noexcept nogil:
     """Raise a CQ's interrupt for what was posted since the last, or hold it back."""
     cdef uint64_t before
     if cq.interrupts != INTERRUPTS_AT_ONCE and (
-            cq.interrupts == INTERRUPTS_NONE or hold_back(thread, cq)):
+            cq.interrupts == INTERRUPTS_NONE or tell_relay(cq) or hold_back(thread, cq)):
         cq.dirty = 0
         return
     cq.dirty = 0

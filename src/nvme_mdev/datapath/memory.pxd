@@ -60,6 +60,8 @@ cdef struct file_mapping_t:
 
 cdef class GuestMemory:
     cdef memory_map_t table
+    #: The files are large and mostly holes.
+    cdef bint sparse
     cdef file_mapping_t *files
     #: Entries of `files` that have ever been used, from the first on.
     cdef uint32_t file_count

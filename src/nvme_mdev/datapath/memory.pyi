@@ -27,6 +27,10 @@ class GuestMemory:
     paused: `QueueTable.map` and `QueueTable.try_unmap` see to that.
     """
 
+    def __init__(self, *, sparse: bool = False) -> None:
+        """`sparse`: files are large and mostly holes; they are neither registered with io_uring nor
+        put into huge pages."""
+
     def map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
     ) -> None:

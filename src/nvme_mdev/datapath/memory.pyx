@@ -94,7 +94,8 @@ class GuestMemoryError(Exception):
 cdef class GuestMemory:
     """A sorted table of mapped IOVA ranges (see memory.pyi)."""
 
-    def __cinit__(self):
+    def __cinit__(self, *, sparse=False):
+        self.sparse = sparse
         self.dropped_buffers = []
         self.mappers = {}
         self.files = <file_mapping_t *> calloc(FILES, sizeof(file_mapping_t))
@@ -155,7 +156,7 @@ cdef class GuestMemory:
         file.offset = 0 if regular else offset
         file.size = (status.st_size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1) if regular else size
         file.writable = writable
-        map_file(file, fd)
+        map_file(file, fd, self.sparse)
         file.users = 1
         try:
             self.map_elsewhere(file)
@@ -375,8 +376,8 @@ cdef void *place_for(uint64_t size) noexcept:
     return <void *> (next_place - length)
 
 
-cdef int map_file(file_mapping_t *file, int fd) except -1:
-    """Map the file; OSError as the kernel says."""
+cdef int map_file(file_mapping_t *file, int fd, bint sparse) except -1:
+    """Map the file; OSError as the kernel says. Of a sparse one no more is used than is touched."""
     cdef int protection = PROT_READ | (PROT_WRITE if file.writable else 0)
     cdef void *address
     file.fd = os.dup(fd)
@@ -391,7 +392,9 @@ cdef int map_file(file_mapping_t *file, int fd) except -1:
         os.close(file.fd)
         raise ValueError("too many mappings in this process")
     madvise(address, file.size, MADV_DONTFORK)
-    madvise(address, file.size, MADV_HUGEPAGE)
     file.address = <uint8_t *> address
-    file.buffer_base = allocate_buffers(file.address, file.size)
+    file.buffer_base = NO_BUFFER
+    if not sparse:
+        madvise(address, file.size, MADV_HUGEPAGE)
+        file.buffer_base = allocate_buffers(file.address, file.size)
     return 0

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from nvme_mdev.datapath.layout cimport cq_state_t
 from nvme_mdev.datapath.runtime cimport controller_t, cq_t
 
 
@@ -25,6 +26,8 @@ cdef int take_sq(controller_t *controller, uint32_t qid, uint32_t size) except -
 #: Free it, and forget it in the state.
 cdef void close_sq(controller_t *controller, uint32_t qid) noexcept
 cdef void close_cq(controller_t *controller, uint32_t qid) noexcept
+#: How a CQ's completions are told to the guest (INTERRUPTS_*), but for coalescing.
+cdef uint32_t interrupts_of(controller_t *controller, cq_state_t *state) noexcept
 #: Forget queues that a process before us has left and nobody has adopted.
 cdef void forget_queues(controller_t *controller) noexcept
 #: The doorbell's register.

@@ -20,7 +20,8 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, behind_tail, pin_in_use, quiet_index
 from nvme_mdev.datapath.runtime cimport (
-    HELD_PAUSED, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, PAGE_SHIFT, controller_t, cq_t, request_t, sq_t,
+    HELD_PAUSED, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, INTERRUPTS_RELAYED, PAGE_SHIFT, controller_t,
+    cq_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.slots cimport give_back_slots, take_slots
 
@@ -81,7 +82,7 @@ cdef int take_cq(controller_t *controller, uint32_t qid, uint32_t size) except -
     cq.size = size
     cq.tail = state.tail
     cq.phase = state.phase
-    cq.interrupts = INTERRUPTS_AT_ONCE if state.interrupts else INTERRUPTS_NONE
+    cq.interrupts = interrupts_of(controller, state)
     cq.vector = state.vector
     cq.qid = qid
     cq.controller = controller
@@ -94,6 +95,12 @@ cdef int take_cq(controller_t *controller, uint32_t qid, uint32_t size) except -
     if qid:
         coalescing_configure(controller)
     return 0
+
+
+cdef uint32_t interrupts_of(controller_t *controller, cq_state_t *state) noexcept:
+    if controller.relayed:
+        return INTERRUPTS_RELAYED
+    return INTERRUPTS_AT_ONCE if state.interrupts else INTERRUPTS_NONE
 
 
 cdef void forget_cq(cq_state_t *state) noexcept:

@@ -1,6 +1,6 @@
 """A controller's queues: the control plane's handle on the data path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nvme_mdev.datapath.backends.base import Backend
 from nvme_mdev.datapath.iothread import IOThread
@@ -220,6 +220,48 @@ class QueueTable:
 
     def clear_notify(self) -> None:
         """Reset `notify_fd`, before looking at what it told of."""
+
+    # -- someone between the queues and the guest --------------------------------------------
+    #: Called with (qid, completion, created) when a queue has come or is about to go.
+    on_queue: Callable[[int, bool, bool], None] | None
+
+    #: Called with a qid or None (all): how much of it is not moved yet; part of `inflight`.
+    relayed_work: Callable[[int | None], int] | None
+
+    def relay(self, memory: GuestMemory, doorbells: memoryview, fd: int) -> None:
+        """Use this memory, and these doorbells (1024 words), in place of the guest's.
+
+        Whoever asks for it moves what the guest rings for, and what it is told. `fd` becomes
+        readable when a doorbell was written through the socket, and when a completion was posted;
+        no interrupts are sent. Nothing may be in flight. OSError: a backend cannot use the memory.
+        """
+
+    def end_relay(self, memory: GuestMemory) -> None:
+        """Use this memory, which is the guest's, and its own doorbells."""
+
+    def guest_doorbell(self, qid: int, *, completion: bool = False) -> int:
+        """The register that the guest writes."""
+
+    def relayed_doorbell(self, qid: int, *, completion: bool = False) -> int:
+        """The register that the queue follows."""
+
+    def relay_doorbell(self, qid: int, value: int, *, completion: bool = False) -> None:
+        """Write it."""
+
+    def cq_tail(self, qid: int) -> int:
+        """Where the next completion goes; those before it are in memory."""
+
+    def is_contiguous(self, qid: int, *, completion: bool = False) -> bool:
+        """Whether the queue is in consecutive pages, not in those of a PRP list."""
+
+    def cq_of_sq(self, qid: int) -> int:
+        """The CQ of an SQ."""
+
+    def raise_interrupt(self, cqid: int) -> None:
+        """Send the interrupt of a CQ, if it has one."""
+
+    def log_transfer_error(self, qid: int, cid: int, status: int, nsid: int) -> None:
+        """Add an entry to the Error Information log: a command's data did not get to the guest."""
 
     # -- I/O commands of the control plane ---------------------------------------------------
     def take_deferred(self) -> list[DeferredCommand]:

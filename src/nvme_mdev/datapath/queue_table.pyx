@@ -35,10 +35,12 @@ from nvme_mdev.datapath.namespace_table cimport (
     end_throttled, fill_namespace, namespace_moved, namespace_throttled, namespace_used_from,
 )
 from nvme_mdev.datapath.queue_setup cimport (
-    close_cq, close_sq, doorbell_register, follow_head, forget_queues, move_doorbells, open_cq, open_sq,
-    queue_place_t,
+    close_cq, close_sq, doorbell_register, follow_head, forget_queues, interrupts_of,
+    move_doorbells, open_cq, open_sq, queue_place_t,
 )
-from nvme_mdev.datapath.queues cimport SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, wake_thread
+from nvme_mdev.datapath.queues cimport (
+    SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, tell_relay, wake_thread,
+)
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
     BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
@@ -95,6 +97,12 @@ cdef class QueueTable:
     cdef readonly tuple iothreads
     cdef readonly int notify_fd
     cdef controller_t *controller
+    #: Called with (qid, completion, created) when a queue came or is about to go.
+    cdef public object on_queue
+    #: Called with a qid or None: what a relay has not moved yet.
+    cdef public object relayed_work
+    #: Keeps the doorbells of a relay in memory.
+    cdef object relay_doorbells
     cdef dict backends
     cdef bint attached
 
@@ -124,6 +132,7 @@ cdef class QueueTable:
         self.controller.state = state.state
         interrupts_init(self.controller)
         self.controller.memory = &memory.table
+        self.controller.relay_fd = -1
         self.controller.doorbell_page = state.doorbell_page
         self.controller.max_transfer = max_transfer
         self.controller.page_size = PAGE_SIZE
@@ -219,6 +228,7 @@ cdef class QueueTable:
         self.controller.dstrd = dstrd
         self.controller.weighted = weighted
         self.state.doorbells[:] = bytes(len(self.state.doorbells))
+        memset(self.controller.doorbell_page, 0, PAGE_SIZE)
         self.controller.page_size = page_size
         self.controller.stopped = 0
         self.controller.errors = 0
@@ -232,6 +242,8 @@ cdef class QueueTable:
         self._resume()
         # A thread that parked because it had nothing to poll now has the admin doorbell.
         self._wake()
+        self._tell(0, True, True)
+        self._tell(0, False, True)
 
     def stop(self):
         self._pause()
@@ -242,6 +254,12 @@ cdef class QueueTable:
 
     def disable(self):
         cdef uint32_t qid
+        for qid in range(QUEUES):
+            if self.controller.sqs[qid].size:
+                self._tell(qid, False, False)
+        for qid in range(QUEUES):
+            if self.controller.cqs[qid].size:
+                self._tell(qid, True, False)
         self._pause()
         self.controller.admin_doorbell = NULL
         self.controller.stopped = 1
@@ -309,7 +327,7 @@ cdef class QueueTable:
             if qid is None or qid == i:
                 count += load_acquire32(&self.controller.sqs[i].inflight)
                 count -= load_acquire32(&self.controller.sqs[i].throttled)
-        return count
+        return count if self.relayed_work is None else count + self.relayed_work(qid)
 
     @property
     def throttled(self):
@@ -390,7 +408,7 @@ cdef class QueueTable:
                     self._thread_of(qid).call(execute_again, &self.controller.sqs[qid])
                     self._thread_of(qid).add_queue(&self.controller.sqs[qid])
             for qid in range(QUEUES):
-                if self.controller.cqs[qid].size and self.controller.cqs[qid].interrupts:
+                if self.controller.cqs[qid].size and self.state.state.cq[qid].interrupts:
                     raise_interrupt(&self.controller.cqs[qid])
         finally:
             self._resume()
@@ -400,10 +418,12 @@ cdef class QueueTable:
 
     def create_cq(self, qid, iova, size, vector, *, interrupts, contiguous=True):
         open_cq(self.controller, qid, place(iova, size, contiguous), vector, interrupts)
+        self._tell(qid, True, True)
 
     def delete_cq(self, qid):
         if not self.has_cq(qid) or qid == 0:
             raise KeyError(qid)
+        self._tell(qid, True, False)
         self._pause()
         close_cq(self.controller, qid)
         self._resume()
@@ -418,11 +438,13 @@ cdef class QueueTable:
         finally:
             self._resume()
         self._wake()
+        self._tell(qid, False, True)
 
     def delete_sq(self, qid):
         cdef sq_t *sq = self._sq(qid)
         if sq.inflight:
             raise RuntimeError(f"SQ {qid} has commands in flight")
+        self._tell(qid, False, False)
         self._pause()
         self._close_sq(qid)
         self._resume()
@@ -465,6 +487,8 @@ cdef class QueueTable:
         cdef uint64_t length
         cdef uint32_t hint = 0
         cdef uint32_t qid
+        if self.controller.relayed:
+            return False
         for iova in (shadow_iova, event_idx_iova):
             length = PAGE_SIZE
             if memory_translate(self.controller.memory, iova, &length, True, &hint) == NULL:
@@ -486,6 +510,10 @@ cdef class QueueTable:
         cq = &self.controller.cqs[<uint32_t> qid]
         if value >= (cq.size if completion else sq.size):
             return DOORBELL_INVALID_VALUE
+        if self.controller.relayed:
+            store_release32(self._guest_register(qid, completion), value)
+            signal_fd(self.controller.relay_fd)
+            return DOORBELL_OK
         store_release32(doorbell_register(self.controller, qid, completion), value)
         if completion:
             follow_head(cq)
@@ -533,6 +561,8 @@ cdef class QueueTable:
     cdef void _interrupt(self, cq_t *cq) noexcept:
         """As `interrupt_for` of an IOThread."""
         cdef uint64_t before = read_tsc()
+        if tell_relay(cq):
+            return
         if cq.interrupts and raise_interrupt(cq):
             cq.path_counters.interrupts += 1
             cq.path_counters.interrupt_cycles += read_tsc() - before
@@ -591,6 +621,98 @@ cdef class QueueTable:
                 errors.append(QueueError(qid, False, load_acquire32(self.controller.cqs[qid].head_doorbell)
                                          if self.controller.cqs[qid].size else 0))
         return errors
+
+    # -- someone between the queues and the guest ---------------------------------------------------
+
+    def relay(self, GuestMemory memory, doorbells, fd):
+        self._use_relay(memory, doorbells, fd)
+
+    def end_relay(self, GuestMemory memory):
+        self._use_relay(memory, None, -1)
+
+    cdef int _use_relay(self, GuestMemory memory, doorbells, int fd) except -1:
+        cdef uint32_t[::1] page
+        cdef uint32_t qid
+        self._move_mappers(memory)
+        self._pause()
+        self.memory = memory
+        self.controller.memory = &memory.table
+        self.controller.relayed = doorbells is not None
+        self.controller.relay_fd = fd
+        self.controller.doorbell_page = self.state.doorbell_page
+        if doorbells is not None:
+            page = doorbells
+            self.controller.doorbell_page = &page[0]
+        self.relay_doorbells = doorbells
+        for qid in range(QUEUES):
+            if self.controller.cqs[qid].size:
+                self.controller.cqs[qid].interrupts = interrupts_of(
+                    self.controller, &self.state.state.cq[qid])
+        bind_all(self.controller)
+        if self.controller.sqs[0].size:
+            self.controller.admin_doorbell = self.controller.sqs[0].tail_doorbell
+        self._resume()
+        self._wake()
+        return 0
+
+    def _move_mappers(self, GuestMemory memory):
+        """Backends that map guest memory elsewhere map another one instead, or OSError."""
+        moved = []
+        try:
+            for backend in self.backends.values():
+                backend.use_memory(memory)
+                moved.append(backend)
+        except BaseException:
+            for backend in moved:
+                backend.leave_memory(memory)
+            raise
+        for backend in moved:
+            backend.leave_memory(self.memory)
+
+    cdef uint32_t *_guest_register(self, uint32_t qid, bint completion) noexcept:
+        return &self.state.doorbell_page[(2 * qid + completion) << self.controller.dstrd]
+
+    cdef int _tell(self, uint32_t qid, bint completion, bint created) except -1:
+        if created and self.controller.relayed:
+            store_release32(self._guest_register(qid, completion), 0)
+        if self.on_queue is not None:
+            self.on_queue(qid, bool(completion), bool(created))
+        return 0
+
+    def guest_doorbell(self, qid, *, completion=False):
+        return load_acquire32(self._guest_register(qid, completion))
+
+    def relayed_doorbell(self, qid, *, completion=False):
+        return load_acquire32(doorbell_register(self.controller, qid, completion))
+
+    def relay_doorbell(self, qid, value, *, completion=False):
+        cdef sq_t *sq = &self.controller.sqs[<uint32_t> qid]
+        cdef cq_t *cq = &self.controller.cqs[<uint32_t> qid]
+        store_release32(doorbell_register(self.controller, qid, completion), value)
+        if qid == 0:
+            signal_fd(self.notify_fd)
+        else:
+            wake_thread(cq.thread if completion else sq.thread)
+
+    def cq_tail(self, qid):
+        return load_acquire32(&self.state.state.cq[<uint32_t> qid].tail)
+
+    def is_contiguous(self, qid, *, completion=False):
+        if completion:
+            return not self.state.state.cq[<uint32_t> qid].noncontiguous
+        return not self.state.state.sq[<uint32_t> qid].noncontiguous
+
+    def cq_of_sq(self, qid):
+        return self.state.state.sq[<uint32_t> qid].cqid
+
+    def raise_interrupt(self, cqid):
+        cdef cq_t *cq = &self.controller.cqs[<uint32_t> cqid]
+        if cq.size and self.state.state.cq[<uint32_t> cqid].interrupts and raise_interrupt(cq):
+            # On the control plane's line: an IOThread counts on its own.
+            self.state.state.path_counters[HOST_QUEUES].interrupts += 1
+
+    def log_transfer_error(self, qid, cid, status, nsid):
+        log_error(self.controller.state, qid, cid, status, 0xffff, 0, nsid)
 
     # -- I/O commands of the control plane ----------------------------------------------------------------
 

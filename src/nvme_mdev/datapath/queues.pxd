@@ -20,7 +20,7 @@ from nvme_mdev.datapath.layout cimport (
     slot_t,
 )
 from nvme_mdev.datapath.runtime cimport (
-    controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
+    INTERRUPTS_RELAYED, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
 )
 
 cdef enum:
@@ -205,6 +205,14 @@ cdef inline void wake_thread(iothread_t *thread) noexcept nogil:
     fence_full()
     if load_relaxed32(&thread.parked):
         signal_fd(thread.wake_fd)
+
+
+cdef inline bint tell_relay(cq_t *cq) noexcept nogil:
+    """Whether somebody else moves the completions to the guest, and is told that there are some."""
+    if cq.interrupts != INTERRUPTS_RELAYED:
+        return False
+    signal_fd(cq.controller.relay_fd)
+    return True
 
 
 cdef inline bint pin_wanted(controller_t *controller) noexcept nogil:

@@ -48,6 +48,8 @@ cdef enum:
     INTERRUPTS_NONE = 0
     INTERRUPTS_AT_ONCE = 1
     INTERRUPTS_COALESCED = 2
+    #: None to the guest: whoever moves the completions to it is told (`controller_t.relay_fd`).
+    INTERRUPTS_RELAYED = 3
     #: More completions than any aggregation threshold waits for: what must not be held back.
     ENTRIES_URGENT = 1024
 
@@ -468,6 +470,9 @@ cdef struct controller_t:
     uint32_t cq_error[QUEUES]
     #: The client can ring without a system call that we would see.
     uint32_t doorbells_mapped
+    #: Someone stands between the queues and the guest, and has the doorbells (`QueueTable.relay`).
+    uint32_t relayed
+    int relay_fd
     #: The host holds all I/O queues, those to come included.
     uint32_t paused
     const uint32_t *admin_doorbell

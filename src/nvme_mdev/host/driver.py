@@ -116,13 +116,15 @@ class NvmeHost:
         admin_entries: int = ADMIN_ENTRIES,
         timeout: float = DEFAULT_TIMEOUT,
         enable: bool = True,
+        share_memory: bool = True,
     ) -> None:
         """Attach to the socket at ``path`` (a directory stands for ``cntrl`` in it).
 
         ``vfio:0000:44:00.0`` is a drive bound to vfio-pci (`nvme_mdev.host.vfio`).
 
         ``shadow_doorbells`` None decides by itself; True is an AttachError when the controller
-        does not support them. With ``enable`` False the controller is left as it is found.
+        does not support them. With ``enable`` False the controller is left as it is found. With
+        ``share_memory`` False the server reaches our memory with messages only.
         """
         self.timeout = timeout
         self.admin_entries = admin_entries
@@ -148,7 +150,7 @@ class NvmeHost:
         self._lock = threading.Lock()
         self._doorbells: mmap.mmap | None = None
         self._doorbell_base = 0
-        self.transport = _open_transport(path)
+        self.transport = _open_transport(path, share_memory=share_memory)
         try:
             self._attach(map_doorbells, memory_size)
             if enable:
@@ -648,10 +650,10 @@ class NvmeHost:
             time.sleep(_REGISTER_POLL)
 
 
-def _open_transport(path: str | os.PathLike[str]) -> Transport:
+def _open_transport(path: str | os.PathLike[str], *, share_memory: bool) -> Transport:
     name = os.fspath(path)
     if not name.startswith(VFIO):
-        return Transport(path)
+        return Transport(path, share_memory=share_memory)
     return VfioTransport(name.removeprefix(VFIO))
 
 

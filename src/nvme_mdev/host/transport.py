@@ -21,6 +21,7 @@ from nvme_mdev.spec.vfio_user import DmaMapFlags, PciIrq, PciRegion, RegionInfoF
 from nvme_mdev.vfio_user.client import Client
 from nvme_mdev.vfio_user.codec import ProtocolError
 from nvme_mdev.vfio_user.device import DmaMap
+from nvme_mdev.vfio_user.serving_client import ServingClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,14 +55,46 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return found / SOCKET_NAME if found.is_dir() else found
 
 
+class PrivateMemory:
+    """Windows that only messages reach (`nvme_mdev.vfio_user.serving_client.Memory`)."""
+
+    def __init__(self) -> None:
+        self.windows: list[DmaMemory] = []
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes of a range; OSError: it is in no window."""
+        return bytes(self._view(address, size))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Bytes into a range; OSError: it is in no window."""
+        self._view(address, len(data))[:] = data
+
+    def _view(self, address: int, size: int) -> memoryview:
+        for window in self.windows:
+            if window.holds(address, size):
+                start = address - window.iova
+                return window.view[start : start + size]
+        raise OSError(errno.EFAULT, f"{size} bytes at {address:#x} are in no window")
+
+
 class Transport:
     """One vfio-user client session with a PCI function. Not for several threads at once."""
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
-        """Connect; AttachError says why not. ``timeout`` is for each reply, in seconds."""
+    def __init__(
+        self, path: str | os.PathLike[str], *, timeout: float = 10.0, share_memory: bool = True
+    ) -> None:
+        """Connect; AttachError says why not. ``timeout`` is for each reply, in seconds.
+
+        ``share_memory`` False: no file descriptors go with DMA_MAP, we answer DMA_READ and _WRITE.
+        """
         self.path = resolve(path)
+        self.private_memory = None if share_memory else PrivateMemory()
+        """What only messages reach; None: all windows are shared."""
         try:
-            self.client = Client(self.path, timeout=timeout)
+            if self.private_memory is None:
+                self.client = Client(self.path, timeout=timeout)
+            else:
+                self.client = ServingClient(self.path, self.private_memory, timeout=timeout)
         except ProtocolError as error:
             raise AttachError(f"{self.path}: this is not a vfio-user server ({error})") from error
         except OSError as error:
@@ -179,12 +212,17 @@ class Transport:
         """Let the controller read and write a window."""
         flags = DmaMapFlags.READ | DmaMapFlags.WRITE
         with self._errors(f"DMA_MAP of {window.size} bytes at {window.iova:#x}"):
-            self.client.dma_map(DmaMap(window.iova, window.size, 0, flags), window.fd)
+            if self.private_memory is not None:
+                self.private_memory.windows.append(window)
+            fd = window.fd if self.private_memory is None else None
+            self.client.dma_map(DmaMap(window.iova, window.size, 0, flags), fd)
 
     def dma_unmap(self, window: DmaMemory) -> None:
         """Take a window away from the controller."""
         with self._errors(f"DMA_UNMAP of {window.size} bytes at {window.iova:#x}"):
             self.client.dma_unmap(window.iova, window.size)
+            if self.private_memory is not None and window in self.private_memory.windows:
+                self.private_memory.windows.remove(window)
 
     def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
         """Let the controller see ``size`` bytes of a file from ``offset`` on."""

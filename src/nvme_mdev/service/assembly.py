@@ -158,11 +158,14 @@ def _make_device(plan: Plan, controller: Controller, continuity: Continuity | No
     """The controller as a vfio-user device; it goes on where the process before us was killed."""
     tables = continuity.tables if continuity is not None else None
     device = NvmeDevice(
-        PciFunction(controller), mapped_doorbells=plan.definition.mapped_doorbells, tables=tables
+        PciFunction(controller),
+        mapped_doorbells=plan.definition.mapped_doorbells,
+        tables=tables,
+        keeper=continuity,
     )
     if continuity is not None and continuity.resuming:
         device.restore(continuity.tables, continuity.files)
-        controller.carry_on()
+        device.carry_on()
         for nsid in sorted(plan.untold):
             controller.events.namespace_changed(nsid)
     return device

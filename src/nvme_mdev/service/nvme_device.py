@@ -18,6 +18,7 @@ from nvme_mdev.controller.transitions import State
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
 from nvme_mdev.pci.capabilities import msi_vectors
 from nvme_mdev.service.client_tables import MASK, UNMASK
+from nvme_mdev.service.relay.relay import Relay
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
 from nvme_mdev.spec.pci import CONFIG_SIZE
 from nvme_mdev.spec.vfio_user import (
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from nvme_mdev.pci.function import PciFunction
     from nvme_mdev.service.client_tables import ClientTables
     from nvme_mdev.service.kept_fds import KeptFds
+    from nvme_mdev.service.relay.files import Keeper
+    from nvme_mdev.vfio_user.client_memory import ClientMemory
     from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
 
 _log = logging.getLogger(__name__)
@@ -71,16 +74,18 @@ class NvmeDevice:
         *,
         mapped_doorbells: bool = True,
         tables: ClientTables | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """``mapped_doorbells``: offer the doorbell page to be mapped by the client.
 
         ``tables``: where to note for the next process what the client tells; None if there is
-        none.
+        none. ``keeper``: who keeps what a relay needs, likewise.
         """
         self._function = function
         self._tables = tables
         self._queues = function.controller.queues
         self._controller = function.controller
+        self._relay = Relay(self._controller, keeper)
         self.offer_doorbells(mapped=mapped_doorbells)
         self._irqs = {
             PciIrq.INTX: IrqInfo(
@@ -130,7 +135,7 @@ class NvmeDevice:
     def restore(self, tables: ClientTables, files: KeptFds) -> None:
         """Take up what the client told the process before us. OSError, ValueError: in vain."""
         for window in tables.windows():
-            self._queues.map(
+            self._relay.map(
                 window.iova,
                 window.size,
                 files[window.file] if window.file else None,
@@ -144,6 +149,12 @@ class NvmeDevice:
         for masker in (MASK, UNMASK):
             for _, file in tables.eventfds(masker):
                 self._set_masker(masker == MASK, files[file])
+        self._relay.resume()
+
+    def carry_on(self) -> None:
+        """After :meth:`restore`: the controller goes on."""
+        self._controller.carry_on()
+        self._relay.resumed()
 
     # -- what there is -----------------------------------------------------------------------
 
@@ -152,7 +163,14 @@ class NvmeDevice:
         return DeviceInfo(DeviceFlags.RESET | DeviceFlags.PCI, NUM_PCI_REGIONS, NUM_PCI_IRQS)
 
     def region_info(self, index: int) -> RegionInfo:
-        """BAR0, BAR4 and configuration space; the others are empty."""
+        """BAR0, BAR4 and configuration space; the others are empty.
+
+        Mapped doorbells are of no use to a client whose memory only messages reach.
+        """
+        if index == PciRegion.BAR0 and self._regions[index].fd is not None:
+            if not self._relay.shares_memory:
+                return RegionInfo(BAR0_SIZE, _READ_WRITE)
+            self._relay.doorbells_given()
         return self._regions.get(index, _NO_REGION)
 
     def irq_info(self, index: int) -> IrqInfo:
@@ -311,7 +329,7 @@ class NvmeDevice:
     async def dma_map(self, mapping: DmaMap, fd: int | None) -> None:
         """Map a window of client memory."""
         try:
-            self._queues.map(
+            self._relay.map(
                 mapping.iova,
                 mapping.size,
                 fd,
@@ -330,7 +348,7 @@ class NvmeDevice:
 
     async def dma_unmap(self, iova: int, size: int) -> int:
         """Unmap windows, when the I/O that uses them is done."""
-        removed = await self._unmap(lambda: self._queues.try_unmap(iova, size))
+        removed = await self._unmap(lambda: self._relay.try_unmap(iova, size))
         self._forget_windows(iova, size)
         return removed
 
@@ -340,7 +358,7 @@ class NvmeDevice:
 
     async def dma_unmap_all(self) -> int:
         """Unmap everything."""
-        removed = await self._unmap(self._queues.try_unmap_all)
+        removed = await self._unmap(self._relay.try_unmap_all)
         self._forget_windows(0, _EVERYTHING)
         return removed
 
@@ -364,11 +382,18 @@ class NvmeDevice:
     async def reset(self) -> None:
         """Function-level reset."""
         self._function.reset()
+        if self._relay.busy:
+            # Its messages are answered after this one is; see below.
+            return
         try:
             await asyncio.wait_for(self._controller.settled(), REPLY_DEADLINE_S)
         except TimeoutError:
             # It goes on; the guest cannot enable the controller before it is through.
             _log.warning("reset: there is still I/O in flight")
+
+    def use_client_memory(self, memory: ClientMemory) -> None:
+        """For the relay."""
+        self._relay.use_client_memory(memory)
 
     async def attached(self) -> None:
         """Nothing to do: the device is as new since the last client has left."""
@@ -380,8 +405,9 @@ class NvmeDevice:
         self._queues.clear_interrupts()
         for index in list(self._irqs):
             self._disable(index)
-        await self._wait_patiently(lambda: self._queues.try_unmap_all() is not None)
+        await self._wait_patiently(lambda: self._relay.try_unmap_all() is not None)
         self._forget_windows(0, _EVERYTHING)
+        await self._relay.detached()
         self._function.power_cycle()
 
     def _settled(self) -> bool:

@@ -256,17 +256,21 @@ class Client:
             message = self._receive()
             if message.header.type is MessageType.REPLY:
                 return message
-            # The server wants our memory through the socket, which we never offer.
+            # The server wants our memory through the socket, which we do not offer.
             _close_all(message.fds)
-            if not message.header.no_reply:
-                refusal = codec.MessageHeader(
-                    message.header.message_id,
-                    message.header.command,
-                    MessageType.REPLY,
-                    HeaderFlags.ERROR,
-                    errno.ENOTSUP,
-                )
-                self._send(codec.encode(refusal))
+            self._refuse(message.header, errno.ENOTSUP)
+
+    def _refuse(self, request: codec.MessageHeader, number: int) -> None:
+        """Reply with an error to a request of the server's."""
+        if not request.no_reply:
+            header = codec.MessageHeader(
+                request.message_id,
+                request.command,
+                MessageType.REPLY,
+                HeaderFlags.ERROR,
+                number,
+            )
+            self._send(codec.encode(header))
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         ancillary = []

@@ -1,8 +1,9 @@
 """One client of a device, from its first message to its last.
 
-Messages are handled strictly in order: the next one is read when the reply to the one before is
+Requests are handled strictly in order: the next one is read when the reply to the one before is
 with the kernel. So there is never more than one message in memory each way, and a client that does
-not read its replies stops only itself.
+not read its replies stops only itself. Replies to what the device asks of the client's memory
+(:mod:`.client_memory`) come in between.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import MessageType
 
 from . import codec
+from .client_memory import ClientMemory
 from .connection import JournalledConnection, close_all
 from .device import DmaMap, SetIrqs
 from .session import Session, State
@@ -50,6 +52,7 @@ class ClientSession:
         self._attached = False
         self._warnings = 0
         self._warned_unshared = False
+        self._memory: ClientMemory | None = None
         self._again = False
         """The request may have been executed before, by a process that died."""
 
@@ -60,7 +63,20 @@ class ClientSession:
             self._attached = True
             self._session.state = State.RUNNING
             self._session.peer_max_msg_fds = journal.peer_max_msg_fds
+            if journal.peer_max_data_xfer_size:
+                self._session.peer_max_data_xfer_size = journal.peer_max_data_xfer_size
+            journal.epoch += 1
+            self._device.use_client_memory(self._reach_memory(journal.epoch))
         await self.run(connection)
+
+    def _reach_memory(self, epoch: int) -> ClientMemory:
+        """How the device reaches memory that the client does not share."""
+        self._memory = ClientMemory(
+            self._connection.send_request,
+            max_transfer=self._session.peer_max_data_xfer_size,
+            epoch=epoch,
+        )
+        return self._memory
 
     async def _unfinished(self, connection: JournalledConnection) -> codec.Message | None:
         """The request that a process before us has received and not answered, if it is whole."""
@@ -105,6 +121,8 @@ class ClientSession:
             log.exception("%s: session failed", self._name)
         finally:
             self._session.close()
+            if self._memory is not None:
+                self._memory.close()
             close_all(self._receiver.take_fds())
             if self._attached:
                 await self._detach()
@@ -136,6 +154,10 @@ class ClientSession:
     async def _handle(self, message: codec.Message) -> None:
         """Check, execute, reply. Raises RemoteProtocolError only if the session has to end."""
         header = message.header
+        if header.type is MessageType.REPLY and self._memory is not None:
+            self._memory.take_reply(message)
+            self._connection.replied()
+            return
         try:
             request = self._session.check(message)
             body, fd = await self._execute(request, message.fds)
@@ -196,6 +218,7 @@ class ClientSession:
 
     async def _version(self, proposal: codec.Version) -> bytes:
         reply = self._session.accept_version(proposal)
+        self._device.use_client_memory(self._reach_memory(0))
         try:
             await self._device.attached()
         except OSError as error:
@@ -206,6 +229,9 @@ class ClientSession:
         self._attached = True
         if isinstance(self._connection, JournalledConnection):
             self._connection.journal.peer_max_msg_fds = self._session.peer_max_msg_fds
+            self._connection.journal.peer_max_data_xfer_size = min(
+                self._session.peer_max_data_xfer_size, codec.MAX_DATA_XFER_SIZE
+            )
             self._connection.journal.running = 1
         log.debug("%s: version %d.%d", self._name, reply.major, reply.minor)
         return reply.pack()
@@ -299,7 +325,8 @@ class ClientSession:
         ):
             self._warned_unshared = True
             log.warning(
-                "%s: guest memory is not shared: start QEMU with a memory backend with share=on",
+                "%s: guest memory is not shared, so every command takes several messages:"
+                " start QEMU with a memory backend with share=on",
                 self._name,
             )
         if self._again:

@@ -643,6 +643,49 @@ class RegionWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class DmaAccess:
+    """DMA_READ's request, and DMA_WRITE's reply; from server to client."""
+
+    command: ClassVar = Command.DMA_READ
+    address: int
+    count: int
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.DmaAccess(self.address, self.count))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` for a count of 0 or above 1 MiB."""
+        raw = _structure(wire.DmaAccess, body)
+        if not 0 < raw.count <= MAX_DATA_XFER_SIZE:
+            raise RemoteProtocolError(f"access of {raw.count} bytes")
+        return cls(raw.address, raw.count)
+
+
+@dataclass(frozen=True, slots=True)
+class DmaWrite:
+    """DMA_WRITE's request, and DMA_READ's reply."""
+
+    command: ClassVar = Command.DMA_WRITE
+    address: int
+    data: bytes
+
+    def pack(self) -> bytes:
+        """The body."""
+        return bytes(wire.DmaAccess(self.address, len(self.data))) + self.data
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises :class:`RemoteProtocolError` unless exactly ``count`` bytes of data follow."""
+        access = DmaAccess.unpack(body)
+        data = body[ctypes.sizeof(wire.DmaAccess) :]
+        if len(data) != access.count:
+            raise RemoteProtocolError(f"{len(data)} bytes of data instead of {access.count}")
+        return cls(access.address, data)
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceReset:
     """DEVICE_RESET's request; neither it nor the reply has a body."""
 

@@ -43,6 +43,8 @@ class Connection:
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
+        #: A message is sent whole before another one begins.
+        self._sending = asyncio.Lock()
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         self.peer_pid: int = _PEERCRED.unpack(credentials)[0]
 
@@ -71,7 +73,19 @@ class Connection:
         return data, fds
 
     async def send(self, data: bytes, fd: int | None = None) -> None:
-        """All of ``data``, the fd with its first byte. Raises OSError of the socket."""
+        """A reply: all of ``data``, the fd with its first byte. Raises OSError of the socket."""
+        async with self._sending:
+            await self._send(data, fd)
+
+    async def send_request(self, data: bytes) -> None:
+        """A request of our own. Raises OSError of the socket."""
+        async with self._sending:
+            await self._send(data)
+
+    def replied(self) -> None:
+        """What was received was a reply: there is none to it."""
+
+    async def _send(self, data: bytes, fd: int | None = None) -> None:
         view = memoryview(data)
         ancillary = []
         if fd is not None:
@@ -139,13 +153,18 @@ class JournalledConnection(Connection):
 
     async def send(self, data: bytes, fd: int | None = None) -> None:
         """As of any connection; nothing (no reply is wanted) is a reply, too."""
-        self.journal.answer(data, has_fd=fd is not None)
-        if fd is not None:
-            # Not by sendfile, and all at once, as clients expect. To be killed between this and the
-            # next line makes a second reply; clients ask for an fd once, when they start.
-            await super().send(data, fd)
-            os.lseek(self.journal.reply_fd, len(data), os.SEEK_SET)
-        await self.send_rest()
+        async with self._sending:
+            self.journal.answer(data, has_fd=fd is not None)
+            if fd is not None:
+                # Not by sendfile, and all at once, as clients expect. To be killed between this and
+                # the next line makes a second reply; clients ask for an fd once, when they start.
+                await self._send(data, fd)
+                os.lseek(self.journal.reply_fd, len(data), os.SEEK_SET)
+            await self.send_rest()
+
+    def replied(self) -> None:
+        """As of any connection."""
+        self.journal.finish()
 
     async def send_rest(self) -> None:
         """What is left of the reply in the journal, which is then ready for the next request."""

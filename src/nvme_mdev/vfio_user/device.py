@@ -11,6 +11,8 @@ What the server guarantees to every method:
   the next message is not looked at before the call has returned;
 * indexes are below ``DeviceInfo.num_regions`` and ``num_irqs``; ranges lie inside the region or
   the interrupt type and do not wrap; reads go to readable regions, writes to writable ones;
+* a method that waits for the client's memory waits for ever: the reply is the next message, so
+  whoever reads or writes it is a task of its own;
 * between :meth:`Device.attached` and :meth:`Device.detached` there is exactly one client.
 
 What a device may raise: :class:`DeviceError` or any :class:`OSError` with an ``errno``; the client
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
         IrqSetFlags,
         RegionInfoFlags,
     )
+
+    from .client_memory import ClientMemory
 
 __all__ = [
     "Device",
@@ -189,7 +193,8 @@ class Device(Protocol):
     async def dma_map(self, mapping: DmaMap, fd: int | None) -> None:
         """Learn of a window of client memory; ``fd`` is None when the client does not share it.
 
-        A window without fd is not an error (ROMs, other devices' BARs): it is only unreadable.
+        A window without fd is not an error (ROMs, other devices' BARs, private RAM): only messages
+        reach it (:meth:`use_client_memory`).
         ``EEXIST`` is the error for a window that overlaps one already there, ``ENOSPC`` for more
         than ``MAX_DMA_MAPS`` windows; the client is told of as many as QEMU believes.
         """
@@ -206,6 +211,12 @@ class Device(Protocol):
 
     async def reset(self) -> None:
         """Reset the device as a PCI function-level reset does; memory and eventfds stay."""
+
+    def use_client_memory(self, memory: ClientMemory) -> None:
+        """How to reach the memory of the client that is there, until :meth:`detached`.
+
+        Comes before :meth:`attached`, and without it in a process that goes on with a client.
+        """
 
     async def attached(self) -> None:
         """A client has agreed on a protocol version; comes before any other call for that client.

@@ -80,6 +80,10 @@ class Journal:
     reply_has_fd = _Word(10)
     peeked = _Word(11)
     """SO_PEEK_OFF after the look: at more than the piece, to see where the next message begins."""
+    peer_max_data_xfer_size = _Word(12)
+    """What the client takes in a message; 0: it has not said."""
+    epoch = _Word(13)
+    """Processes that have served this client before (see :mod:`.client_memory`)."""
     _FDS = 16
 
     def __init__(self, files: Files, fd: int | None = None, reply_fd: int | None = None) -> None:
@@ -113,6 +117,7 @@ class Journal:
         """A new client, or none."""
         self.finish()
         self.running = self.peer_max_msg_fds = 0
+        self.peer_max_data_xfer_size = self.epoch = 0
 
     # -- the request -------------------------------------------------------------------------
 

@@ -10,12 +10,14 @@ A session has three states::
 * Commands that are not legal in NEGOTIATING close the session: this is no vfio-user client.
   In RUNNING the same mistake costs an error reply.
 * Every command gets exactly one reply, unless it says NO_REPLY: then none, not even of an error.
-* A client sends no replies, since we ask it nothing: one closes the session.
+* A client's replies are those to DMA_READ and DMA_WRITE (:mod:`.client_memory`); one that nobody
+  has asked for closes the session.
 
 The capabilities (section *VFIO_USER_VERSION*): a reply names only what the client has named.
-``twin_socket`` and ``migration`` are never in it. Neither is ``write_multiple``: it would save
-nothing for registers that are written one at a time, and QEMU before 11.0 has a wrong constant
-behind it (``VFIO_PROXY_USE_MULTI``) that switches other things on as well.
+``twin_socket`` (QEMU has none, and answers us on the one socket) and ``migration`` are never in it.
+Neither is ``write_multiple``: it would save nothing for registers that are written one at a time,
+and QEMU before 11.0 has a wrong constant behind it (``VFIO_PROXY_USE_MULTI``) that switches other
+things on as well.
 """
 
 from __future__ import annotations
@@ -123,6 +125,8 @@ class Session:
         self.state = State.NEGOTIATING
         self.peer_max_msg_fds = wire.DEFAULT_MAX_MSG_FDS
         """How many file descriptors the client takes in one message."""
+        self.peer_max_data_xfer_size = wire.DEFAULT_MAX_DATA_XFER_SIZE
+        """How many bytes the client moves in one message."""
 
     def check(self, message: Message) -> Request:
         """The request in a message, if it is legal now.
@@ -164,6 +168,8 @@ class Session:
         reply = negotiate(proposal)
         if proposal.capabilities is not None and proposal.capabilities.max_msg_fds is not None:
             self.peer_max_msg_fds = proposal.capabilities.max_msg_fds
+        if proposal.capabilities is not None and proposal.capabilities.max_data_xfer_size:
+            self.peer_max_data_xfer_size = proposal.capabilities.max_data_xfer_size
         self.state = State.RUNNING
         return reply
 

@@ -145,7 +145,7 @@ def _check_memory(
     pages = (
         [(command.sqe.prp1, size)]
         if contiguous
-        else _listed_pages(memory, command.sqe.prp1, size, page_size)
+        else listed_pages(memory, command.sqe.prp1, size, page_size)
     )
     for iova, length in pages:
         if iova % page_size:
@@ -155,7 +155,7 @@ def _check_memory(
     return contiguous
 
 
-def _listed_pages(
+def listed_pages(
     memory: GuestMemory, prp_list: int, size: int, page_size: int
 ) -> Iterator[tuple[int, int]]:
     """IOVA and length of the pages that a PRP list names for ``size`` bytes (Base 4.3.1).
