@@ -13,6 +13,7 @@ NEEDS_LIBURING = {
     "nvme_mdev.datapath.backends.passthru",
     "nvme_mdev.datapath.backends.uring",
     "nvme_mdev.datapath.uring",
+    "nvme_mdev.host.ublk",
 }
 
 COMPILE_ARGS = [

@@ -86,5 +86,8 @@ class MemoryDrive:
     def temperature(self) -> None:
         """It has none."""
 
+    def smart(self) -> None:
+        """It has no log."""
+
     def release(self, backend: NvmeBackend) -> None:
         """Nothing to let go of."""

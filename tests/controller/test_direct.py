@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
@@ -25,8 +26,9 @@ from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Vwc
-from nvme_mdev.spec.nvme_logs import LogPage
+from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
+from nvme_mdev.spec.vfio_user import PciIrq
 
 from .assembly import SIZE
 from .statuses import refused
@@ -150,6 +152,49 @@ def test_every_command_reaches_only_its_part_of_the_drive(
     assert image.read_bytes() == bytes(expected)
 
 
+def test_verify_and_copy_are_done_below_within_the_part(
+    nest: Callable[..., Nest], image: Path
+) -> None:
+    served = nest(UringBackend(str(image))).above({"offset": 1 << 20, "length": 1 << 20})
+    with NvmeHost(served.path) as host:
+        assert host.identify_controller().oncs & (Oncs.NVMVFYS | Oncs.NVMCPYS) == (
+            Oncs.NVMVFYS | Oncs.NVMCPYS
+        )
+        queue = host.create_queue_pair()
+        queue.write(1, 0, DATA)
+        queue.verify(1, 0, 16)
+        queue.copy(1, 24, [(0, 4), (6, 2)], fua=True)
+        for ranges, slba in (([(2045, 8)], 0), ([(0, 8)], 2041), ([(1 << 40, 8)], 0)):
+            with refused(GenericStatus.LBA_OUT_OF_RANGE):
+                queue.copy(1, slba, ranges)
+        with refused(GenericStatus.LBA_OUT_OF_RANGE):
+            queue.verify(1, 2045, 8)
+    expected = bytearray(b"\xff" * SIZE)
+    expected[1 << 20 : (1 << 20) + 4096] = DATA
+    expected[(1 << 20) + 24 * 512 : (1 << 20) + 30 * 512] = DATA[:2048] + DATA[3072:4096]
+    assert image.read_bytes() == bytes(expected)
+
+
+def test_the_drives_health_is_the_guests(nest: Callable[..., Nest]) -> None:
+    made = nest()
+    served = made.above()
+    state = made.below.controller.state
+    state.lifetime[Lifetime.WARNINGS] = int(CriticalWarning.RELIABILITY)
+    state.lifetime[Lifetime.TEMPERATURE] = 333
+    state.lifetime[Lifetime.HOT_MS] = 60_000
+    with NvmeHost(served.path) as host:
+        host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, CriticalWarning.RELIABILITY)
+        host.request_events()
+        made.parent._look_at = made.parent._health_at = 0.0
+        made.parent.look()
+        served.controller.health._measured = None
+        served.call(served.controller.health.tick)
+        assert host.events(PATIENCE) == [AsyncEvent(1, 0, LogPage.SMART)]
+        log = SmartLog.from_buffer_copy(host.get_log_page(LogPage.SMART, 512))
+        assert (log.cw, log.ctemp, log.cctt) == (CriticalWarning.RELIABILITY, 333, 1)
+        assert (log.avsp, log.avspt) == (100, 10)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_stream_of_commands_touches_a_block_outside(
     nest: Callable[..., Nest], image: Path, seed: int
@@ -169,7 +214,7 @@ def test_no_stream_of_commands_touches_a_block_outside(
                     rng.choice([rng.randrange(4096), rng.getrandbits(64), 2048 - rng.randrange(9)]),
                     rng.choice([1, 8, rng.randrange(1, 65536)]),
                 )
-                sqe.opc = rng.choice([0, 1, 1, 1, 2, 5, 8, 9, rng.randrange(256)])
+                sqe.opc = rng.choice([0, 1, 1, 1, 2, 5, 8, 9, 12, 25, rng.randrange(256)])
                 sqe.prp1 = rng.choice([buffer.iova, buffer.iova + 2048, rng.getrandbits(64)])
                 sqe.prp2 = rng.choice([0, buffer.iova + 4096, rng.getrandbits(64)])
                 cids.append(queue.start(sqe))
@@ -455,6 +500,31 @@ def test_a_drive_that_goes_away_takes_its_namespace_and_brings_it_back(
         below.run(below.server.start())
         wait_changed(host)
         assert host.active_namespaces() == [1]
+        queue.read(1, 0, 8)
+
+
+def test_a_drive_that_is_asked_for_back_is_let_go_of_and_taken_again_later(
+    nest: Callable[..., Nest],
+) -> None:
+    tree = nest(NullBackend(SIZE, latency_ns=600_000_000))
+    below = tree.below
+    with NvmeHost(tree.above().path) as host:
+        listen(host)
+        queue = host.create_queue_pair()
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        cid = queue.start(sqe)
+        assert below.call(below.assembly.device.signal, PciIrq.REQ)
+        # It is finished first, or can be retried.
+        assert not queue.finish(cid, PATIENCE).status.dnr
+        wait_changed(host)
+        assert host.active_namespaces() == []
+        with pytest.raises(NvmeStatusError):
+            queue.read(1, 0, 8, block_size=512)
+        wait_changed(host)
+        assert host.active_namespaces() == [1]
+        # It was shut down in order.
+        assert below.controller.state.lifetime[Lifetime.UNSAFE_SHUTDOWNS] == 0
         queue.read(1, 0, 8)
 
 

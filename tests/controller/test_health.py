@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.health import worst
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
@@ -153,6 +154,7 @@ def measure(served: Served, kelvin: int) -> None:
 
     class Warm:
         temperature = staticmethod(lambda: kelvin)
+        smart = staticmethod(lambda: None)
 
     class Namespace:
         backend = Warm()
@@ -164,6 +166,17 @@ def measure(served: Served, kelvin: int) -> None:
     while served.controller.state.lifetime[Lifetime.TEMPERATURE] != kelvin:
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_of_several_drives_the_worst_is_told() -> None:
+    good = SmartLog(avsp=100, avspt=5, pused=1, ctemp=300, tmt1tc=7)
+    bad = SmartLog(cw=CriticalWarning.SPARE, avsp=3, avspt=10, pused=120, ctemp=310, egcws=1)
+    good.mdie[0], bad.mdie[1] = 200, 1
+    good.tsen[0], bad.tsen[0], bad.tsen[1] = 301, 299, 311
+    told = worst([good, bad])
+    assert (told.cw, told.avsp, told.avspt, told.pused) == (CriticalWarning.SPARE, 3, 10, 120)
+    assert (told.ctemp, told.egcws, told.tmt1tc, number(told.mdie)) == (310, 1, 7, 256)
+    assert list(told.tsen)[:3] == [301, 311, 0]
 
 
 def test_the_temperature_is_the_mediums_and_a_warning_beyond_the_threshold(

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from nvme_mdev.datapath.backends.drive import DriveNamespace, describe
+from nvme_mdev.datapath.backends.drive import (
+    Atomicity,
+    CopyLimits,
+    DriveNamespace,
+    atomicity_of,
+    describe,
+)
 from nvme_mdev.spec.nvme_identify import (
     Dlfeat,
     IdentifyController,
@@ -17,7 +23,7 @@ from nvme_mdev.spec.nvme_identify import (
     Vwc,
 )
 
-ALL = Oncs.NVMCMPS | Oncs.NVMWZSV | Oncs.NVMDSMSV
+ALL = Oncs.NVMCMPS | Oncs.NVMWZSV | Oncs.NVMDSMSV | Oncs.NVMVFYS | Oncs.NVMCPYS
 
 
 def drive(
@@ -40,7 +46,7 @@ def test_a_drive_that_can_nothing_but_read_and_write() -> None:
 def test_a_drive_that_can_everything() -> None:
     found = drive(
         {"oncs": ALL, "vwc": Vwc.VWCP, "mdts": 5},
-        {"dlfeat": Dlfeat.READS_ZEROES, "nsattr": Nsattr.CWP, "flbas": 1},
+        {"dlfeat": Dlfeat.READS_ZEROES, "nsattr": Nsattr.CWP, "flbas": 1, "mssrl": 128, "mcl": 256},
     )
     assert found == replace(
         drive(),
@@ -52,7 +58,44 @@ def test_a_drive_that_can_everything() -> None:
         can_write_zeroes=True,
         can_deallocate=True,
         deallocate_zeroes=True,
+        can_verify=True,
+        copy_limits=CopyLimits(128, 256, 1),
     )
+
+
+@pytest.mark.parametrize(
+    ("controller", "namespace", "start", "atomicity"),
+    [
+        # A block is atomic anyhow.
+        ({}, {}, 0, None),
+        ({}, {"nabsn": 7}, 0, None),
+        # The controller's, or the namespace's own where they are there.
+        ({"awun": 7, "awupf": 3}, {}, 5, Atomicity(7, 3)),
+        ({"awun": 7, "awupf": 3}, {"nawun": 15, "nawupf": 15}, 0, Atomicity(7, 3)),
+        (
+            {"awun": 7, "awupf": 3},
+            {"nsfeat": Nsfeat.NSABP, "nawun": 15, "nawupf": 0},
+            0,
+            Atomicity(15, 3),
+        ),
+        # Boundaries move with the first block.
+        ({"awun": 7}, {"nabsn": 7}, 0, Atomicity(7, 0, 7, 0, 0)),
+        ({"awun": 7}, {"nabsn": 7}, 3, Atomicity(7, 0, 7, 0, 5)),
+        ({"awun": 7}, {"nabsn": 7, "nabo": 2}, 3, Atomicity(7, 0, 7, 0, 7)),
+        ({"awun": 7}, {"nabsn": 7, "nabo": 2}, 10, Atomicity(7, 0, 7, 0, 0)),
+        ({"awun": 7, "awupf": 7}, {"nabsn": 15, "nabspf": 7}, 16, Atomicity(7, 7, 15, 7, 0)),
+        # One offset cannot be right for both kinds.
+        ({"awun": 7, "awupf": 7}, {"nabsn": 15, "nabspf": 7}, 8, None),
+    ],
+)
+def test_what_a_drive_writes_whole_is_told_for_the_blocks_of_a_part(
+    controller: dict[str, int],
+    namespace: dict[str, int],
+    start: int,
+    atomicity: Atomicity | None,
+) -> None:
+    told = atomicity_of(IdentifyController(**controller), IdentifyNamespace(**namespace), start)
+    assert told == atomicity
 
 
 @pytest.mark.parametrize(("flbas", "what"), [(2, "512 bytes and 8 of metadata"), (3, "65536")])

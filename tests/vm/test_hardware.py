@@ -6,6 +6,7 @@ it, and its host driver plays the guests.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,6 +39,18 @@ with NvmeHost(sys.argv[1]) as host:
     assert not queue.compare(1, 16, data)
     assert queue.read(1, 40, 8) == data
 """
+#: The host's part: serve the block device, and wait until it is ready.
+ATTACH = """cd /run
+attach() {
+    nvme-mdev host-attach host "$@" >attach.log 2>&1 & echo $! >attach.pid
+    for i in $(seq 240); do grep -q ready attach.log && return; sleep 0.5; done
+    cat attach.log; exit 1
+}
+"""
+FIO = (
+    "fio --name=host --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --rw=randrw"
+    " --bsrange=512-64k --iodepth=16 --size=8M --time_based"
+)
 
 
 @pytest.fixture(scope="class")
@@ -55,14 +68,14 @@ class TestHardware:
         """A file system under load on the first, passthrough on the second, io_uring on the third:
         nothing of one is ever seen by another."""
         guest = machine.guest
-        disk = f"/dev/{machine.controller('main')}n1"
+        disk = guest.disk("main")
         guest.sh(f"mkfs.ext4 -q {disk}p1; mkdir -p /mnt/p1; mount {disk}p1 /mnt/p1")
         passed = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
         block = machine.serve(f"{disk}p3")
         machine.wait(passed, block)
         guest.sh(
             "(while [ ! -e /run/enough ]; do cp -r /bin /mnt/p1/copy; sync; rm -r /mnt/p1/copy;"
-            " done) >/run/load.log 2>&1 &\n"
+            " done) >/run/load.log 2>&1 & echo $! >/run/load.pid\n"
             f"{verify(passed)} >/run/passed.log 2>&1 & first=$!\n"
             f"{verify(block)} >/run/block.log 2>&1 & second=$!\n"
             "wait $first || { cat /run/passed.log; exit 1; }\n"
@@ -75,23 +88,23 @@ class TestHardware:
             timeout=LONG,
         )
         guest.sh(
-            "touch /run/enough; sleep 2; while pgrep -x cp >/dev/null; do sleep 0.2; done\n"
+            "touch /run/enough; load=$(cat /run/load.pid)\n"
+            "while kill -0 $load 2>/dev/null; do sleep 0.2; done\n"
             f"umount /mnt/p1; fsck.ext4 -fn {disk}p1; sync",
             timeout=LONG,
         )
         assert machine.untouched()
         assert "polled" in guest.sh(
-            f"grep -q 1 /sys/block/{machine.controller('main')}n1/queue/io_poll && echo polled"
+            f"grep -q 1 /sys/block/{disk.removeprefix('/dev/')}/queue/io_poll && echo polled"
         )
 
     def test_what_cannot_be_had_is_said_in_one_line(self, machine: Machine) -> None:
         main, spare = machine.controller("main"), machine.controller("spare")
-        machine.guest.sh(
-            f"mkfs.ext4 -q -F /dev/{main}n2; mkdir -p /mnt/n2; mount /dev/{main}n2 /mnt/n2"
-        )
+        second = machine.guest.disk("main", 2)
+        machine.guest.sh(f"mkfs.ext4 -q -F {second}; mkdir -p /mnt/n2; mount {second} /mnt/n2")
         address = machine.address("spare")
         expected = {
-            f"direct:/dev/{main}n2": "is in use: unmount it, or stop the program that holds it",
+            f"direct:{second}": "is in use: unmount it, or stop the program that holds it",
             f"/dev/{main}/n2": "is in use: unmount it, or stop the program that holds it",
             f"direct:/dev/{main}/n7": "has no namespace n7: there are n1, n2",
             f"direct:/dev/{main}/n1p9": "has no partition p9: there are p1, p2, p3",
@@ -116,9 +129,9 @@ class TestHardware:
 
     def test_a_reset_of_the_drive_under_load_is_a_pause(self, machine: Machine) -> None:
         controller = machine.controller("main")
-        socket = machine.serve(f"direct:/dev/{controller}n2")
+        socket = machine.serve(f"direct:{machine.guest.disk('main', 2)}")
         machine.wait(socket)
-        machine.guest.allow(rf"{controller}: |{controller}n2")
+        machine.guest.allow(rf"{controller}: |{controller}n\d")
         machine.guest.sh(
             f"{verify(socket, 8)} >/run/reset.log 2>&1 & load=$!\n"
             "for i in 1 2; do sleep 6\n"
@@ -129,13 +142,7 @@ class TestHardware:
         assert "512" not in machine.log(socket).split("(")[1]
 
     def test_queues_of_our_own_on_a_drive_behind_vfio(self, machine: Machine) -> None:
-        address = machine.address("spare")
-        pci = "/sys/bus/pci"
-        machine.guest.sh(
-            f"echo vfio-pci >{pci}/devices/{address}/driver_override\n"
-            f"echo {address} >{pci}/devices/{address}/driver/unbind\n"
-            f"echo {address} >{pci}/drivers_probe"
-        )
+        address = machine.behind_vfio("spare")
         machine.guest.sh(
             f"nvme-mdev bench vfio:{address} --rw randread --interrupts --runtime 2", timeout=LONG
         )
@@ -143,6 +150,75 @@ class TestHardware:
         machine.wait(socket)
         machine.guest.sh(verify(socket), timeout=LONG)
         machine.guest.sh(verify(socket, 3, "128k"), timeout=LONG)
+        machine.stop(socket)
+
+    def test_the_host_has_its_part_of_a_drive_behind_vfio(self, machine: Machine) -> None:
+        """A file system on /dev/ublkbN beside a guest's part; the daemon and whoever serves the
+        block device are killed under verified I/O."""
+        guest, address = machine.guest, machine.behind_vfio("spare")
+        below = f"direct:vfio:{address}/n1"
+        # Under a keeper.
+        socket = machine.serve(f"{below},length=32M", options="--name host")
+        machine.wait(socket)
+        guest.sh(
+            f"nvme-mdev controller add host {below},offset=32M --socket /run/guest.sock\n"
+            f"load ublk_drv; mkdir -p /mnt/ublk; cd /run\n{ATTACH}attach\n"
+            "mkfs.ext4 -q /dev/ublkb0; mount /dev/ublkb0 /mnt/ublk"
+        )
+        (parent,) = json.loads(guest.sh(f"nvme-mdev types vfio:{address} -o json"))["parents"]
+        assert parent["left"] == parent["host_queues"] - 2
+        refused = guest.run("nvme-mdev host-detach /dev/ublkb0")
+        assert (refused.status, "is in use: unmount it" in refused.output) == (2, True)
+        guest.sh(
+            f"{ATTACH}log={socket}.log keeper=$(cat {socket}.pid)\n"
+            'said() { grep -c "$1" $log || true; }\n'
+            # A daemon that is killed may need half a minute to be there again, on a busy machine.
+            f"{verify('/run/guest.sock', 20)} --timeout 200 >guest.log 2>&1 & guest=$!\n"
+            f"{FIO} --directory=/mnt/ublk --runtime=40 >fio.log 2>&1 & fio=$!\n"
+            'until nvme-mdev show guest | grep -q "^state: *ready"; do sleep 1; done\n'
+            'for i in 1 2; do sleep 5; before=$(said "carrying on")\n'
+            "kill -9 $(cat /proc/$keeper/task/$keeper/children)\n"
+            'while [ "$(said "carrying on")" = "$before" ]; do sleep 0.2; done; done\n'
+            "sleep 5; kill -9 $(cat attach.pid); attach --id 0\n"
+            "wait $fio || { cat fio.log; exit 1; }\nwait $guest || { cat guest.log; exit 1; }",
+            timeout=LONG,
+        )
+        guest.sh(
+            f"{ATTACH}umount /mnt/ublk; fsck.ext4 -fn /dev/ublkb0\n"
+            f"{FIO} --filename=/dev/ublkb0 --size=8M --rw=randtrimwrite --runtime=5\n"
+            "dd if=/dev/urandom of=/dev/ublkb0 bs=1M count=2 oflag=direct status=none\n"
+            "blkdiscard -z -l 1M /dev/ublkb0\n"
+            "cmp -n 1048576 /dev/ublkb0 /dev/zero\n"
+            "nvme-mdev host-detach 0; while kill -0 $(cat attach.pid); do sleep 0.2; done\n"
+            'test ! -e /dev/ublkb0; test -z "$(grep -v ready attach.log)"',
+            timeout=LONG,
+        )
+        machine.stop(socket)
+
+    def test_a_drive_behind_vfio_that_is_taken_away_takes_its_namespace(
+        self, machine: Machine
+    ) -> None:
+        """The kernel waits until it is let go of."""
+        address = machine.behind_vfio("spare")
+        socket = machine.serve("memory:1M", f"direct:vfio:{address}/n1")
+        machine.wait(socket)
+        machine.guest.allow(r"pcieport|vfio-pci")
+        machine.guest.sh(
+            f"nvme-mdev bench {socket} --nsid 2 --rw randread --runtime 60 >/run/back.log 2>&1 &"
+            f" until grep -q 'client connected' {socket}.log; do sleep 0.5; done; sleep 2"
+        )
+        machine.guest.qmp("device_del", id="spare-drive")
+        state = machine.guest.sh(
+            f"while test -e /sys/bus/pci/devices/{address}; do sleep 0.5; done\n"
+            f"nvme-mdev namespace list {socket} -o json; cat {socket}.log",
+            timeout=LONG,
+        )
+        assert "is gone: it was asked for back" in state
+        assert '"lost"' in state
+        assert '"active"' in state
+        # What is left goes on.
+        machine.guest.sh(verify(socket, 2), timeout=LONG)
+        machine.stop(socket)
 
     def test_a_drive_that_is_taken_away_takes_its_namespace(self, machine: Machine) -> None:
         controller = machine.controller("lost")

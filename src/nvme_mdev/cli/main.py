@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130
 #: Each subcommand and where it is: in a module, under its name or the one after the colon.
 COMMANDS = {
     "serve": "nvme_mdev.cli.serve",
+    "types": "nvme_mdev.cli.types",
     "list": "nvme_mdev.cli.control:list_controllers",
     "show": "nvme_mdev.cli.control",
     "controller": "nvme_mdev.cli.controller",
@@ -37,6 +38,8 @@ COMMANDS = {
     "resume": "nvme_mdev.cli.control",
     "unplug": "nvme_mdev.cli.control",
     "restart": "nvme_mdev.cli.control",
+    "host-attach": "nvme_mdev.cli.host_attach:host_attach",
+    "host-detach": "nvme_mdev.cli.host_attach:host_detach",
     "bench": "nvme_mdev.cli.bench",
     "conformance": "nvme_mdev.cli.conformance",
     "demo": "nvme_mdev.cli.demo",

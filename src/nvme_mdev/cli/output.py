@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Show = Callable[[Any], None]
 _RIGHT_ALIGNED = frozenset({"nsid", "namespaces", "size", "blocks of", "count", "mean cycles",
                             "mean time", "reads", "writes", "read", "written", "queue", "CQ",
-                            "entries", "in flight", "client", "throttled", "ever"})  # fmt: skip
+                            "entries", "in flight", "client", "host queues", "left", "instances",
+                            "throttled", "ever"})  # fmt: skip
 
 _LONG = frozenset({"target", "socket", "what it does", "limits"})
 """Columns that are broken into lines where the terminal is too narrow."""
@@ -214,6 +215,32 @@ def _stats(result: api.Stats) -> None:
         )
 
 
+def _parent_types(result: api.ParentTypes) -> None:
+    if not result.parents:
+        click.echo("There is no NVMe drive here (that this user can see); any file can be served.")
+        return
+    _table(
+        ("parent", "by", "host queues", "left", "type", "instances"),
+        [
+            (*_parent(parent), one.name, _count(one.available_instances))
+            for parent in result.parents
+            for one in parent.types
+        ],
+    )
+    for parent in result.parents:
+        if not parent.types:
+            click.echo(f"{_printable(parent.parent)} has no queue that could be set aside")
+
+
+def _parent(parent: api.ParentInfo) -> tuple[str, str, str, str]:
+    total = "shared" if parent.host_queues is None else str(parent.host_queues)
+    return parent.parent, parent.kind, total, _count(parent.left)
+
+
+def _count(number: int | None) -> str:
+    return "any" if number is None else str(number)
+
+
 def _pause_state(result: api.PauseState) -> None:
     click.echo("paused" if result.paused else "running")
 
@@ -242,6 +269,7 @@ _TABLES: dict[type, Callable[[Any], None]] = {
     api.NamespaceList: _namespaces,
     api.NamespaceInfo: _namespace,
     api.Stats: _stats,
+    api.ParentTypes: _parent_types,
     api.PauseState: _pause_state,
     api.Unplugged: _unplugged,
     api.DaemonInfo: _daemon,

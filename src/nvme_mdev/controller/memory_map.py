@@ -89,6 +89,8 @@ class Lifetime(enum.IntEnum):
     """Results so far, of which the last 20 are kept."""
     SELF_TEST_RESULTS = 64
     """A :class:`SelfTestEntry` in 4 words each; result n is at n modulo 20."""
+    DRIVE_SMART = 160
+    """The SMART log of the drives below, as they told it last, 64 words; zero: there are none."""
     SAVED_FEATURES = 256
     """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
     FORMAT = 768

@@ -145,6 +145,7 @@ class NvmeHost:
         self._shadow_pages: tuple[memoryview, memoryview] | None = None
         self._event_cids: list[int] = []
         self._vectors: list[int] = []
+        self._request = -1
         self._windows: list[DmaMemory] = []
         self._next_iova = iova
         self._lock = threading.Lock()
@@ -335,6 +336,9 @@ class NvmeHost:
         for vector in self._vectors:
             os.close(vector)
         self._vectors.clear()
+        if self._request >= 0:
+            os.close(self._request)
+            self._request = -1
         if self._doorbells is not None:
             with suppress(BufferError):
                 self._doorbells.close()
@@ -491,6 +495,22 @@ class NvmeHost:
                 self._vectors.append(eventfd)
                 self.transport.set_msix(len(self._vectors) - 1, eventfd)
         return self._vectors[vector]
+
+    def listen_for_request(self) -> None:
+        """From now on know when the device is asked for back (`is_wanted_back`)."""
+        if self._request >= 0:
+            return
+        self._request = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        with self._lock:
+            self.transport.set_request(self._request)
+
+    @property
+    def is_wanted_back(self) -> bool:
+        """Somebody has asked since the last time: unplug it, unbind it, remove it."""
+        try:
+            return self._request >= 0 and os.eventfd_read(self._request) > 0
+        except BlockingIOError:
+            return False
 
     # -- shadow doorbells ----------------------------------------------------------------------
     def _set_up_shadow(self) -> None:

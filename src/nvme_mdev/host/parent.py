@@ -52,6 +52,8 @@ _LOOK_S = 0.5
 """How often the controller is looked after, at most."""
 _HEALTH_S = 30.0
 """How often its SMART log is read."""
+_SHUTDOWN_S = 2.0
+"""For a controller to shut down that may have gone already."""
 _CHANGED_LIST_SIZE = 4096
 _ATTACH_AGAIN_S = 0.02
 _ATTACH_WITHIN_S = 2.0
@@ -136,7 +138,7 @@ class Parent:
         self._away_since: float | None = None
         self._gone = False
         self._look_at = self._health_at = 0.0
-        self._temperature: int | None = None
+        self._smart: bytes | None = None
         self._host: NvmeHost | None = _attach_patiently(address)
         try:
             self._set_up(self._host)
@@ -151,6 +153,16 @@ class Parent:
             raise HostError(f"{self.address} is away")
         return self._host
 
+    @property
+    def host_queues(self) -> int:
+        """Queue pairs that can be set aside. HostError: it is away."""
+        return settable_aside(self.host)
+
+    @property
+    def taken_queues(self) -> int:
+        """Queue pairs that are, one for each IOThread."""
+        return len(self._shares)
+
     def _set_up(self, host: NvmeHost) -> None:
         """After each enabling: what the controller has forgotten."""
         if not host.doorbells_mapped:
@@ -158,6 +170,7 @@ class Parent:
                 f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
             )
         self._namespaces.clear()
+        host.listen_for_request()
         host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
         host.request_events()
         with self._own_lock:
@@ -286,7 +299,11 @@ class Parent:
 
     def temperature(self) -> int | None:
         """As read last."""
-        return self._temperature
+        return SmartLog.from_buffer_copy(self._smart).ctemp or None if self._smart else None
+
+    def smart(self) -> bytes | None:
+        """As read last."""
+        return self._smart
 
     # -- queues and memory -----------------------------------------------------------------------
 
@@ -304,7 +321,8 @@ class Parent:
             except HostError as error:
                 share.queue.close()
                 raise UserError(
-                    f"{self.address}: no queue is left to set aside: {error}"
+                    f"{self.address}: no queue is left to set aside ({error}): share an --iothread,"
+                    " or give a smaller --type"
                 ) from error
             self._shares[iothread] = share
         share.users += 1
@@ -387,6 +405,9 @@ class Parent:
             self._lose_contact(error)
 
     def _check(self, host: NvmeHost, now: float) -> None:
+        if host.is_wanted_back:
+            self._hand_back(host)
+            return
         csts = host.csts()
         if csts.cfs or not csts.rdy:
             _log.warning("%s: it has failed or was reset: starting it again", self.address)
@@ -399,9 +420,25 @@ class Parent:
             host.request_events()
         if now >= self._health_at:
             self._health_at = now + _HEALTH_S
-            log = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
-            self._temperature = SmartLog.from_buffer_copy(log).ctemp or None
+            self._smart = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))
         self._abort_expired(host)
+
+    def _hand_back(self, host: NvmeHost) -> None:
+        """Somebody wants the controller back, to unplug it, say, and waits for that.
+
+        Its namespaces are lost until it can be had again.
+        """
+        # It finishes what it has; after that nothing is written to a guest's memory any more.
+        with suppress(HostError):
+            host.shutdown(timeout=_SHUTDOWN_S)
+        for share in self._shares.values():
+            share.queue.stop()
+            share.pair = share.pages = None
+        self._host = self._own = None
+        self._away_since = time.monotonic()
+        self._give_up("it was asked for back")
+        host.abandon()
+        self._look_at = self._away_since + self._patience_s
 
     def _reset(self, host: NvmeHost) -> None:
         """Reset it, and execute again what it had."""
@@ -458,11 +495,16 @@ class Parent:
         self._away_since, self._gone = None, False
         _log.info("%s is back", self.address)
 
-    def _give_up(self, error: Exception) -> None:
-        _log.error("%s is gone: %s", self.address, error)
+    def _give_up(self, why: object) -> None:
+        _log.error("%s is gone: %s", self.address, why)
         self._gone = True
         for share in self._shares.values():
             share.queue.fail()
+
+
+def settable_aside(host: NvmeHost) -> int:
+    """Queue pairs of a controller that can be set aside for IOThreads: all but our own."""
+    return min(host.queue_counts) - 1
 
 
 def _attach_patiently(address: str) -> NvmeHost:

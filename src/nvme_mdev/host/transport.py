@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import select
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -239,6 +239,11 @@ class Transport:
         """How many MSI-X vectors there are."""
         with self._errors("asking for MSI-X"):
             return self.client.irq_info(PciIrq.MSIX).count
+
+    def set_request(self, eventfd: int) -> None:
+        """Have an eventfd signalled when the device is asked for back; not all can be."""
+        with suppress(OSError, ProtocolError):
+            self.client.enable_irqs(PciIrq.REQ, [eventfd])
 
     def enable_msix(self) -> None:
         """MSI-X Enable, where there is MSI-X: a device sends no message without it."""

@@ -17,7 +17,7 @@ import mmap
 import os
 import re
 import struct
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,10 +209,18 @@ class VfioTransport(Transport):
 
     def set_msix(self, vector: int, eventfd: int) -> None:
         """Have an MSI-X vector signal an eventfd."""
-        flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-        request = _IRQ_SET.pack(_IRQ_SET.size + 4, flags, PciIrq.MSIX, vector, 1)
         with self._errors(f"setting up MSI-X vector {vector}"):
-            fcntl.ioctl(self._device, _DEVICE_SET_IRQS, request + struct.pack("@i", eventfd))
+            self._set_irq(PciIrq.MSIX, vector, eventfd)
+
+    def set_request(self, eventfd: int) -> None:
+        """Have an eventfd signalled when the kernel waits for the function, to remove it, say."""
+        with suppress(OSError):
+            self._set_irq(PciIrq.REQ, 0, eventfd)
+
+    def _set_irq(self, index: PciIrq, start: int, eventfd: int) -> None:
+        flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
+        request = _IRQ_SET.pack(_IRQ_SET.size + 4, flags, index, start, 1)
+        fcntl.ioctl(self._device, _DEVICE_SET_IRQS, request + struct.pack("@i", eventfd))
 
 
 def _open(path: Path, name: object) -> int:

@@ -360,6 +360,57 @@ class DaemonInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentQueues:
+    """A controller that a daemon drives itself, for direct namespaces."""
+
+    parent: str
+    """``vfio:`` and its PCI address, or the path of a vfio-user socket."""
+    host_queues: int | None
+    """Queue pairs that can be set aside; None: it does not answer at the moment."""
+    taken: int
+    """Queue pairs that are, one for each polling thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentList:
+    """The controllers whose queues a daemon has set aside."""
+
+    parents: list[ParentQueues]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeInfo:
+    """A type of controller on a parent."""
+
+    name: str
+    """``nvme-NQ_V1``: it takes N host queues."""
+    host_queues: int
+    available_instances: int | None
+    """How many more there can be; None: as many as you like."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentInfo:
+    """What controllers can be made of: a drive, a block device or a file."""
+
+    parent: str
+    kind: str
+    """``nvme``: by the kernel's driver; ``vfio``, ``vfio-user``; ``block``, ``file``."""
+    host_queues: int | None
+    """Queues that were set aside; None: they are not counted."""
+    left: int | None
+    """How many of them nobody has taken."""
+    types: list[TypeInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class ParentTypes:
+    """Parents, and the types of each."""
+
+    parents: list[ParentInfo]
+
+
+@dataclass(frozen=True, slots=True)
 class MethodInfo:
     """A method as `rpc.discover` tells of it."""
 
@@ -386,6 +437,9 @@ DAEMON_RESTART = Method(
     Restart,
     DaemonInfo,
     "finish what is in flight, and end to be started again; the answer is of the old process",
+)
+PARENT_LIST = Method(
+    "parent.list", NoParams, ParentList, "the controllers whose queues the daemon has set aside"
 )
 CONTROLLER_LIST = Method("controller.list", NoParams, ControllerList, "what the daemon serves")
 CONTROLLER_SHOW = Method(
@@ -455,6 +509,7 @@ METHODS: tuple[Method[Any, Any], ...] = (
     DISCOVER,
     DAEMON_SHOW,
     DAEMON_RESTART,
+    PARENT_LIST,
     CONTROLLER_LIST,
     CONTROLLER_SHOW,
     CONTROLLER_ADD,

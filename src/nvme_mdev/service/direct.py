@@ -176,5 +176,10 @@ def _parent(address: str) -> Parent:
     return _parents[address]
 
 
+def held_parents() -> list[Parent]:
+    """The controllers whose queues this process has set aside."""
+    return list(_parents.values())
+
+
 def _forget(parent: Parent) -> None:
     _parents.pop(parent.address, None)

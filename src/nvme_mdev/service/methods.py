@@ -22,6 +22,7 @@ from nvme_mdev.service.definition import (
     from_options,
 )
 from nvme_mdev.service.endpoint import socket_path
+from nvme_mdev.service.parent_types import held_here
 from nvme_mdev.service.restart import prepare
 from nvme_mdev.service.rpc import ErrorCode, RpcError
 from nvme_mdev.service.runtime import check_name
@@ -133,6 +134,12 @@ async def daemon_restart(registry: Registry, params: api.Restart) -> api.DaemonI
 
 
 # -- controllers ---------------------------------------------------------------------------------
+
+
+@implements(api.PARENT_LIST)
+async def parent_list(_registry: Registry, _params: api.NoParams) -> api.ParentList:
+    """Those of this process."""
+    return held_here()
 
 
 @implements(api.CONTROLLER_LIST)

@@ -41,7 +41,7 @@ class Part:
 
     def block_device(self, sysfs: Path = SYSFS) -> Path:
         """The kernel's block device of it; UserError: there is none now."""
-        controller = _controller(self.parent, sysfs)
+        controller = controller_path(self.parent, sysfs)
         found = {nsid: name for name, nsid in _namespaces(controller)}
         if self.nsid not in found:
             there = ", ".join(f"n{nsid}" for nsid in sorted(found)) or "none"
@@ -56,8 +56,8 @@ class Part:
         return Path("/dev") / name
 
 
-def _controller(parent: str, sysfs: Path) -> Path:
-    """The directory of the controller in sysfs."""
+def controller_path(parent: str, sysfs: Path = SYSFS) -> Path:
+    """The directory of a controller of the kernel's in sysfs; UserError: it is none."""
     if parent.startswith("/dev/"):
         controller = sysfs / "class/nvme" / parent.removeprefix("/dev/")
         if controller.exists():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import program_disk
@@ -49,6 +49,8 @@ class Machine:
     main: Path
     """The image of the main drive's namespace 1."""
     sockets: int = 0
+    behind: dict[str, str] = field(default_factory=dict)
+    """PCI addresses of the drives that vfio-pci has."""
 
     def controller(self, drive: str) -> str:
         """The kernel's name of a drive's controller, ``nvme0``."""
@@ -58,13 +60,25 @@ class Machine:
         """Its PCI address."""
         return self.guest.sh(f"cat /sys/class/nvme/{self.controller(drive)}/address").strip()
 
+    def behind_vfio(self, drive: str) -> str:
+        """Bind a drive to vfio-pci, unless it is; its PCI address."""
+        if drive not in self.behind:
+            address, pci = self.address(drive), "/sys/bus/pci"
+            self.guest.sh(
+                f"echo vfio-pci >{pci}/devices/{address}/driver_override\n"
+                f"echo {address} >{pci}/devices/{address}/driver/unbind\n"
+                f"echo {address} >{pci}/drivers_probe"
+            )
+            self.behind[drive] = address
+        return self.behind[drive]
+
     def serve(self, *targets: str, options: str = "--no-keeper") -> str:
         """Start a daemon in the machine; the path of its socket. It is not waited for."""
         self.sockets += 1
         socket = f"/run/{self.sockets}.sock"
         self.guest.sh(
             f"cd /run; nvme-mdev serve {' '.join(targets)} --socket {socket} {options}"
-            f" >{socket}.log 2>&1 &"
+            f" >{socket}.log 2>&1 & echo $! >{socket}.pid"
         )
         return socket
 
@@ -76,6 +90,13 @@ class Machine:
                 f"grep -q ready {socket}.log && exit 0; sleep 1\ndone; cat {socket}.log; exit 1",
                 timeout=2 * _READY,
             )
+
+    def stop(self, socket: str) -> None:
+        """End a daemon, and wait until it has let go of everything."""
+        self.guest.sh(
+            f"kill $(cat {socket}.pid); while kill -0 $(cat {socket}.pid) 2>/dev/null;"
+            " do sleep 0.2; done"
+        )
 
     def log(self, socket: str) -> str:
         """What a daemon said."""

@@ -16,6 +16,7 @@ from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULA
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
+from nvme_mdev.datapath.backends.drive import CopyLimits
 from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY_RANGES
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
 from nvme_mdev.spec.nvme_commands import Csi
@@ -86,6 +87,7 @@ _LARGEST_BLOCK = 4096
 _COPY_FORMATS = 1 << 0
 """CDFS: Copy descriptor format 0h; the others are for protection information, or namespaces."""
 _WORD_MAX = 0xFFFF
+_DWORD_MAX = 0xFFFF_FFFF
 
 
 def identify(controller: Controller, command: AdminCommand) -> int:
@@ -160,8 +162,10 @@ def optional_commands(namespaces: Namespaces) -> Oncs:
     """
     backends = [namespace.backend for namespace in namespaces]
     oncs = Oncs.SSFS | Oncs.NVMWUSV | Oncs.RESERVS
-    if all(backend.any_memory for backend in backends):
-        oncs |= Oncs.NVMVFYS | Oncs.NVMCPYS
+    if all(backend.can_verify for backend in backends):
+        oncs |= Oncs.NVMVFYS
+    if all(backend.can_copy for backend in backends):
+        oncs |= Oncs.NVMCPYS
     if all(backend.can_compare for backend in backends):
         oncs |= Oncs.NVMCMPS
     if all(backend.can_write_zeroes for backend in backends):
@@ -235,9 +239,7 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
         nsattr=_attributes(controller, namespace),
         rescap=_reservations(namespace),
     )
-    data.mssrl = min(MAX_COPY_RANGE // backend.block_size, _WORD_MAX)
-    data.mcl = MAX_COPY // backend.block_size
-    data.msrc = MAX_COPY_RANGES - 1
+    _add_copy_limits(data, backend)
     data.nvmcap[:] = list(u128(backend.size))
     data.nguid[:] = list(namespace.nguid)
     sizes = controller.erasing.block_sizes(namespace)
@@ -248,7 +250,27 @@ def _active_namespace(controller: Controller, namespace: Namespace) -> IdentifyN
     if controller.erasing.offered:
         data.fpi = FPI_SUPPORTED | controller.erasing.remains(namespace.nsid)
     _add_preferences(data, backend)
+    _add_atomicity(data, backend)
     return data
+
+
+def _add_copy_limits(data: IdentifyNamespace, backend: Backend) -> None:
+    """Our own, as far as the drive below goes with them."""
+    limits = backend.copy_limits or CopyLimits(_WORD_MAX, _DWORD_MAX, MAX_COPY_RANGES)
+    data.mssrl = min(MAX_COPY_RANGE // backend.block_size, limits.range_blocks, _WORD_MAX)
+    data.mcl = min(MAX_COPY // backend.block_size, limits.blocks)
+    data.msrc = min(MAX_COPY_RANGES, limits.ranges) - 1
+
+
+def _add_atomicity(data: IdentifyNamespace, backend: Backend) -> None:
+    """What the drive below writes whole or not at all; else it is a block (AWUN)."""
+    atomicity = backend.atomicity
+    if atomicity is None:
+        return
+    data.nsfeat |= Nsfeat.NSABP
+    data.nawun, data.nawupf = atomicity.normal, atomicity.power_fail
+    data.nabsn, data.nabspf = atomicity.boundary, atomicity.boundary_power_fail
+    data.nabo = atomicity.offset
 
 
 def _deallocation(backend: Backend) -> int:

@@ -10,7 +10,7 @@ from nvme_mdev.controller.admin.identify import optional_commands
 from nvme_mdev.controller.admin.self_test import self_test_log
 from nvme_mdev.controller.error_log import newest_first
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.health import composite_temperature
+from nvme_mdev.controller.health import composite_temperature, take_over
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.settings import firmware_revision
 from nvme_mdev.datapath.clock import tsc_hz
@@ -134,6 +134,9 @@ def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
         wctt=life[Lifetime.WARM_MS] // _MS_PER_MINUTE,
         cctt=life[Lifetime.HOT_MS] // _MS_PER_MINUTE,
     )
+    drive = controller.health.drive
+    if drive is not None:
+        take_over(data, drive)
     for field, value in (
         (data.dur, _data_units(counters["read_units"])),
         (data.duw, _data_units(counters["write_units"])),
@@ -143,7 +146,8 @@ def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
         (data.pwrc, life[Lifetime.POWER_CYCLES]),
         (data.poh, life[Lifetime.POWERED_MS] // _MS_PER_HOUR),
         (data.upl, life[Lifetime.UNSAFE_SHUTDOWNS]),
-        (data.mdie, counters["media_errors"]),
+        # Each error of a drive below is one of its own count, too.
+        (data.mdie, max(counters["media_errors"], int.from_bytes(data.mdie, "little"))),
         (data.neile, controller.state.error_count),
     ):
         field[:] = list(value.to_bytes(16, "little"))

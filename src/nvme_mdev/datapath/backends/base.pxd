@@ -20,10 +20,15 @@ cdef class Backend:
     cdef readonly bint any_memory
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate
+    cdef readonly bint can_verify
+    cdef readonly bint can_copy
     cdef readonly bint deallocate_zeroes
     cdef readonly unsigned int optimal_io_boundary
     cdef readonly unsigned int preferred_write_granularity
     cdef readonly unsigned int preferred_deallocate_granularity
+    #: CopyLimits and Atomicity of `drive.py`, or None.
+    cdef readonly object copy_limits
+    cdef readonly object atomicity
     #: Where reservations are kept through a loss of power (str), None: nowhere.
     cdef public object ptpl_file
     #: Get ready on a thread that will serve it (paused), and leave it.

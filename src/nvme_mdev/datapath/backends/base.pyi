@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from nvme_mdev.datapath.backends.drive import Atomicity, CopyLimits
 from nvme_mdev.datapath.backends.raw import NoMedium, RawMedium
 from nvme_mdev.datapath.limits import Limit
 from nvme_mdev.datapath.memory import GuestMemory
@@ -28,6 +29,10 @@ class Backend:
     #: Write Zeroes, Dataset Management/deallocate and FUA can be done.
     can_write_zeroes: bool
     can_deallocate: bool
+    #: Verify and Copy can be done, and what a Copy may be at most (None: what we do ourselves).
+    can_verify: bool
+    can_copy: bool
+    copy_limits: CopyLimits | None
     #: Deallocated blocks read as zeroes (DLFEAT 001b), else unspecified.
     deallocate_zeroes: bool
     #: Blocks; 0 where the backend has no preference (NOIOB; NPWG, NPDG as counts, not 0's based).
@@ -35,6 +40,8 @@ class Backend:
     preferred_write_granularity: int
     preferred_deallocate_granularity: int
 
+    #: What is written whole or not at all; None: a block.
+    atomicity: Atomicity | None
     #: Where its reservations are kept through a loss of power (PTPL); None: nowhere.
     ptpl_file: str | None
 
@@ -86,6 +93,12 @@ class Backend:
 
     def temperature(self) -> int | None:
         """Kelvin, of the medium; None: it has no sensor. From any thread; may take its time."""
+
+    def smart(self) -> bytes | None:
+        """The SMART log (512 bytes) of the drive that it is on; None: there is none.
+
+        From any thread; may take its time. OSError: the drive does not tell.
+        """
 
     def raw(self) -> RawMedium | NoMedium | None:
         """The bytes underneath, for maintenance; None where that cannot be."""

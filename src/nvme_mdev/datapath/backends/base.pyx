@@ -16,7 +16,7 @@ cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
     def __cinit__(self, *args, **kwargs):
-        self.can_compare = self.any_memory = True
+        self.can_compare = self.can_verify = self.can_copy = self.any_memory = True
         self.served_on = {}
         self.limits = {}
         self.backend.throttle = &self.throttle
@@ -96,6 +96,10 @@ cdef class Backend:
         """Make everything that was written durable: nothing to do without a volatile cache."""
 
     def temperature(self):
+        """Nothing here has one."""
+        return None
+
+    def smart(self):
         """Nothing here has one."""
         return None
 

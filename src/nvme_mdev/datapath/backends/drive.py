@@ -2,8 +2,8 @@
 
 Direct mode puts a guest's commands on a real controller's queues, so that the guest is offered what
 that controller offers, and nothing else: LBA format, transfer size, optional commands, volatile
-cache, optimal sizes. Alignments are counted from a namespace's first block; a partition that does
-not begin on one of them has none.
+cache, optimal sizes, what is atomic. Alignments are counted from a namespace's first block; a
+partition that does not begin on one of them has none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,37 @@ if TYPE_CHECKING:
 MAX_TRANSFER = 2 << 20
 _PAGE_SIZE = 4096
 _BLOCK_SIZES = (512, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Atomicity:
+    """What a drive writes whole or not at all (NVM Command Set 1.1, section 2.1.4).
+
+    Blocks, 0's based, as Identify Namespace has them: 0 of a boundary is none.
+    """
+
+    normal: int
+    """NAWUN."""
+    power_fail: int
+    """NAWUPF."""
+    boundary: int = 0
+    """NABSN: no write across such a boundary is atomic."""
+    boundary_power_fail: int = 0
+    """NABSPF."""
+    offset: int = 0
+    """NABO: the first block that is on a boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyLimits:
+    """Of a Copy command, in blocks."""
+
+    range_blocks: int
+    """MSSRL: of a source range."""
+    blocks: int
+    """MCL: of all together."""
+    ranges: int
+    """MSRC + 1: source ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +75,16 @@ class DriveNamespace:
     can_compare: bool = False
     can_write_zeroes: bool = False
     can_deallocate: bool = False
+    can_verify: bool = False
+    copy_limits: CopyLimits | None = None
+    """None: it cannot copy."""
     deallocate_zeroes: bool = False
     optimal_io_boundary: int = 0
     """Blocks, as the two below; 0: no preference."""
     preferred_write: int = 0
     preferred_deallocate: int = 0
+    atomicity: Atomicity | None = None
+    """None: a block, and no more."""
 
 
 def block_size_of(namespace: IdentifyNamespace) -> int:
@@ -103,11 +139,42 @@ def describe(
         can_compare=bool(controller.oncs & Oncs.NVMCMPS),
         can_write_zeroes=bool(controller.oncs & Oncs.NVMWZSV),
         can_deallocate=bool(controller.oncs & Oncs.NVMDSMSV),
+        can_verify=bool(controller.oncs & Oncs.NVMVFYS),
+        copy_limits=_copy_limits(controller, namespace),
         deallocate_zeroes=namespace.dlfeat & 0x7 == Dlfeat.READS_ZEROES,
         optimal_io_boundary=_aligned(namespace.noiob, start),
         preferred_write=_aligned(namespace.npwg + 1, start) if preferences else 0,
         preferred_deallocate=_aligned(namespace.npdg + 1, start) if preferences else 0,
+        atomicity=atomicity_of(controller, namespace, start),
     )
+
+
+def _copy_limits(controller: IdentifyController, namespace: IdentifyNamespace) -> CopyLimits | None:
+    """With descriptor format 0h, which every drive that copies has."""
+    if not controller.oncs & Oncs.NVMCPYS or not namespace.mssrl or not namespace.mcl:
+        return None
+    return CopyLimits(namespace.mssrl, namespace.mcl, namespace.msrc + 1)
+
+
+def atomicity_of(
+    controller: IdentifyController, namespace: IdentifyNamespace, start: int
+) -> Atomicity | None:
+    """What is atomic of blocks that are counted from ``start`` on; None: a block, and no more.
+
+    The offset of the boundaries moves with the first block. Two kinds of boundaries have one
+    offset: where it cannot be right for both, nothing is promised.
+    """
+    own = bool(namespace.nsfeat & Nsfeat.NSABP)
+    normal = (own and namespace.nawun) or controller.awun
+    power_fail = (own and namespace.nawupf) or controller.awupf
+    if not normal and not power_fail:
+        return None
+    sizes = [boundary + 1 for boundary in (namespace.nabsn, namespace.nabspf) if boundary]
+    first = namespace.nabo - start
+    offset = first % min(sizes) if sizes else 0
+    if any((first - offset) % size for size in sizes):
+        return None
+    return Atomicity(normal, power_fail, namespace.nabsn, namespace.nabspf, offset)
 
 
 def _aligned(granularity: int, start: int) -> int:

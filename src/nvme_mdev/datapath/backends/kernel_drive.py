@@ -18,14 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvme_mdev.datapath.backends.drive import DriveNamespace, block_size_of, describe
+from nvme_mdev.datapath.backends.host_queues import (
+    controller_of,
+    give_queue,
+    polled_queues,
+    take_queue,
+)
 from nvme_mdev.datapath.backends.medium import Medium, open_medium
-from nvme_mdev.spec.nvme_commands import AdminOpcode
+from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
 from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     Cns,
     IdentifyController,
     IdentifyNamespace,
 )
+from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 
 SYSFS = Path("/sys")
 _NAMESPACE = re.compile(r"nvme(\d+n\d+)", re.ASCII)
@@ -34,6 +41,7 @@ _SECTOR = 512
 _NVME_IOCTL_ADMIN_CMD = 0xC0484E41
 """``<linux/nvme_ioctl.h>``: _IOWR('N', 0x41, struct nvme_passthru_cmd)."""
 _NVME_IOCTL_ID = 0x4E40
+_SMART_SIZE = ctypes.sizeof(SmartLog)
 
 
 class _PassthruCommand(ctypes.Structure):
@@ -76,6 +84,20 @@ class KernelDrive:
     namespace: DriveNamespace
     polled: bool
     """The driver has poll queues for it."""
+    controller: str | None
+    """The kernel's name of it, ``nvme0``."""
+    host_queues: int
+    """Queues that are set aside, one for each IOThread; 0: they are the host's, and not counted."""
+
+    def take_queue(self, owner: object) -> None:
+        """Count a host queue for an IOThread; UserError: none is left."""
+        if self.controller and self.host_queues:
+            take_queue(self.controller, owner, self.host_queues)
+
+    def give_queue(self, owner: object) -> None:
+        """Give it back."""
+        if self.controller and self.host_queues:
+            give_queue(self.controller, owner)
 
     def current_size(self) -> int:
         """Bytes now (OSError: the drive has gone)."""
@@ -84,6 +106,16 @@ class KernelDrive:
     def is_read_only(self) -> bool:
         """Whether it can be written to now."""
         return self.medium.is_read_only()
+
+    def smart(self) -> bytes:
+        """The drive's SMART log (OSError: it does not tell)."""
+        return _admin(
+            self.fd,
+            AdminOpcode.GET_LOG_PAGE,
+            NSID_ALL,
+            _SMART_SIZE,
+            LogPage.SMART | (_SMART_SIZE // 4 - 1) << 16,
+        )
 
     def flush(self) -> None:
         """Through the block device, which is the same drive."""
@@ -130,7 +162,10 @@ def open_drive(
             read_only=read_only,
         )
         undo.pop_all()
-    return KernelDrive(medium, fd, described, polled=queue_limit(disk, "io_poll") == 1)
+    polled = queue_limit(disk, "io_poll") == 1
+    name = controller_of(disk)
+    host_queues = polled_queues(name) if polled and name else 0
+    return KernelDrive(medium, fd, described, polled, name, host_queues)
 
 
 def locate(major: int, minor: int, sysfs: Path = SYSFS) -> tuple[str, int]:
@@ -161,15 +196,16 @@ def queue_limit(disk: str, name: str, sysfs: Path = SYSFS) -> int:
 
 
 def _identify(fd: int, cns: int, nsid: int) -> bytes:
-    data = ctypes.create_string_buffer(IDENTIFY_SIZE)
+    return _admin(fd, AdminOpcode.IDENTIFY, nsid, IDENTIFY_SIZE, cns)
+
+
+def _admin(fd: int, opcode: AdminOpcode, nsid: int, size: int, cdw10: int) -> bytes:
+    """What an admin command returns; OSError: it fails."""
+    data = ctypes.create_string_buffer(size)
     command = _PassthruCommand(
-        opcode=AdminOpcode.IDENTIFY,
-        nsid=nsid,
-        addr=ctypes.addressof(data),
-        data_len=IDENTIFY_SIZE,
-        cdw10=cns,
+        opcode=opcode, nsid=nsid, addr=ctypes.addressof(data), data_len=size, cdw10=cdw10
     )
     status = fcntl.ioctl(fd, _NVME_IOCTL_ADMIN_CMD, command)
     if status:
-        raise OSError(errno.EIO, f"Identify failed with status {status:#x}")
+        raise OSError(errno.EIO, f"{opcode.name} failed with status {status:#x}")
     return data.raw

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from nvme_mdev.datapath.backends.locks import lock_range
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 #: <linux/stat.h>: statx reports direct I/O alignments since Linux 6.1.
@@ -36,9 +38,6 @@ _STATX_DIO_MEM_ALIGN_OFFSET = 152
 #: <linux/falloc.h>
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
-
-#: struct flock of <fcntl.h>: type, whence, start, length (0: to the end of all files), process.
-_FLOCK = struct.Struct("@hhqqi4x")
 
 #: <linux/fs.h>
 _BLKROGET = 0x125E
@@ -226,11 +225,8 @@ def _absolute(path: str) -> str:
 
 def _lock(path: str, fd: int, *, shared: bool, start: int, length: int) -> None:
     """Keep others from serving the same bytes of an image (OSError EBUSY); 0: all from there on."""
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
-    except BlockingIOError:
-        raise OSError(errno.EBUSY, "the image is being served already", path) from None
+    if not lock_range(fd, start, length, shared=shared):
+        raise OSError(errno.EBUSY, "the image is being served already", path)
 
 
 def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:

@@ -73,6 +73,9 @@ class Parent(Protocol):
     def temperature(self) -> int | None:
         """Kelvin."""
 
+    def smart(self) -> bytes | None:
+        """Its SMART log, as read last."""
+
     def release(self, backend: NvmeBackend) -> None:
         """The namespace is served no more."""
 

@@ -16,7 +16,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.backends.below cimport below_t, moves_data, rewrite, write_ranges
+from nvme_mdev.datapath.backends.below cimport (
+    below_t, moves_data, natives_of, names_ranges, rewrite, write_ranges,
+)
 from nvme_mdev.datapath.chain cimport chain_append, chain_next, chain_t, chain_take
 from nvme_mdev.datapath.host_rings cimport (
     PHASE_BIT, STATUS_SHIFT, advance_head, cqe_t, peek, post, queue_t, ring, sqe_t,
@@ -24,7 +26,7 @@ from nvme_mdev.datapath.host_rings cimport (
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_COMPARE, OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
+    OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_SUCCESS,
@@ -131,7 +133,7 @@ cdef inline uint32_t translate(
         return status
     if moves_data(request):
         return point_to_data(lower, request, cid, sqe)
-    if request.operation == OP_DEALLOCATE:
+    if names_ranges(request):
         write_ranges(&served.below, request, lower.pages + <uint64_t> cid * PAGE_SIZE)
         sqe.prp1 = lower.pages_iova + <uint64_t> cid * PAGE_SIZE
     return SC_SUCCESS
@@ -425,7 +427,11 @@ cdef class NvmeBackend(Backend):
         self.can_compare = drive.can_compare
         # Only what is mapped for the controller below, and in pages.
         self.any_memory = False
-        self.backend.natives = 1 << OP_COMPARE
+        self.can_verify = drive.can_verify
+        self.copy_limits = drive.copy_limits
+        self.can_copy = self.copy_limits is not None
+        self.atomicity = drive.atomicity
+        self.backend.natives = natives_of(drive)
         self.can_write_zeroes = drive.can_write_zeroes
         self.can_deallocate = drive.can_deallocate
         self.deallocate_zeroes = drive.deallocate_zeroes
@@ -497,6 +503,9 @@ cdef class NvmeBackend(Backend):
 
     def temperature(self):
         return self.parent.temperature()
+
+    def smart(self):
+        return self.parent.smart()
 
     def close(self):
         if self.parent is not None:

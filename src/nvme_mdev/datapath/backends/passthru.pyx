@@ -17,7 +17,7 @@ from posix.uio cimport iovec
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.below cimport (
-    DSM_RANGE_SIZE, below_t, moves_data, rewrite, write_ranges,
+    below_t, moves_data, names_ranges, natives_of, rewrite, write_ranges,
 )
 from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
 from nvme_mdev.datapath.host_rings cimport sqe_t
@@ -25,7 +25,7 @@ from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.memory cimport buffer_range
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    BUFFERS, NO_BUFFER, OP_COMPARE, OP_DEALLOCATE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
+    BUFFERS, NO_BUFFER, OP_DEALLOCATE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
     sq_t,
 )
 from nvme_mdev.datapath.status cimport (
@@ -162,10 +162,9 @@ cdef inline void point_to_data(
     nvme_uring_cmd *command
 ) noexcept nogil:
     """The command's data, as the kernel takes it."""
-    if request.operation == OP_DEALLOCATE:
-        write_ranges(&served.below, request, place_of_ranges(request))
+    if names_ranges(request):
+        command.data_len = write_ranges(&served.below, request, place_of_ranges(request))
         command.addr = <uint64_t> place_of_ranges(request)
-        command.data_len = request.iov_count * DSM_RANGE_SIZE
     elif moves_data(request):
         if request.iov_count > 1:
             sqe.cmd_op = <uint32_t> NVME_URING_CMD_IO_VEC
@@ -413,7 +412,11 @@ cdef class PassthruBackend(Backend):
         self.read_only = namespace.read_only
         self.volatile_cache = namespace.volatile_cache
         self.can_compare = namespace.can_compare
-        self.backend.natives = 1 << OP_COMPARE if self.can_compare else 0
+        self.can_verify = namespace.can_verify
+        self.copy_limits = namespace.copy_limits
+        self.can_copy = self.copy_limits is not None
+        self.atomicity = namespace.atomicity
+        self.backend.natives = natives_of(namespace)
         self.can_write_zeroes = namespace.can_write_zeroes
         self.can_deallocate = namespace.can_deallocate
         self.deallocate_zeroes = namespace.deallocate_zeroes
@@ -443,7 +446,12 @@ cdef class PassthruBackend(Backend):
             place = self.place_of(NULL)
             if place == NULL:
                 raise OSError(ENOMEM, "too many IOThreads serve this namespace", self.name)
-            place.ring = take_ring(iothread, self.polled)
+            self.drive.take_queue(iothread)
+            try:
+                place.ring = take_ring(iothread, self.polled)
+            except BaseException:
+                self.drive.give_queue(iothread)
+                raise
             place.users = 0
             place.thread = iothread.thread
             self.iothreads.append(iothread)
@@ -457,6 +465,7 @@ cdef class PassthruBackend(Backend):
             place.thread = NULL
             self.iothreads.remove(iothread)
             give_ring(iothread, place.ring)
+            self.drive.give_queue(iothread)
         return 0
 
     @property
@@ -500,6 +509,9 @@ cdef class PassthruBackend(Backend):
 
     def temperature(self):
         return temperature(self.name)
+
+    def smart(self):
+        return self.drive.smart()
 
     def close(self):
         if self.drive is not None:
