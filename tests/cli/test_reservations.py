@@ -42,6 +42,11 @@ KEPT = {
 CONFLICT = GenericStatus.RESERVATION_CONFLICT
 
 
+def in_file(identifier: int) -> str:
+    """A Host Identifier in the file."""
+    return identifier.to_bytes(16, "little").hex()
+
+
 def sockets(folder: Path) -> list[str | Path]:
     return ["--socket", folder / "a", "--socket", folder / "b"]
 
@@ -132,6 +137,26 @@ def test_each_command_takes_effect_once_however_often_the_daemon_is_killed(
     assert a.report().generation == 2 + changes
 
 
+def test_a_reservation_holds_on_every_polling_thread_of_a_controller(
+    serve: Serve,
+    tmp_path: Path,
+    both: Callable[[], tuple[ReservationHost, ReservationHost]],
+) -> None:
+    daemon = serve("memory:4M", "--type", "nvme-3Q_V1", *sockets(tmp_path))
+    a, b = both()
+    a.register()
+    a.acquire(EA)
+    queues = [b.host.create_queue_pair() for _ in range(5)]
+    for _ in range(2):
+        for queue in queues:
+            with refused(CONFLICT):
+                queue.read(1, 0, 1, block_size=512)
+        kill(daemon)
+    a.release(EA)
+    for queue in queues:
+        queue.read(1, 0, 1, block_size=512)
+
+
 def test_a_preemption_is_told_after_a_death(
     serve: Serve,
     tmp_path: Path,
@@ -201,6 +226,9 @@ def test_with_a_file_reservations_outlive_the_daemon(serve: Serve, tmp_path: Pat
         stranger.queue.read(1, 0, 1, block_size=512)
         host.set_features(Fid.RESERVATION_PERSISTENCE, 0, nsid=1)
         assert not kept.exists()
+        host.set_features(Fid.RESERVATION_PERSISTENCE, 1, nsid=1)
+        assert json.loads(kept.read_text())["holder"] == in_file(A)
+        host.set_features(Fid.RESERVATION_PERSISTENCE, 0, nsid=1)
         stranger.register(cptpl=3)
         assert kept.exists()
         stranger.register(cptpl=2)

@@ -9,7 +9,7 @@ import pytest
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+from nvme_mdev.spec.nvme_status import STATUS_MORE, CommandStatus, GenericStatus
 
 from .assembly import SIZE
 from .statuses import error_log
@@ -40,7 +40,7 @@ def test_a_command_that_waits_is_aborted_at_once_and_never_executed(
     assert host.abort(1, sent[1])
     assert queue.finish(sent[1]).status.code == ABORTED
     entry = error_log(host)[0]
-    assert (entry.sqid, entry.cmdid, entry.sts >> 1) == (1, sent[1], ABORTED)
+    assert (entry.sqid, entry.cmdid, entry.sts >> 1) == (1, sent[1], ABORTED | STATUS_MORE)
     served.call(served.controller.resume)
     assert queue.finish(sent[0]).ok
     assert queue.finish(sent[2]).ok

@@ -10,7 +10,7 @@ import pytest
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_identify import Cns, Oacs
-from nvme_mdev.spec.nvme_status import GenericStatus
+from nvme_mdev.spec.nvme_status import STATUS_DNR, STATUS_MORE, GenericStatus
 
 from .statuses import error_log, refused
 
@@ -70,7 +70,7 @@ def test_errors_are_logged_newest_first(host: NvmeHost) -> None:
     newest, older, *_ = error_log(host)
     assert newest.errcnt == older.errcnt + 1
     assert (newest.sqid, newest.peloc) == (0, 0)
-    assert newest.sts >> 1 == GenericStatus.INVALID_OPCODE | 0x4000
+    assert newest.sts >> 1 == GenericStatus.INVALID_OPCODE | STATUS_DNR | STATUS_MORE
     assert older.peloc == 40
 
 

@@ -15,9 +15,11 @@ from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.service.relay import commands as relayed_commands
 from nvme_mdev.service.relay import shadow
 from nvme_mdev.spec.nvme_registers import Register
+from nvme_mdev.spec.nvme_reservations import RegisterAction, ReservationType
 from nvme_mdev.spec.nvme_status import GenericStatus
 from nvme_mdev.vfio_user import client_memory
 
+from .reservation_host import Entry, ReservationHost
 from .statuses import error_log, refused
 
 if TYPE_CHECKING:
@@ -51,6 +53,20 @@ def failing(host: NvmeHost, access: str, hits: Callable[[int, int], bool]) -> It
         yield
     finally:
         delattr(memory, access)
+
+
+def test_reservations_are_made_and_reported(private: NvmeHost) -> None:
+    host = ReservationHost(private, 0xA0, 0xAA)
+    keys = private.memory.allocate(4096)
+    keys.view[4096 - 16 :] = commands.pack_keys(0, host.key)
+    sqe = commands.reservation_register(1, RegisterAction.REGISTER)
+    sqe.prp1 = keys.iova + 4096 - 16
+    assert host.queue.finish(host.queue.start(sqe)).ok
+    host.acquire(ReservationType.EXCLUSIVE_ACCESS)
+    assert host.report().entries == [Entry(1, True, 0xA0, 0xAA)]
+    host.identify(0xB0)
+    with refused(GenericStatus.RESERVATION_CONFLICT):
+        host.queue.read(1, 0, 1, block_size=512)
 
 
 def test_data_of_every_size_is_written_and_read_back(private: NvmeHost) -> None:

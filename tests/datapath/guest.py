@@ -34,6 +34,9 @@ FID_VOLATILE_WRITE_CACHE = 6
 FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DSM = 0x00, 0x01, 0x02, 0x05, 0x08, 0x09
 
 
+MORE = 0x2000
+
+
 @dataclass(frozen=True)
 class Completion:
     """A CQE without its phase tag."""
@@ -43,6 +46,9 @@ class Completion:
     sqid: int
     cid: int
     status: int
+    """SCT, SC and Do Not Retry."""
+    more: bool = False
+    """The error log has an entry."""
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -228,7 +234,8 @@ class QueuePair:
         if self.head == self.cq_entries:
             self.head = 0
             self.phase ^= 1
-        return Completion(result, sq_head, sqid, cid, status >> 1)
+        status >>= 1
+        return Completion(result, sq_head, sqid, cid, status & ~MORE, bool(status & MORE))
 
     def wait(self, *, ring: bool = True) -> Completion:
         """Wait for a completion and (unless told otherwise) consume it."""

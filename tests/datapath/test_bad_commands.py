@@ -10,7 +10,7 @@ import pytest
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
 
-from .guest import COMPARE, DSM, FLUSH, PAGE, READ, WRITE, WRITE_ZEROES, Guest, QueuePair
+from .guest import COMPARE, DSM, FLUSH, MORE, PAGE, READ, WRITE, WRITE_ZEROES, Guest, QueuePair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +64,7 @@ def test_a_bad_command_gets_its_status(guest: Guest, queue: QueuePair, case: str
     fields = {"prp1": guest.allocate(1), **fields}
     completion = queue.run(queue.command(**fields))
     assert completion.status == expected | DNR
+    assert completion.more
     good = queue.command(READ, prp1=guest.allocate(1))
     assert queue.run(good).status == 0, "the queue goes on"
 
@@ -95,7 +96,7 @@ def test_the_error_log_has_the_entry(guest: Guest, queue: QueuePair) -> None:
     queue.run(queue.command(READ, slba=BLOCKS + 5, prp1=guest.allocate(1)))
     assert guest.state.error_count == 1
     entry = struct.unpack("<QHHHHQI", bytes(guest.state.error_log[:28]))
-    assert entry == (1, 1, queue.cid, (0x080 | DNR) << 1, 40, BLOCKS + 5, 1)
+    assert entry == (1, 1, queue.cid, (0x080 | DNR | MORE) << 1, 40, BLOCKS + 5, 1)
 
 
 def test_the_error_log_keeps_the_newest(guest: Guest, queue: QueuePair) -> None:

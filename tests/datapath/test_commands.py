@@ -13,7 +13,7 @@ from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 
-from .guest import COMPARE, DSM, FLUSH, PAGE, READ, WRITE, WRITE_ZEROES, Guest, QueuePair
+from .guest import COMPARE, DSM, FLUSH, MORE, PAGE, READ, WRITE, WRITE_ZEROES, Guest, QueuePair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,7 +204,7 @@ def test_an_uncorrectable_block_is_unreadable_for_everything(queue: QueuePair) -
         assert queue.run(command).status == UNREADABLE
     assert read_status(queue, 9) == read_status(queue, 15) == 0
     queue.run(queue.command(READ, slba=3, blocks=8, prp1=buffer))
-    assert error_entry(guest) == (1, queue.cid, UNREADABLE << 1, 0xFFFF, 10, 1)
+    assert error_entry(guest) == (1, queue.cid, (UNREADABLE | MORE) << 1, 0xFFFF, 10, 1)
 
 
 @pytest.mark.parametrize(

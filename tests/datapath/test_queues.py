@@ -14,7 +14,7 @@ from nvme_mdev.datapath import queue_table
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 
-from .guest import IOVA, PAGE, READ, WRITE, Completion, Guest, QueuePair, wait_for
+from .guest import IOVA, MORE, PAGE, READ, WRITE, Completion, Guest, QueuePair, wait_for
 
 NULL_SIZE = 1 << 30
 
@@ -399,7 +399,7 @@ def test_admin_commands_come_in_order_and_complete_in_any() -> None:
             assert guest.table.complete_admin(slot, 0x1234, 0x4002)
         entries = struct.iter_unpack("<IIHHHH", guest.peek(guest.admin_cq, 48))
         assert [(dw0, head, cid, status) for dw0, _, head, _, cid, status in entries] == [
-            (0x1234, 3, cid, 0x4002 << 1 | 1) for cid in (12, 11, 10)
+            (0x1234, 3, cid, (0x4002 | MORE) << 1 | 1) for cid in (12, 11, 10)
         ]
         assert guest.state.error_count == 3
         with pytest.raises(KeyError):

@@ -295,8 +295,9 @@ class Controller:
 
     def host_changed(self) -> None:
         """The guest is another host than before, for every reservation."""
-        for namespace in self.namespaces:
-            self.enforce(namespace.nsid)
+        for nsid in self.subsystem.shared:
+            if self.subsystem.shared[nsid].reservations.keys:
+                self.enforce(nsid)
 
     def refused(self, nsid: int) -> CommandGroup:
         """The commands that conflict with the reservation of a namespace."""

@@ -18,7 +18,7 @@ from nvme_mdev.datapath.queues cimport (
     sq_waiting, tell_relay,
 )
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, REQUEST_THROTTLED, cq_t, request_t, sq_t
-from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_FAILED_FUSED, SC_ABORT_REQUESTED
+from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_FAILED_FUSED, SC_ABORT_REQUESTED, SC_MORE
 from nvme_mdev.datapath.throttle cimport throttle_end, throttle_forget
 
 cdef enum:
@@ -100,8 +100,8 @@ cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid)
     state.aborted_place[note] = cq.tail | cid << 16
     store_release32(&state.aborted_state[note], NOTE_POSTING | cq.phase << PHASE_SHIFT)
     sq.aborted = 1
-    log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED, LOCATION_NONE, 0, 0)
-    cq_post(cq, 0, sq.head, sq.qid, cid, SC_ABORT_REQUESTED)
+    log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED | SC_MORE, LOCATION_NONE, 0, 0)
+    cq_post(cq, 0, sq.head, sq.qid, cid, SC_ABORT_REQUESTED | SC_MORE)
     store_release32(&state.aborted_state[note], NOTE_POSTED)
     if not tell_relay(cq) and cq.interrupts:
         raise_interrupt(cq)

@@ -42,7 +42,8 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LIMITED, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_SUCCESS,
+    COMPOUND, LIMITED, LOCATION_NONE, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_MORE,
+    SC_SUCCESS,
     SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_hold, throttle_next
@@ -145,12 +146,20 @@ cdef inline void count_media_error(request_t *request) noexcept nogil:
         request.sq.io_counters.media_errors += 1
 
 
+cdef bint is_drives_own(request_t *request) noexcept nogil:
+    """What a drive says (direct mode) goes to the guest as it is; it blames no field."""
+    return (request.ns != NULL and request.ns.backend != NULL and not request.ns.backend.any_memory
+            and request.error_location == LOCATION_NONE)
+
+
 cdef void note_error(request_t *request) noexcept nogil:
     """A command ends with an error: the log has it, and no interrupt is held back for it."""
     cdef sq_t *sq = request.sq
     if request.flags & REQUEST_PREEMPTED and request.status & SC_MASK == SC_ABORT_REQUESTED:
         # Since another host has preempted its own (Base 2.x, section 8.1.22.7).
         request.status = SC_ABORT_PREEMPT | SC_DNR
+    if not is_drives_own(request):
+        request.status |= SC_MORE
     count_media_error(request)
     log_error(sq.controller.state, sq.qid, request.slot.sqe.cid, request.status,
               request.error_location, command_lba(request), request.slot.sqe.nsid)

@@ -48,7 +48,7 @@ from nvme_mdev.datapath.runtime cimport (
     namespace_t, request_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
-from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR
+from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR, SC_MORE
 from nvme_mdev.datapath.uncorrectable cimport bad_clear
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
@@ -550,6 +550,7 @@ cdef class QueueTable:
         if not admin_room(self.controller):
             return False
         if status and log_error:
+            status |= SC_MORE
             self._log_error(&sq.slots[<uint32_t> slot], status, error_location)
         admin_complete(self.controller, slot, result, status)
         self._interrupt(&self.controller.cqs[0])

@@ -30,6 +30,8 @@ cdef enum:
     #: SCT and SC, without More and Do Not Retry.
     SC_MASK = 0x7ff
     SC_DNR = 0x4000
+    #: The error log has an entry for the command (M).
+    SC_MORE = 0x2000
 
     #: No status of a command: it is one of `compound.pyx`.
     COMPOUND = 0x8000

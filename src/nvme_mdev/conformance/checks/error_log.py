@@ -12,6 +12,7 @@ from nvme_mdev.spec.nvme_commands import SQE
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_identify import IDENTIFY_SIZE, Oncs
 from nvme_mdev.spec.nvme_logs import PELOC_NONE, ErrorLogEntry, LogPage
+from nvme_mdev.spec.nvme_status import STATUS_MORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,22 @@ def an_entry_names_queue_and_command(subject: Subject) -> None:
 def an_entry_has_the_status(subject: Subject) -> None:
     """An entry's status field is that of the completion, with Do Not Retry."""
     completion, entry = _fail(subject, subject.queue, _read_beyond(subject), receive=4096)
-    equal(entry.sts >> 1, completion.status_field & ~(1 << 13), "status field")
+    found, wanted = (field & ~STATUS_MORE for field in (entry.sts >> 1, completion.status_field))
+    equal(found, wanted, "status field")
+
+
+@GROUP.check("Base 4.2.3", "Base 5.1.12.1.2")
+def more_says_that_there_is_an_entry(subject: Subject) -> None:
+    """More is 1 in the status of a command that has an entry in the log, else 0."""
+    for queue, sqe in (
+        (subject.queue, _read_beyond(subject)),
+        (subject.queue, commands.flush(subject.nsid)),
+        (subject.host.admin_queue, commands.identify(0xFF)),
+        (subject.host.admin_queue, commands.identify(1)),
+    ):
+        before = _newest(subject)[0].errcnt
+        completion = queue.execute(sqe, receive=4096, check=False).completion
+        equal(completion.status.more, _newest(subject)[0].errcnt > before, f"{sqe.opc:02X}h, More")
 
 
 @GROUP.check("Base 5.1.12.1.2")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nvme_mdev.spec.nvme_commands import AdminOpcode, NvmOpcode, SglType
+from nvme_mdev.spec.nvme_reservations import KEY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,6 +71,10 @@ def length_of(sqe: SQE, *, admin: bool, block_size: int) -> int:
             return ((sqe.cdw12 & 0xFF) + 1) * 32
         case NvmOpcode.RESERVATION_REPORT:
             return (sqe.cdw10 + 1) * 4
+        case NvmOpcode.RESERVATION_REGISTER | NvmOpcode.RESERVATION_ACQUIRE:
+            return 2 * KEY_SIZE
+        case NvmOpcode.RESERVATION_RELEASE:
+            return KEY_SIZE
         case _:
             return _LARGEST_UNKNOWN
 
