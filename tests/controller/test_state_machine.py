@@ -377,6 +377,7 @@ class Machine(RuleBasedStateMachine):
         backend = self.backends[nsid - 1]
         if nsid in self.model.media:
             self.served.run(controller.remove_namespace(nsid))
+            self.model.error_recovery.pop(nsid, None)
             self.removed = {**getattr(self, "removed", {}), nsid: self.model.media.pop(nsid)}
         else:
             self.served.call(controller.add_namespace, nsid, backend)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.queue_table import QueueTable
@@ -52,6 +56,37 @@ def test_submission_queues_of_one_completion_queue_are_on_its_thread() -> None:
         for qid in (2, 3, 4):
             guest.table.create_sq(qid, 1, guest.allocate(1), 16)
         assert [thread.queue_count for thread in guest.iothreads] == [4, 0]
+
+
+def slept(task: Path) -> int:
+    """How often a thread has gone to sleep, by its directory in /proc; a yield is none."""
+    status = (task / "status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("voluntary_ctxt_switches"))
+    return int(line.split()[1])
+
+
+def test_a_polling_thread_dozes_while_others_compute_on_its_processor(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    image = tmp_path / "image"
+    image.write_bytes(bytes(SIZE))
+    busy = f"import os\nos.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    with Guest(UringBackend(str(image))) as guest:
+        (task,) = set(tasks.iterdir()) - before
+        guest.iothread.configure(cpu=cpu, poll_timeout_ms=600_000)
+        queue = guest.queue()
+        page = guest.allocate(1)
+        assert queue.io(READ, page, PAGE, slba=0).status == 0
+        with subprocess.Popen([sys.executable, "-c", busy]) as other:
+            try:
+                at_first = slept(task)
+                # It polls, so it would not sleep for ten minutes.
+                wait_for(lambda: slept(task) > at_first + 100, "a thread that dozes")
+                for block in range(100):
+                    assert queue.io(READ, page, PAGE, slba=8 * block).status == 0
+            finally:
+                other.kill()
 
 
 def test_pausing_and_resuming_holds_the_queues_of_every_thread() -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.bench.histogram import bucket_value
 from nvme_mdev.bench.machine import machine_line
-from nvme_mdev.bench.report import TESTS
-from nvme_mdev.bench.report_table import NOTES, POINT_TABLES, floor_rows
+from nvme_mdev.bench.report_table import POINT_TABLES, floor_rows
 from nvme_mdev.bench.svg import COLOURS, Axis, Series, decades, line_chart
 from nvme_mdev.bench.table import format_count, format_ns
 from nvme_mdev.units import format_size
@@ -59,9 +58,9 @@ def html_page(report: Report) -> str:
     body = [
         "<h1>nvme-mdev bench report</h1>",
         f"<p>{escape(machine_line())}; {report.rounds} rounds of {report.runtime:g} s each.</p>",
-        *(f"<p>{escape(note)}</p>" for note in NOTES),
+        *(f"<p>{escape(note)}</p>" for note in report.notes),
     ]
-    for name, point in TESTS.items():
+    for name, point in report.tests.items():
         body.append(f"<h2>{escape(name.capitalize())}</h2>")
         body += [_table(rows(report, point)) for rows in POINT_TABLES]
         body += ["<h3>Latency distribution</h3>", _distribution(report, point)]

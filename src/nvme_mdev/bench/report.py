@@ -48,6 +48,15 @@ class Point(NamedTuple):
 POLLING, INTERRUPT = Point(), Point(interrupts=True)
 TESTS = {"polling test": POLLING, "interrupt test": INTERRUPT}
 """The original's two tables."""
+NOTES = (
+    "4 KiB random reads at depth 1, as in the original's tables.",
+    "BW, IOPS: medians of the rounds, ± over the rounds. Latencies: means and ± over all commands.",
+    "host: fio (io_uring, O_DIRECT) on the bare target; mdev/block: the same through the daemon.",
+    "hardware: a controller with a service time; mdev/direct: on its queues, IOPS/host is to it.",
+    "IOPS/host, LAT/floor: medians of the ratios within each round.",
+    "The floor is a command's round trip to a controller that does nothing.",
+)
+"""What is said below the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +198,9 @@ class Report:
     floor: Floor | None = None
     scale: Scale | None = None
     """Many controllers on one IOThread."""
+    tests: dict[str, Point] = field(default_factory=lambda: dict(TESTS))
+    """Points that are shown as tables."""
+    notes: tuple[str, ...] = NOTES
 
     def cell(self, point: Point, subject: str) -> Cell | None:
         """None: it was left out."""
@@ -216,7 +228,7 @@ class Report:
             "machine": describe_machine(),
             "rounds": self.rounds,
             "runtime": self.runtime,
-            "tests": {name: self._point_json(point) for name, point in TESTS.items()},
+            "tests": {name: self._point_json(point) for name, point in self.tests.items()},
             "sweeps": {
                 sweep.axis: [
                     {sweep.axis: getattr(point, sweep.axis), "rows": self._point_json(point)}
@@ -252,9 +264,8 @@ def run_report(
     progress: Callable[[float, str], None],
 ) -> None:
     """Measure everything in every round, into ``report``. HostError when a controller fails."""
-    points = list(
-        dict.fromkeys([*TESTS.values(), *(point for one in report.sweeps for point in one.points)])
-    )
+    swept = [point for one in report.sweeps for point in one.points]
+    points = list(dict.fromkeys([*report.tests.values(), *swept]))
     dead: set[tuple[Point, str]] = set()
     steps = report.rounds * (len(points) * len(subjects) + bool(meter))
     done = 0

@@ -12,14 +12,6 @@ if TYPE_CHECKING:
     from nvme_mdev.bench.limits import Floor
     from nvme_mdev.bench.report import Point, Report
 
-NOTES = (
-    "4 KiB random reads at depth 1, as in the original's tables.",
-    "BW, IOPS: medians of the rounds, ± over the rounds. Latencies: means and ± over all commands.",
-    "host: fio (io_uring, O_DIRECT) on the bare target; mdev/block: the same through the daemon.",
-    "hardware: a controller with a service time; mdev/direct: on its queues, IOPS/host is to it.",
-    "IOPS/host, LAT/floor: medians of the ratios within each round.",
-    "The floor is a command's round trip to a controller that does nothing.",
-)
 _NONE = "-"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from nvme_mdev import __version__
 from nvme_mdev.bench.histogram import Histogram
 from nvme_mdev.bench.machine import describe_machine
 
@@ -146,7 +146,7 @@ class BenchResult:
         """fio's layout: a ``jobs`` entry for each job, ours beside it under ``nvme-mdev``."""
         now = time.time()
         return {
-            "nvme-mdev version": metadata.version("nvme-mdev"),
+            "nvme-mdev version": __version__,
             "timestamp": int(now),
             "timestamp_ms": int(now * 1000),
             "time": time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(now)),

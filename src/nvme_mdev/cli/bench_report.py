@@ -141,7 +141,7 @@ def report(
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        _print(found)
+        print_report(found)
 
 
 def _check(target: str | None, html: Path | None) -> None:
@@ -284,17 +284,17 @@ def _fill_in_scale(
         fill_in(found.scale, interrupts, cpus, progress)
 
 
-def _print(found: Report) -> None:
+def print_report(found: Report) -> None:
+    """The tables, to the terminal."""
     from rich.console import Console
 
     from nvme_mdev.bench.machine import machine_line
-    from nvme_mdev.bench.report import TESTS
-    from nvme_mdev.bench.report_table import NOTES, POINT_TABLES, floor_rows
+    from nvme_mdev.bench.report_table import POINT_TABLES, floor_rows
     from nvme_mdev.bench.table import text_table
 
     console = Console(highlight=False)
     click.echo(f"{machine_line()}: {found.rounds} rounds of {found.runtime:g} s each")
-    for name, point in TESTS.items():
+    for name, point in found.tests.items():
         console.print(f"\n{name}", style="bold")
         for rows in POINT_TABLES:
             if len(table := rows(found, point)) > 1:
@@ -306,5 +306,5 @@ def _print(found: Report) -> None:
                 console.print(text_table(table))
     if found.floor:
         console.print(text_table(floor_rows(found.floor)))
-    for note in (*NOTES, *(f"left out: {line}" for line in found.left_out)):
+    for note in (*found.notes, *(f"left out: {line}" for line in found.left_out)):
         click.echo(note)

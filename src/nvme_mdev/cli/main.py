@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from nvme_mdev import __version__
 from nvme_mdev.errors import UserError, describe_os_error
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ def _expected(error: Exception) -> str | None:
 
 def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        click.echo(f"{PROGRAM} {version(PROGRAM)}")
+        click.echo(f"{PROGRAM} {__version__}")
         ctx.exit()
 
 

@@ -193,7 +193,10 @@ def serve(
         from nvme_mdev.service.keeper import Keeper
 
         context = click.get_current_context()
-        context.exit(Keeper([sys.executable, "-m", "nvme_mdev.cli.main", *context.obj]).run())
+        keeping = Keeper([sys.executable, "-m", "nvme_mdev.cli.main", *context.obj])
+        status = keeping.run(serve_here=list(context.obj) == sys.argv[1:])
+        if status is not None:
+            context.exit(status)
     _configure_logging(verbose)
     # Not at the top: a wrong argument is answered without loading the data path.
     from nvme_mdev.service.daemon import serve_until_stopped

@@ -96,6 +96,8 @@ class NamespaceChanges:
             self.queues.set_namespace(nsid, None)
             self.controller.subsystem.forget(nsid)
             self.controller.erasing.detached(nsid)
+            # The next namespace with this NSID is another one.
+            self.controller.features.set_error_recovery(nsid, 0)
         finally:
             self.busy.discard(nsid)
         return namespace.backend

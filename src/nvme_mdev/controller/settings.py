@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
+from nvme_mdev import __version__
 from nvme_mdev.datapath.state import MAX_IO_QUEUES
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def fitting_transfer(wanted: int, backends: Iterable[Backend]) -> int:
 
 def firmware_revision() -> str:
     """FR of Identify Controller: this package's version, as much of it as 8 characters hold."""
-    try:
-        return metadata.version("nvme-mdev")[:8]
-    except metadata.PackageNotFoundError:
-        return "0"
+    return __version__[:8]
 
 
 @dataclass(frozen=True, slots=True)

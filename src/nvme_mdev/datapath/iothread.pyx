@@ -23,6 +23,7 @@ from nvme_mdev.datapath.atomics cimport (
     store_release32,
 )
 from nvme_mdev.datapath.clock cimport now_ns
+from nvme_mdev.datapath.give_way cimport give_way
 from nvme_mdev.datapath.coalescing cimport hold_back, raise_held_back
 from nvme_mdev.datapath.commands cimport command_lba, command_parse
 from nvme_mdev.datapath.compound cimport (
@@ -76,9 +77,6 @@ cdef extern from "<signal.h>" nogil:
     int sigaction(int number, const sigaction_t *action, sigaction_t *old)
     #: One of the last real-time signals: nobody else's default. Valgrind keeps the very last.
     int KICK "(SIGRTMAX - 1)"
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
 
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_TIMERSLACK
@@ -579,6 +577,17 @@ cdef bint prepare_to_sleep(iothread_t *thread) noexcept nogil:
     return poll_admin(thread) == 0
 
 
+cdef inline bint polls(iothread_t *thread) noexcept nogil:
+    """There is a doorbell to look at: of an I/O queue, or of the admin queue of a guest that starts."""
+    cdef uint32_t i
+    if thread.queue_count + thread.weighted_count:
+        return True
+    for i in range(thread.controller_count):
+        if thread.controllers[i].admin_doorbell != NULL:
+            return True
+    return False
+
+
 cdef bint may_park(iothread_t *thread) noexcept nogil:
     """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, or for
     time, and no client has the doorbell page mapped."""
@@ -611,6 +620,8 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     store_release32(&thread.state, STANDING)
     if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
         read_fd(thread.wake_fd, &ignored, 8)
+        # Who wakes it up may have more: it polls again for a while.
+        thread.idle_since_ns = 0
     store_relaxed32(&thread.state, RUNNING)
     fence_full()
 
@@ -626,20 +637,17 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     cdef uint64_t now
     cpu_relax()
     thread.idle_turns += 1
-    if thread.idle_turns % (YIELD_TURNS if io_in_flight(thread) else IDLE_TURNS) == 0:
-        # The kernel may need this processor for the very I/O that is waited for (io_uring's
-        # workers, a device's interrupt thread), or a guest to send some: let them.
-        sched_yield()
-    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and (
-            thread.queue_count + thread.weighted_count):
+    if thread.idle_turns % (
+            YIELD_TURNS if io_in_flight(thread) or thread.dozing else IDLE_TURNS) == 0:
+        give_way(thread)
+    if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and polls(thread):
         return
     now = now_ns()
     if thread.idle_since_ns == 0:
         thread.idle_since_ns = now
         thread.nap_ns = NAP_FIRST_NS
     if io_in_flight(thread) or (
-            thread.queue_count + thread.weighted_count
-            and now - thread.idle_since_ns < thread.poll_timeout_ns):
+            now - thread.idle_since_ns < thread.poll_timeout_ns and polls(thread)):
         return
     # Whoever rings from now on sees `parked` or is seen by us: the fence is in the next call.
     store_relaxed32(&thread.parked, 1)

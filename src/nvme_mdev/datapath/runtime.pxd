@@ -573,6 +573,11 @@ cdef struct iothread_t:
     uint32_t throttled_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
+    #: Somebody computes on its processor (`give_way.pxd`): until when it dozes and does not yield, and
+    #: for how long the last time.
+    uint64_t doze_until_ns
+    uint64_t dozing_ns
+    uint32_t dozing
     #: What time it is for token buckets, time-stamp counter ticks; 0: what the counter says. So a test
     #: can let time pass.
     uint64_t clock

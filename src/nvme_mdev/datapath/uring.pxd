@@ -21,7 +21,7 @@ cdef extern from "<liburing.h>" nogil:
         uint64_t user_data
         int32_t res
     cdef struct io_uring:
-        pass
+        unsigned features
     void io_uring_prep_read(io_uring_sqe *, int, void *, unsigned, uint64_t)
     void io_uring_prep_write(io_uring_sqe *, int, const void *, unsigned, uint64_t)
     void io_uring_prep_readv2(io_uring_sqe *, int, const iovec *, unsigned, uint64_t, int)
@@ -81,3 +81,5 @@ cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil
 cdef void uring_submit(uring_t *uring) noexcept nogil
 #: Hand finished operations to their backends; how many.
 cdef uint32_t uring_poll(iothread_t *thread) noexcept nogil
+#: Sleep until an operation is finished, for so many nanoseconds at most. False: the kernel cannot.
+cdef bint uring_wait(uring_t *uring, uint64_t ns) noexcept nogil

@@ -5,7 +5,7 @@ The ring is set up for a thread that polls: it alone submits, and completions ar
 """
 
 from libc.errno cimport EINVAL, ENOMEM
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
@@ -28,7 +28,12 @@ cdef extern from "<liburing.h>" nogil:
     int io_uring_submit(io_uring *)
     unsigned io_uring_peek_batch_cqe(io_uring *, io_uring_cqe **, unsigned)
     void io_uring_cq_advance(io_uring *, unsigned)
+    cdef struct timespec "__kernel_timespec":
+        int64_t tv_sec
+        long long tv_nsec
+    int io_uring_wait_cqes(io_uring *, io_uring_cqe **, unsigned, timespec *, void *)
     enum:
+        IORING_FEAT_EXT_ARG
         IORING_SETUP_CQSIZE
         IORING_SETUP_SINGLE_ISSUER
         IORING_SETUP_COOP_TASKRUN
@@ -133,6 +138,17 @@ cdef void uring_submit(uring_t *uring) noexcept nogil:
     cdef int submitted = io_uring_submit(&uring.ring)
     if submitted > 0:
         uring.prepared -= <uint32_t> submitted
+
+
+cdef bint uring_wait(uring_t *uring, uint64_t ns) noexcept nogil:
+    cdef timespec timeout
+    cdef io_uring_cqe *cqe
+    if not uring.ring.features & IORING_FEAT_EXT_ARG:  # before Linux 5.11
+        return False
+    timeout.tv_sec = 0
+    timeout.tv_nsec = <int64_t> ns
+    io_uring_wait_cqes(&uring.ring, &cqe, 1, &timeout, NULL)
+    return True
 
 
 cdef uint32_t uring_poll(iothread_t *thread) noexcept nogil:

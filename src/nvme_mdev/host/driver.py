@@ -58,6 +58,8 @@ _WANTED_IO_QUEUES = 1024
 """Queues asked for, when nobody says how many: more than doorbells fit on the page."""
 _REGISTER_POLL = 0.001
 """Seconds between two looks at CSTS."""
+_READY_POLL = 0.0001
+"""The same, while the controller is being enabled or disabled, which takes few milliseconds."""
 _MIN_READY_TIMEOUT = 5.0
 """Seconds to wait for CSTS.RDY when CAP.TO promises less: we share our processor with it."""
 _SHUTDOWN_TIMEOUT = 10.0
@@ -309,7 +311,7 @@ class NvmeHost:
                 raise ControllerFatalError("the controller refused to be enabled (CSTS.CFS is set)")
             if time.monotonic() > deadline:
                 raise NvmeTimeoutError(f"CSTS.RDY did not become {int(ready)} within {seconds:g} s")
-            time.sleep(_REGISTER_POLL)
+            time.sleep(_READY_POLL)
 
     def check_alive(self) -> None:
         """Raise TransportError or ControllerFatalError when nothing will complete any more."""

@@ -38,6 +38,7 @@ MAX_FDS = 8192
 """Descriptors that are kept at most; there are about 150 for a guest with 64 vCPUs. Their names go
 into one environment variable of at most 128 KiB."""
 
+_LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _LISTEN_FDS_START = 3
 _PR_SET_PDEATHSIG = 1
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -62,12 +63,19 @@ class Keeper:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind("")  # the kernel finds a name in the abstract namespace
 
-    def run(self) -> int:
-        """Keep a process serving until it ends by itself; its exit status."""
+    def run(self, *, serve_here: bool = False) -> int | None:
+        """Keep a process serving until it ends by itself; its exit status.
+
+        ``serve_here``: the first one is a copy of this process, which need not load again what this
+        one has loaded: ``None`` is returned there, and it is to serve. For a process that was
+        started for this, and has no other thread. Those after it execute the command.
+        """
         before = {number: signal.getsignal(number) for number in PASSED_ON}
         try:
             while True:
-                self._start()
+                if self._start(execute=not serve_here):
+                    return None
+                serve_here = False
                 status = self._wait()
                 if os.WIFEXITED(status) and self._wants_restart(os.WEXITSTATUS(status)):
                     continue
@@ -85,7 +93,8 @@ class Keeper:
 
     # -- the serving process -----------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, *, execute: bool) -> bool:
+        """Start the serving process. True: this is it."""
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that comes before there is a child to pass it on to waits.
@@ -97,24 +106,38 @@ class Keeper:
             self._child = os.fork()
         if self._child == 0:
             try:
-                self._become_server(keeper)
+                self._leave(keeper)
+                if not execute:
+                    self._become_server()
+                    return True
+                self._execute_server()
             except OSError as error:
                 _say(f"cannot start: {error}")
-            finally:
-                os._exit(EXIT_NOT_EXECUTED)
+            os._exit(EXIT_NOT_EXECUTED)
         for number in PASSED_ON:
             # What nohup ignores stays ignored; SIGINT is ignored by shells for another reason.
             if signal.getsignal(number) != signal.SIG_IGN or number is signal.SIGINT:
                 signal.signal(number, self._pass_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        return False
 
-    def _become_server(self, keeper: int) -> None:
-        """In the child: the descriptors from 3 on, and the program; returns if the keeper died."""
+    def _leave(self, keeper: int) -> None:
+        """In the child: die with the keeper, but not of what is sent to it."""
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:
-            return
+            os._exit(EXIT_NOT_EXECUTED)
         # Ctrl-C goes to the terminal's foreground group: to the keeper alone, which passes it on.
         os.setpgid(0, 0)
+
+    def _become_server(self) -> None:
+        """In the child, before anything was kept: the environment is all that it needs."""
+        os.environ.update(self._environment())
+        for name in _LISTEN:
+            os.environ.pop(name, None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+    def _execute_server(self) -> None:
+        """In the child: the descriptors from 3 on, and the program."""
         for number in PASSED_ON:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
@@ -130,7 +153,7 @@ class Keeper:
     def _environment(self) -> dict[str, str]:
         """Of the serving process, whose process identifier is ours."""
         environment = dict(os.environ, NOTIFY_SOCKET="@" + self._socket.getsockname()[1:].decode())
-        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        for name in _LISTEN:
             environment.pop(name, None)
         if self._fds:
             environment["LISTEN_PID"] = str(os.getpid())

@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nvme_mdev import __version__
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.controllers import add_controller, remove_controller
@@ -58,13 +59,6 @@ _MAX_TIMEOUT_S = 3600.0
 _HANDLERS: dict[str, Callable[[Registry, Any], Awaitable[Any]]] = {}
 
 
-def _version() -> str:
-    """Of the package. Loaded when it is asked for: the module that knows takes 12 ms of a start."""
-    from importlib.metadata import version
-
-    return version("nvme-mdev")
-
-
 def implements(
     method: api.Method[P, R],
 ) -> Callable[[Callable[[Registry, P], Awaitable[R]]], Callable[[Registry, P], Awaitable[R]]]:
@@ -95,7 +89,7 @@ async def handle(registry: Registry, name: str, params: dict[str, Any]) -> Any:
 async def discover(_registry: Registry, _params: api.NoParams) -> api.MethodList:
     """The methods, as the table has them."""
     return api.MethodList(
-        _version(),
+        __version__,
         [
             api.MethodInfo(
                 method.name, method.summary, describe(method.params), describe(method.result)
@@ -111,7 +105,7 @@ async def discover(_registry: Registry, _params: api.NoParams) -> api.MethodList
 def _daemon(registry: Registry) -> api.DaemonInfo:
     return api.DaemonInfo(
         os.getpid(),
-        _version(),
+        __version__,
         registry.kept is not None,
         [served.name for served in registry],
     )

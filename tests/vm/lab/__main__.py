@@ -1,4 +1,4 @@
-"""The lab's command line: `python -m lab prepare`, `shell` and `clean` (see ../README.md)."""
+"""The lab's command line: `python -m lab prepare`, `shell`, `report`, `clean` (../README.md)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nvme_mdev.bench.page import html_page
+from nvme_mdev.cli.bench_report import print_report
+
 from .machines import direct_boot, machine, programs_disk, vfio_user
 from .packages import LabUnavailableError
-from .prepare import cache_directory, clean, prepare, say
+from .prepare import Lab, cache_directory, clean, prepare, say
 from .recipe import KERNELS
+from .report import measure, usual_sweeps
 
 KERNEL_NAMES = [kernel.name for kernel in KERNELS]
 
@@ -28,6 +32,12 @@ def main() -> int:
     shell.add_argument("--memory", type=int, default=512, metavar="MIB")
     shell.add_argument("--smp", type=int, default=2, metavar="CPUS")
     shell.add_argument("qemu", nargs="*", help="after --: more arguments for QEMU")
+    report = commands.add_parser("report", help="compare disks in a guest, as `bench report` does")
+    report.add_argument("--rounds", type=int, default=5, help="each measures everything once")
+    report.add_argument("--runtime", type=float, default=2.0, help="seconds of each measurement")
+    report.add_argument("--quick", action="store_true", help="fewer points")
+    report.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    report.add_argument("--html", type=Path, help="write a self-contained page, too")
     arguments = parser.parse_args()
     try:
         if arguments.command == "clean":
@@ -43,6 +53,31 @@ def main() -> int:
     if arguments.command == "prepare":
         say(f"ready in {cache_directory()}")
         return 0
+    if arguments.command == "report":
+        return compare(lab, arguments)
+    return open_shell(lab, arguments)
+
+
+def compare(lab: Lab, arguments: argparse.Namespace) -> int:
+    """Measure the disks of a guest, and show what came out."""
+    found = measure(
+        lab,
+        rounds=arguments.rounds,
+        runtime=arguments.runtime,
+        sweeps=usual_sweeps(quick=arguments.quick),
+        progress=lambda share, what: say(f"{share:4.0%} {what}"),
+    )
+    if arguments.html:
+        arguments.html.write_text(html_page(found), encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_report(found)
+    return 0
+
+
+def open_shell(lab: Lab, arguments: argparse.Namespace) -> int:
+    """A guest's serial console; its exit status."""
     say("exit powers the guest off; Ctrl-A X ends QEMU, Ctrl-A C is its monitor")
     command = [
         *machine(lab, arguments.kernel, arguments.memory, arguments.smp),
