@@ -168,6 +168,10 @@ def control(int fd, uint32_t command, const uint8_t[::1] header not None):
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     sqe = io_uring_get_sqe(&control_ring)
+    if sqe == NULL:
+        # A ring that is new has entries; the compiler knows it only like this.
+        io_uring_queue_exit(&control_ring)
+        raise OSError(EBUSY, os.strerror(EBUSY))
     memset(sqe, 0, 128)
     sqe.opcode = <uint8_t>IORING_OP_URING_CMD
     sqe.fd = fd
