@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.budget import BUDGET_FILE, Budget, Comparison, compare, counted
 from benchmarks.callgrind import CallgrindError, Place, profile_paths
+from benchmarks.mapping import measure as measure_mapping
 from benchmarks.paths import PATHS
 from benchmarks.stages import by_function, by_stage
-from benchmarks.timing import time_path
+from benchmarks.timing import time_idle, time_path
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -28,10 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--record", action="store_true", help="write the budget anew")
     action.add_argument("--stages", action="store_true", help="show where the instructions are")
-    action.add_argument("--time", action="store_true", help="time the paths of 32 commands a turn")
+    action.add_argument(
+        "--time", action="store_true", help="time paths of 32 commands a turn, and idle turns"
+    )
+    action.add_argument("--mapping", action="store_true", help="time memory in many pieces")
     options = parser.parse_args(arguments)
     if options.time:
         print_times()
+        return 0
+    if options.mapping:
+        print_mapping()
         return 0
     try:
         profiles = profile_paths()
@@ -56,6 +63,17 @@ def print_times() -> None:
         if path.batch > 1:
             numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_path(path))
             print(f"{path.name:<18} {numbers}")
+    print("ns an idle turn")
+    for controllers in (1, 8, 64, 256):
+        numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_idle(controllers))
+        print(f"{controllers:>4} controllers   {numbers}")
+
+
+def print_mapping() -> None:
+    """What guest memory in many pieces costs."""
+    print(f"{'':<44} {'map, us':>8} {'unmap':>8} {'command, ns':>12}")
+    for row in measure_mapping():
+        print(f"{row.name:<44} {row.map_us:>8.2f} {row.unmap_us:>8.2f} {row.command_ns:>12.1f}")
 
 
 def report(recorded: Budget, now: Budget) -> int:

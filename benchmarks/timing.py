@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.paths import Path, prepared, scattered_prps
+from tests.datapath.guest import Guest
+
+from benchmarks.paths import CAPACITY, Path, prepared, scattered_prps
+from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.probe import take_turns
 
 REPEATS = 2000
+IDLE_TURNS = 160
+"""Of one reading of the clock."""
 
 
 class Timing(NamedTuple):
@@ -46,4 +52,23 @@ def time_path(path: Path, repeats: int = REPEATS) -> Timing:
                 assert completion is not None
                 assert completion.status == 0
             queue.doorbell(queue.head, completion=True)
+    return Timing(statistics.median(taken), min(taken), statistics.quantiles(taken, n=10)[-1])
+
+
+def time_idle(controllers: int, repeats: int = REPEATS // 4) -> Timing:
+    """A turn with nothing to do, of an IOThread with so many controllers that have a queue each."""
+    backend = NullBackend(CAPACITY)
+    with ExitStack() as stack:
+        first = stack.enter_context(Guest(backend, running=False, pages=16))
+        guests = [first] + [
+            stack.enter_context(Guest(backend, shared=first.iothread, pages=16))
+            for _ in range(controllers - 1)
+        ]
+        for guest in guests:
+            guest.queue(1, 64, interrupts=False)
+        taken = []
+        for _ in range(repeats):
+            before = time.perf_counter_ns()
+            assert take_turns(first.iothread, IDLE_TURNS) == 0
+            taken.append((time.perf_counter_ns() - before) / IDLE_TURNS)
     return Timing(statistics.median(taken), min(taken), statistics.quantiles(taken, n=10)[-1])

@@ -47,7 +47,10 @@ def test_the_rows_are_the_bare_target_ours_and_the_peers(
         assert test["null"]["counters"]["commands_translated"]["count"] > 0
         assert test["null"]["lat_to_floor"]["median"] > 0
     assert output["tests"]["interrupt test"]["null"]["counters"]["interrupts_sent"]["count"] > 0
-    assert "<svg" in page.read_text()
+    assert [one["controllers"] for one in output["scale"]["controllers"]] == [1, 4]
+    text = page.read_text()
+    for plot in ("queue depth", "block size", "queues", "controllers"):
+        assert f'aria-label="IOPS against {plot}"' in text
     assert image.read_bytes() == before
 
 

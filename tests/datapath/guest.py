@@ -73,7 +73,9 @@ class Guest:
         page_size: int = PAGE,
         dstrd: int = 0,
         weighted: bool = False,
+        shared: IOThread | None = None,
     ) -> None:
+        """``shared``: the IOThread of another guest, which runs or not as it does."""
         self.dstrd = dstrd
         self.size = pages * PAGE
         self.fd = os.memfd_create("guest")
@@ -84,12 +86,17 @@ class Guest:
         self.state = ControllerState()
         self.state.features[FID_VOLATILE_WRITE_CACHE] = 1
         self.memory = GuestMemory()
-        self.iothreads = [
-            IOThread(f"test-{number}", poll_timeout_ms=poll_timeout_ms)
-            for number in range(iothreads)
-        ]
+        self.owns_iothreads = shared is None
+        self.iothreads = (
+            [shared]
+            if shared
+            else [
+                IOThread(f"test-{number}", poll_timeout_ms=poll_timeout_ms)
+                for number in range(iothreads)
+            ]
+        )
         self.iothread = self.iothreads[0]
-        if running:
+        if running and self.owns_iothreads:
             for iothread in self.iothreads:
                 iothread.start()
         self.table = QueueTable(self.state, self.memory, self.iothreads, max_transfer=max_transfer)
@@ -114,8 +121,9 @@ class Guest:
         self.table.stop()
         wait_for(lambda: self.table.inflight() == 0, "commands in flight")
         self.table.close()
-        for iothread in self.iothreads:
-            iothread.stop()
+        if self.owns_iothreads:
+            for iothread in self.iothreads:
+                iothread.stop()
         for backend in self.backends:
             backend.close()
         self.state.close()

@@ -70,6 +70,9 @@ class Killed:
     # -- what a process stores, step by step --------------------------------------------------
 
     def copy_sqe(self, slot: int, sqe: bytes) -> None:
+        # Slots are made ready before the first of them is used.
+        if self.word(self._sq + 60) >> 16 <= slot:
+            struct.pack_into("<H", self._shared, self._sq + 62, ENTRIES)
         at = self._slots + slot * SLOT_SIZE
         self._shared[at : at + 64] = sqe
 

@@ -185,10 +185,10 @@ async def test_a_shutdown_completes_commands_then_flushes_then_says_so() -> None
     bench.cycle.fire(Event.SHUTDOWN)
     await asyncio.sleep(0.01)
     assert bench.csts.shst == Shst.OCCURRING
-    assert bench.queues.calls == ["hold"]
+    assert bench.queues.calls == ["hold", "end_throttled"]
     bench.queues.busy = 0
     await bench.cycle.settled()
-    assert bench.queues.calls == ["hold", "flush", "stop"]
+    assert bench.queues.calls == ["hold", "end_throttled", "flush", "stop"]
     assert bench.csts.shst == Shst.COMPLETE
 
 

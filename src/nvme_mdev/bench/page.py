@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.bench.histogram import Histogram
     from nvme_mdev.bench.report import Point, Report, Sweep
+    from nvme_mdev.bench.scale import Scale
 
 _LIGHT = ("#1f6feb", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#be185d")
 _DARK = ("#79b8ff", "#fb923c", "#4ade80", "#c4b5fd", "#f87171", "#67e8f9", "#facc15", "#f9a8d4")
@@ -65,6 +66,13 @@ def html_page(report: Report) -> str:
         body += ["<h3>Latency distribution</h3>", _distribution(report, point)]
     for sweep in report.sweeps:
         body += [f"<h2>IOPS against {escape(sweep.title)}</h2>", _sweep(report, sweep)]
+    if report.scale:
+        body += [
+            "<h2>IOPS against number of controllers</h2>",
+            f"<p>On one IOThread, null namespaces, depth {report.scale.depth}.</p>",
+            _scale(report.scale),
+            *map(_table, (report.scale.rows(), report.scale.light_rows())),
+        ]
     if report.floor:
         body += ["<h2>The machine's own limits</h2>", _table(floor_rows(report.floor))]
     if report.left_out:
@@ -113,6 +121,12 @@ def cumulative(histogram: Histogram) -> tuple[tuple[float, float], ...]:
             if seen >= _TAIL * total:
                 break
     return tuple(points)
+
+
+def _scale(scale: Scale) -> str:
+    series = [Series(name, tuple(points)) for name, points in scale.lines()]
+    x, y = Axis("controllers", "{:g}".format), Axis("IOPS", format_count)
+    return line_chart(series, x, y, list(scale.counts))
 
 
 def _sweep(report: Report, sweep: Sweep) -> str:

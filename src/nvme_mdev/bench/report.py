@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nvme_mdev.bench.counters import DeviceCounters
     from nvme_mdev.bench.limits import Floor, FloorMeter
     from nvme_mdev.bench.results import Direction
+    from nvme_mdev.bench.scale import Scale
     from nvme_mdev.host.driver import NvmeHost
 
 HOST = "host"
@@ -195,6 +196,8 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
     floor: Floor | None = None
+    scale: Scale | None = None
+    """Many controllers on one IOThread."""
     tests: dict[str, Point] = field(default_factory=lambda: dict(TESTS))
     """Points that are shown as tables."""
     notes: tuple[str, ...] = NOTES
@@ -235,6 +238,7 @@ class Report:
             },
             "left_out": self.left_out,
             "floor": self.floor.to_json() if self.floor else None,
+            "scale": self.scale.to_json() if self.scale else None,
         }
 
     def _point_json(self, point: Point) -> dict[str, object]:

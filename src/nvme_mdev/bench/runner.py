@@ -167,6 +167,11 @@ class Runner:
             if error is None:
                 raise
 
+    @property
+    def workloads(self) -> list[Workload]:
+        """Of each job, to be run by others (`run_together`) in place of `run`."""
+        return [lane.workload for lane in self._lanes]
+
     # -- running -------------------------------------------------------------------------------
     def run(self, progress: Progress = _ignore) -> BenchResult:
         """Run it to its end; KeyboardInterrupt stops it soon.

@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "floor": "nvme_mdev.cli.bench_floor",
     "idle": "nvme_mdev.cli.bench_idle",
     "report": "nvme_mdev.cli.bench_report",
+    "scale": "nvme_mdev.cli.bench_scale",
     "startup": "nvme_mdev.cli.bench_startup",
 }
 #: What the group calls `bench SOCKET`; no first word can be the same.

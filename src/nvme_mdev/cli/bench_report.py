@@ -12,6 +12,7 @@ import click
 
 from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
+from nvme_mdev.cli.bench_scale import Counts, fill_in
 from nvme_mdev.cli.parameters import DURATION, SIZE
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.errors import UserError
@@ -26,6 +27,9 @@ _FILL_BS = 128 << 10
 _QUICK_RUNTIME, _RUNTIME = 0.1, 0.5
 _FLOOR_RUNTIME = 0.05
 """Seconds of each of its measurements."""
+_COUNTS, _QUICK_COUNTS = (1, 8, 64), (1, 4)
+"""Controllers on one IOThread."""
+_SCALE_DEPTH = 32
 _POLL_TIMEOUT_MS = 20
 """Less than fio needs to start."""
 
@@ -79,6 +83,13 @@ class Peer(click.ParamType[tuple[str, str]]):
     type=click.FloatRange(0, min_open=True),
     help=f"Seconds of each measurement.  [default: {_RUNTIME}, with --quick {_QUICK_RUNTIME}]",
 )
+@click.option(
+    "--controllers",
+    "counts",
+    type=Counts(),
+    metavar="N[,N...]",
+    help="How many controllers to measure on one IOThread.  [default: 1,8,64; with --quick 1,4]",
+)
 @click.option("--quick", is_flag=True, help="Fewer points, shorter measurements.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
 @click.option(
@@ -92,6 +103,7 @@ def report(
     peers: tuple[tuple[str, str], ...],
     hardware_ns: int | None,
     cpus: tuple[int, ...],
+    counts: tuple[int, ...] | None,
     runtime: float | None,
     quick: bool,
     as_json: bool,
@@ -120,6 +132,8 @@ def report(
             subjects += _direct_subjects(stack, interrupts, hardware_ns, floor_cpus[1])
         found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
         _fill_in(found, subjects, job_cpus, floor_cpus, show=not as_json)
+        chosen = counts or (_QUICK_COUNTS if quick else _COUNTS)
+        _fill_in_scale(found, chosen, interrupts, floor_cpus, show=not as_json)
     if html:
         from nvme_mdev.bench.page import html_page
 
@@ -255,6 +269,21 @@ def _fill_in(
         run_report(subjects, found, cpus=cpus, meter=meter, progress=progress)
 
 
+def _fill_in_scale(
+    found: Report,
+    counts: tuple[int, ...],
+    interrupts: Interrupts,
+    cpus: tuple[int, int],
+    *,
+    show: bool,
+) -> None:
+    from nvme_mdev.bench.scale import Scale
+
+    found.scale = Scale(counts, _SCALE_DEPTH, found.rounds, found.runtime)
+    with progress_bar("controllers", enabled=show) as progress:
+        fill_in(found.scale, interrupts, cpus, progress)
+
+
 def print_report(found: Report) -> None:
     """The tables, to the terminal."""
     from rich.console import Console
@@ -269,6 +298,11 @@ def print_report(found: Report) -> None:
         console.print(f"\n{name}", style="bold")
         for rows in POINT_TABLES:
             if len(table := rows(found, point)) > 1:
+                console.print(text_table(table))
+    if found.scale:
+        console.print("\ncontrollers on one IOThread, null namespaces", style="bold")
+        for table in (found.scale.rows(), found.scale.light_rows()):
+            if table:
                 console.print(text_table(table))
     if found.floor:
         console.print(text_table(floor_rows(found.floor)))

@@ -8,6 +8,7 @@ from nvme_mdev.cli.control import call, name_argument
 from nvme_mdev.cli.output import Show, output_option
 from nvme_mdev.cli.parameters import SIZE
 from nvme_mdev.service import api
+from nvme_mdev.service.limits import split_limits
 from nvme_mdev.service.targets import Target
 
 nsid_argument = click.argument("nsid", type=click.IntRange(min=1))
@@ -98,3 +99,19 @@ def resize(name: str, nsid: int, size: int, show: Show) -> None:
     made; its namespace follows by itself.
     """
     show(call(name, api.NAMESPACE_RESIZE, api.NamespaceResize(nsid, size)))
+
+
+@namespace.command("set")
+@name_argument
+@nsid_argument
+@click.argument("limits", metavar="LIMIT=RATE[:BURST]...", nargs=-1, required=True)
+@output_option
+def set_limits(name: str, nsid: int, limits: tuple[str, ...], show: Show) -> None:
+    """Change limits of the namespace NSID of the controller NAME, for all that share it.
+
+    LIMIT is iops or bps, of everything, or read-iops, write-iops, read-bps, write-bps. RATE is
+    commands or bytes (100M) a second, or off; BURST what can be used at once after a rest, a tenth
+    of a second's worth when it is left out.
+    """
+    changes: dict[str, int | str | None] = dict(split_limits(limits))
+    show(call(name, api.NAMESPACE_SET, api.NamespaceSet(nsid, changes)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nvme_mdev.service import api
+from nvme_mdev.service.limits import describe_limit
 from nvme_mdev.service.schema import to_json
 from nvme_mdev.service.settings import SETTINGS
 from nvme_mdev.units import format_size
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 Show = Callable[[Any], None]
 _RIGHT_ALIGNED = frozenset({"nsid", "namespaces", "size", "blocks of", "count", "mean cycles",
                             "mean time", "reads", "writes", "read", "written", "queue", "CQ",
-                            "entries", "in flight", "client", "host queues", "left",
-                            "instances"})  # fmt: skip
+                            "entries", "in flight", "client", "host queues", "left", "instances",
+                            "throttled", "ever"})  # fmt: skip
 
-_LONG = frozenset({"target", "socket", "what it does"})
+_LONG = frozenset({"target", "socket", "what it does", "limits"})
 """Columns that are broken into lines where the terminal is too narrow."""
 _PIPE_WIDTH = 240
 """Columns of a table that does not go to a terminal: grep wants a row on a line."""
@@ -156,13 +157,17 @@ def _namespaces(result: api.NamespaceList) -> None:
         click.echo("No namespaces.")
         return
     _table(
-        ("nsid", "target", "size", "blocks of", "access", "UUID"),
+        ("nsid", "target", "size", "blocks of", "access", "limits", "UUID"),
         [
             (one.nsid, one.target, format_size(one.size), f"{one.block_size} B",
-             "read-only" if one.read_only else "read-write", one.uuid)
+             "read-only" if one.read_only else "read-write", _limits(one.limits), one.uuid)
             for one in result.namespaces
         ],
     )  # fmt: skip
+
+
+def _limits(limits: Sequence[api.LimitInfo]) -> str:
+    return "; ".join(describe_limit(one.name, one.rate, one.burst) for one in limits) or "-"
 
 
 def _namespace(result: api.NamespaceInfo) -> None:
@@ -181,13 +186,16 @@ def _stats(result: api.Stats) -> None:
             )
         ],
     )
-    everything = [("all", result.data), *((one.nsid, one.data) for one in result.namespaces)]
+    everything = [
+        ("all", result.data, "-", "-"),
+        *((one.nsid, one.data, one.throttled, one.throttled_total) for one in result.namespaces),
+    ]
     _table(
-        ("namespace", "reads", "read", "writes", "written"),
+        ("namespace", "reads", "read", "writes", "written", "throttled", "ever"),
         [
             (name, data.read_commands, format_size(data.read_bytes), data.write_commands,
-             format_size(data.write_bytes))
-            for name, data in everything
+             format_size(data.write_bytes), throttled, ever)
+            for name, data, throttled, ever in everything
         ],
     )  # fmt: skip
     if result.queues:

@@ -23,6 +23,7 @@ from nvme_mdev.service.definition import (
     Definition,
 )
 from nvme_mdev.service.endpoint import control_path, socket_path
+from nvme_mdev.service.limits import split_limits
 from nvme_mdev.service.runtime import check_name
 from nvme_mdev.service.settings import MAX_TIMEOUT_MS
 from nvme_mdev.service.targets import Access, Target
@@ -55,6 +56,14 @@ from nvme_mdev.service.targets import Access, Target
     help="Logical block size in bytes.  [default: what fits the medium, 512 where both do]",
 )
 @click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="LIMIT=RATE[:BURST]",
+    help="Of each namespace, a second: iops or bps, of everything, or read-iops, write-bps, ...;"
+    " burst: at once after a rest.",
+)
 @click.option("--serial", help="Serial number.  [default: derived from the first target]")
 @click.option(
     "--queues",
@@ -148,6 +157,7 @@ def serve(
     size: int | None,
     block_size: str | None,
     read_only: bool,
+    limits: tuple[str, ...],
     keeper: bool,
     verbose: bool,
     **settings: Any,
@@ -168,7 +178,9 @@ def serve(
         targets=tuple(Target.parse(text) for text in targets),
         socket=paths[0],
         control=None if no_control else control_path(control, paths[0]),
-        access=Access(size, int(block_size) if block_size else None, read_only),
+        access=Access(
+            size, int(block_size) if block_size else None, read_only, split_limits(limits)
+        ),
         **settings,
     )
     definitions = [

@@ -174,7 +174,7 @@ class Health:
         now = time.monotonic()
         elapsed, self._last = round((now - self._last) * 1000), now
         self._state.lifetime[Lifetime.POWERED_MS] += elapsed
-        if self._queues.inflight():
+        if self._queues.inflight() or self._queues.throttled:
             self._state.lifetime[Lifetime.BUSY_MS] += elapsed
         temperature = composite_temperature(self._state)
         if temperature >= CRITICAL_TEMPERATURE:

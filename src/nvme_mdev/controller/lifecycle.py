@@ -150,6 +150,7 @@ class LifeCycle:
     def _quiesce(self) -> None:
         self._registers.set_shutdown_status(Shst.OCCURRING)
         self._queues.hold()
+        self._queues.end_throttled()
         self._when_drained(self._volatile())
 
     def _finish_shutdown(self) -> None:

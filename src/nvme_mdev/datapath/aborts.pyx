@@ -1,6 +1,7 @@
 """Aborting I/O commands (see aborts.pxd).
 
-A command in flight is cancelled in its backend. One that waits in the SQ (the queue is paused, or
+A command in flight is cancelled in its backend; one that waits for its namespace's limits just ends,
+and with it the other of its fused pair. One that waits in the SQ (the queue is paused, or
 behind others) is completed at once, and dropped when it is fetched. Which one that is cannot be told by
 its identifier, which the guest can use again at once, but by its number: the how manieth command of
 the queue it is. The notes on that are in shared memory: a command must not be completed twice after
@@ -16,8 +17,9 @@ from nvme_mdev.datapath.queues cimport (
     cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
     sq_waiting, tell_relay,
 )
-from nvme_mdev.datapath.runtime cimport cq_t, request_t, sq_t
-from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_REQUESTED, SC_MORE
+from nvme_mdev.datapath.runtime cimport HELD_MEMORY, REQUEST_THROTTLED, cq_t, request_t, sq_t
+from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_FAILED_FUSED, SC_ABORT_REQUESTED, SC_MORE
+from nvme_mdev.datapath.throttle cimport throttle_end, throttle_forget
 
 cdef enum:
     #: States of a note; the phase tag of the completion is above.
@@ -105,12 +107,29 @@ cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid)
         raise_interrupt(cq)
 
 
+cdef bint abort_throttled(sq_t *sq, uint32_t cid) noexcept:
+    cdef request_t *request
+    cdef request_t *partner
+    cdef uint32_t i
+    for i in range(sq.slots_ready):
+        request = &sq.requests[i]
+        if (sq.slots[i].state == SLOT_BUSY and request.flags & REQUEST_THROTTLED
+                and sq.slots[i].sqe.cid == cid and not sq.cq.held & HELD_MEMORY):
+            throttle_forget(sq.thread, request, &partner)
+            throttle_end(sq.thread, request, SC_ABORT_REQUESTED)
+            if partner != NULL:
+                throttle_end(sq.thread, partner, SC_ABORT_FAILED_FUSED)
+            return True
+    return False
+
+
 cdef request_t *abort_in_flight(sq_t *sq, uint32_t cid) noexcept:
     cdef request_t *request
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         request = &sq.requests[i]
-        if sq.slots[i].state == SLOT_BUSY and sq.slots[i].sqe.cid == cid and request.ns != NULL:
+        if (sq.slots[i].state == SLOT_BUSY and sq.slots[i].sqe.cid == cid and request.ns != NULL
+                and not request.flags & REQUEST_THROTTLED):
             request.ns.backend.ops.cancel(sq.thread, request)
             return request
     return NULL

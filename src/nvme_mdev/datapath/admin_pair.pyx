@@ -11,13 +11,14 @@ from nvme_mdev.datapath.queues cimport (
     cq_post, cq_read_head, cq_room, publish_head, slot_record, sq_fetch, sq_release,
 )
 from nvme_mdev.datapath.runtime cimport HELD_ERROR, controller_t, cq_t, request_t, sq_t
+from nvme_mdev.datapath.slots cimport more_slots
 
 
 cdef request_t *admin_fetch(controller_t *controller) noexcept:
     cdef sq_t *sq = &controller.sqs[0]
     cdef request_t *request
     cdef uint32_t tail
-    if sq.size == 0 or sq.held or controller.stopped or sq.free_count == 0:
+    if sq.size == 0 or sq.held or controller.stopped or more_slots(sq, 1) == 0:
         return NULL
     tail = load_acquire32(sq.tail_doorbell)
     if tail == sq.head:

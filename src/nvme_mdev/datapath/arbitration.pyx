@@ -28,6 +28,7 @@ cdef arbiter_t *make_arbiter(iothread_t *thread, controller_t *controller) excep
     thread.arbiter_count += 1
     # Each turn has to look after it (`iothread_t.inflight`).
     thread.inflight += 1
+    thread.chores += 1
     return arbiter
 
 
@@ -38,6 +39,7 @@ cdef void drop_arbiter(iothread_t *thread, arbiter_t *arbiter) noexcept:
             thread.arbiter_count -= 1
             thread.arbiters[i] = thread.arbiters[thread.arbiter_count]
             thread.inflight -= 1
+            thread.chores -= 1
             free(arbiter)
             return
 

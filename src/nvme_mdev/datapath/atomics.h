@@ -24,6 +24,11 @@ static inline uint64_t load_relaxed64(const volatile uint64_t *p)
     return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
+static inline void store_release16(volatile uint16_t *p, uint16_t value)
+{
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
 static inline void store_release32(volatile uint32_t *p, uint32_t value)
 {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
@@ -52,6 +57,12 @@ static inline uint32_t exchange32(volatile uint32_t *p, uint32_t value)
 static inline uint64_t fetch_add64(volatile uint64_t *p, uint64_t value)
 {
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+}
+
+/* True: it was `before` and is `after` now. */
+static inline int compare_exchange64(volatile uint64_t *p, uint64_t before, uint64_t after)
+{
+    return __atomic_compare_exchange_n(p, &before, after, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
 /* A full fence: the one order that neither acquire nor release gives is store before load. */

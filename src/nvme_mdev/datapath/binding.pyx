@@ -12,12 +12,18 @@ from posix.uio cimport iovec
 from nvme_mdev.datapath.atomics cimport load_relaxed64
 from nvme_mdev.datapath.compound cimport guest_segments
 from nvme_mdev.datapath.layout cimport QUEUES, SLOT_BUSY
-from nvme_mdev.datapath.memory cimport memory_position, memory_translate
+from nvme_mdev.datapath.memory cimport memory_translate
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, behind_tail
+from nvme_mdev.datapath.regions cimport place_t, region_next, region_place
 from nvme_mdev.datapath.runtime cimport (
-    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, controller_t, cq_t, region_t,
+    HELD_MEMORY, PAGE_SHIFT, PAGE_SIZE, REQUEST_THROTTLED, controller_t, cq_t, region_t,
     request_t, sq_t,
 )
+
+
+cdef enum:
+    #: Mappings that are looked at before memory counts as in use by what is in flight.
+    REGIONS_LOOKED_AT = 64
 
 
 cdef uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
@@ -224,13 +230,14 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
     cdef uint32_t qid, i
     for qid in range(1, QUEUES):
         sq = &controller.sqs[qid]
-        if sq.size == 0 or sq.inflight == 0:
+        if sq.size == 0 or sq.inflight == sq.throttled:
             continue
         for i in range(page_count(sq.cq.size, CQE_SIZE)):
             if lies_in(region, sq.cq.pages[i]):
                 return True
-        for i in range(sq.slot_count):
-            if sq.slots[i].state == SLOT_BUSY and moves_through(&sq.requests[i], region):
+        for i in range(sq.slots_ready):
+            if (sq.slots[i].state == SLOT_BUSY and not sq.requests[i].flags & REQUEST_THROTTLED
+                    and moves_through(&sq.requests[i], region)):
                 return True
     return False
 
@@ -238,20 +245,24 @@ cdef bint region_in_use(controller_t *controller, region_t *region) noexcept:
 cdef bint anything_in_flight(controller_t *controller) noexcept:
     cdef uint32_t qid
     for qid in range(1, QUEUES):
-        if controller.sqs[qid].size and controller.sqs[qid].inflight:
+        if controller.sqs[qid].size and (
+                controller.sqs[qid].inflight != controller.sqs[qid].throttled):
             return True
     return False
 
 
 cdef bint memory_in_use(controller_t *controller, uint64_t iova, uint64_t size) noexcept:
     cdef region_t *region
-    cdef uint32_t i
+    cdef place_t place = region_place(controller.memory, iova)
+    cdef uint32_t left = REGIONS_LOOKED_AT
     if not anything_in_flight(controller):
         return False
-    for i in range(memory_position(controller.memory, iova) if size else 0, controller.memory.count):
-        region = &controller.memory.regions[i]
-        if size and region.iova - iova >= size:
+    while left and size:
+        region = region_next(controller.memory, &place)
+        if region == NULL or region.iova - iova >= size:
             return False
         if region.address != NULL and region_in_use(controller, region):
             return True
-    return False
+        left -= 1
+    # All of memory, or so much of it that it takes longer to look than to wait.
+    return True

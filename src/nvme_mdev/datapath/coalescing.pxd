@@ -22,6 +22,7 @@ cdef inline void aggregation_end(iothread_t *thread, aggregation_t *aggregation)
     aggregation.cq = NULL
     aggregation.entries = 0
     thread.inflight -= 1
+    thread.chores -= 1
 
 
 cdef inline bint hold_back(iothread_t *thread, cq_t *cq) noexcept nogil:
@@ -40,6 +41,7 @@ cdef inline bint hold_back(iothread_t *thread, cq_t *cq) noexcept nogil:
         thread.aggregations = aggregation
         # Until then the thread turns, and does not sleep.
         thread.inflight += 1
+        thread.chores += 1
     return True
 
 

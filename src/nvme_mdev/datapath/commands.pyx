@@ -24,12 +24,13 @@ from nvme_mdev.datapath.deferred cimport parse_reservation
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.range_commands cimport parse_copy, parse_dataset_management
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LOCKED, GROUP_READ, GROUP_WRITE, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
-    OP_COMPARE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE, OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES,
-    REQUEST_DEALLOCATE, REQUEST_FUA, REQUEST_LBA, backend_t, compound_t, namespace_t, request_t,
+    ATTENTION_BAD, ATTENTION_LIMITED, ATTENTION_LOCKED, GROUP_READ, GROUP_WRITE, NAMESPACES,
+    NS_GROUPS_SHIFT, NS_STATE, OP_COMPARE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE,
+    OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE, REQUEST_FUA, REQUEST_LBA, backend_t,
+    compound_t, namespace_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LOCATION_DTYPE, LOCATION_FLAGS, LOCATION_NONE, LOCATION_NSID, LOCATION_OPCODE,
+    COMPOUND, LIMITED, LOCATION_DTYPE, LOCATION_FLAGS, LOCATION_NONE, LOCATION_NSID, LOCATION_OPCODE,
     LOCATION_PSDT, SC_INTERNAL_ERROR, SC_INVALID_FIELD, SC_INVALID_NAMESPACE, SC_INVALID_OPCODE,
     SC_NAMESPACE_WRITE_PROTECTED, SC_RESERVATION_CONFLICT, SC_SUCCESS,
 )
@@ -86,8 +87,8 @@ cdef uint32_t make_compound(request_t *request, uint32_t kind) noexcept nogil:
 
 
 cdef uint32_t look_closer(request_t *request, uint32_t kind) noexcept nogil:
-    """A command that is ready, on a backend with unreadable blocks or locked ranges, or with Force
-    Unit Access of what it reads, or that the backend cannot do as it is (`kind`)."""
+    """A command that is ready, on a backend with unreadable blocks, locked ranges or limits, or with
+    Force Unit Access of what it reads, or that the backend cannot do as it is (`kind`)."""
     cdef backend_t *backend = request.ns.backend
     cdef uint32_t shift = request.ns.block_shift
     cdef uint64_t lba
@@ -102,7 +103,7 @@ cdef uint32_t look_closer(request_t *request, uint32_t kind) noexcept nogil:
     if (kind != COMPOUND_PLAIN or bad or backend.attention & ATTENTION_LOCKED
             or (reads and request.slot.sqe.cdw12 & CDW12_FUA)):
         return make_compound(request, kind)
-    return SC_SUCCESS
+    return LIMITED if backend.attention & ATTENTION_LIMITED else SC_SUCCESS
 
 
 cdef inline uint32_t parse_read(request_t *request) noexcept nogil:
@@ -281,7 +282,7 @@ cdef uint32_t parse_fused(request_t *request, uint32_t kind) noexcept nogil:
     """One of a fused pair (Base 2.x, section 3.4.2). What is wrong with it is told when both are known."""
     cdef uint32_t status = parse_by_opcode(request)
     cdef compound_t *compound
-    if (status == SC_SUCCESS or status == COMPOUND) and request.ns != NULL and (
+    if (status == SC_SUCCESS or status == COMPOUND or status == LIMITED) and request.ns != NULL and (
             request.ns.backend.threads > 1):
         # Nothing keeps another IOThread's commands from coming between the two (FUSES says so).
         compound_drop(request)
@@ -290,7 +291,7 @@ cdef uint32_t parse_fused(request_t *request, uint32_t kind) noexcept nogil:
     if compound == NULL:
         return SC_INTERNAL_ERROR
     compound.kind = kind
-    compound.parsed = 0 if status == COMPOUND else status
+    compound.parsed = 0 if status == COMPOUND or status == LIMITED else status
     if kind == COMPOUND_FIRST:
         compound.data = request.iov
         compound.data_count = request.iov_count

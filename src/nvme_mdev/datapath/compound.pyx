@@ -27,11 +27,12 @@ from nvme_mdev.datapath.queues cimport request_done, signal_fd
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, NS_STATE, OP_COPY,
     OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS,
-    REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED, backend_t,
-    compound_t, compounds_t, controller_t, iothread_t, namespace_t, range_lock_t, request_t, sq_t,
+    REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED,
+    REQUEST_THROTTLED, backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, range_lock_t,
+    request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
+    COMPOUND, LIMITED, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
     SC_ABORT_MISSING_FUSED, SC_ABORT_REQUESTED, SC_COMPARE_FAILURE, SC_DNR, SC_INTERNAL_ERROR,
     SC_INVALID_FIELD, SC_NAMESPACE_NOT_READY, SC_SUCCESS,
 )
@@ -208,9 +209,10 @@ cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept
     cdef compound_t *awaited
     cdef bint found = False
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         other = &sq.requests[i]
-        if (sq.slots[i].state != SLOT_BUSY or other.ns == NULL or other.ns.backend != lock.backend
+        if (sq.slots[i].state != SLOT_BUSY or other.flags & REQUEST_THROTTLED
+                or other.ns == NULL or other.ns.backend != lock.backend
                 or other == lock.owner or other == lock.owner.compound.partner or is_waiting(other)
                 or not request_touches(other, lock.offset, lock.offset + lock.length)):
             continue
@@ -595,7 +597,8 @@ cdef void hold_back(request_t **batch, uint32_t begin, uint32_t count, compound_
     cdef request_t *later
     for i in range(begin, count):
         later = batch[i]
-        if later.status == SC_SUCCESS and later.ns.backend == pair.request.ns.backend and (
+        if (later.status == SC_SUCCESS or later.status == LIMITED) and (
+                later.ns.backend == pair.request.ns.backend) and (
                 request_touches(later, pair.offset, pair.offset + pair.length)):
             later.status = COMPOUND if compound_of(later) != NULL else SC_INTERNAL_ERROR
 

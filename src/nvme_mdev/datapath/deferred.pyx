@@ -71,7 +71,7 @@ cdef inline bint is_deferred(sq_t *sq, uint32_t slot) noexcept nogil:
 cdef request_t *take_deferred(sq_t *sq) noexcept:
     cdef request_t *oldest = NULL
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         if is_deferred(sq, i) and not sq.requests[i].compound.taken and (
                 oldest == NULL
                 or <int32_t> (sq.slots[i].sequence - oldest.slot.sequence) < 0):
@@ -82,7 +82,7 @@ cdef request_t *take_deferred(sq_t *sq) noexcept:
 
 
 cdef request_t *find_deferred(sq_t *sq, uint32_t slot, uint32_t sequence) noexcept:
-    if slot < sq.slot_count and is_deferred(sq, slot) and sq.slots[slot].sequence == sequence:
+    if slot < sq.slots_ready and is_deferred(sq, slot) and sq.slots[slot].sequence == sequence:
         return &sq.requests[slot]
     return NULL
 
@@ -110,7 +110,7 @@ cdef void settle_deferred(request_t *request, uint32_t status) noexcept:
 cdef request_t *preempt_next(sq_t *sq, uint32_t nsid, uint32_t slot) noexcept:
     cdef request_t *request
     cdef uint32_t i
-    for i in range(slot, sq.slot_count):
+    for i in range(slot, sq.slots_ready):
         request = &sq.requests[i]
         if (sq.slots[i].state == SLOT_BUSY and request.ns == &sq.controller.namespaces[nsid]
                 and not is_deferred(sq, i)):

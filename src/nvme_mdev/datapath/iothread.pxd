@@ -29,6 +29,8 @@ cdef class IOThread:
 
 #: Take turns in the calling thread, while the IOThread does not run; how much there was to do.
 cdef uint32_t take_turns(iothread_t *thread, uint32_t count) noexcept nogil
+#: Post the completions of `thread.done`, nothing else; the thread may stand.
+cdef void post_all(iothread_t *thread) noexcept nogil
 #: Post the completions of `thread.done`, then raise the interrupts that they need.
 cdef void complete_done(iothread_t *thread) noexcept nogil
 #: Post the completion of a command that the control plane has executed, while the thread stands.

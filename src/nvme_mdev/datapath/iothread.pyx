@@ -37,14 +37,17 @@ from nvme_mdev.datapath.queues cimport (
     tell_relay, wake_thread,
 )
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE,
-    OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, RUNNING, STANDING,
-    aggregation_t, arbiter_t, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
+    ATTENTION_LIMITED, BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE,
+    INTERRUPTS_NONE, OP_COMPARE, OP_COPY, OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, RUNNING,
+    STANDING, aggregation_t, arbiter_t, controller_t, cq_t, iothread_t, poller_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport (
-    COMPOUND, LOCATION_NONE, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_MORE,
+    COMPOUND, LIMITED, LOCATION_NONE, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_MORE,
+    SC_SUCCESS,
     SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
+from nvme_mdev.datapath.throttle cimport limit_time, throttle_hold, throttle_next
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
 import os
@@ -256,6 +259,12 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
             interrupt_for(thread, touched[i])
 
 
+cdef void post_all(iothread_t *thread) noexcept nogil:
+    # For `queue_table.pyx`, which has taken commands from those that wait.
+    if thread.done_count:
+        post_done(thread)
+
+
 cdef void complete_deferred(iothread_t *thread, request_t *request) noexcept nogil:
     request_done(thread, request)
     post_done(thread)
@@ -294,7 +303,7 @@ cdef inline uint32_t batch_size(sq_t *sq, uint32_t tail) noexcept nogil:
     if count > sq.burst:
         count = sq.burst
     if count > sq.free_count:
-        count = sq.free_count
+        count = more_slots(sq, count)
     if cq.held:
         return 0
     # Not only when there is no room left: EventIdx is kept behind the head that was read.
@@ -324,7 +333,7 @@ cdef uint32_t complete_pair(sq_t *sq, request_t **batch, uint32_t count, uint32_
     cdef request_t *last = batch[count - 1]
     if last.compound.kind != COMPOUND_FIRST or tail == sq.head:
         return count
-    if sq.free_count and (cq_room(sq.cq) > count or (cq_read_head(sq.cq) and cq_room(sq.cq) > count)):
+    if more_slots(sq, 1) and (cq_room(sq.cq) > count or (cq_read_head(sq.cq) and cq_room(sq.cq) > count)):
         batch[count] = fetch(sq, last.started)
         return count + 1
     if sq.cq.size <= 2:
@@ -334,14 +343,36 @@ cdef uint32_t complete_pair(sq_t *sq, request_t **batch, uint32_t count, uint32_
     return count - 1
 
 
+cdef inline bint is_limited(request_t *request) noexcept nogil:
+    return request.status == LIMITED or (
+        request.status == COMPOUND and request.ns != NULL and request.ns.backend != NULL
+        and request.ns.backend.attention & ATTENTION_LIMITED)
+
+
+cdef uint32_t go_on(
+    iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
+) noexcept nogil:
+    """Begin a command that has, or needs, no leave of its namespace's limits."""
+    cdef request_t *request = batch[index]
+    if request.status == LIMITED:
+        request.status = SC_SUCCESS
+    if request.status == COMPOUND:
+        return compound_start(thread, batch, index, count)
+    if request.status == SC_SUCCESS:
+        request.ns.backend.ops.submit(thread, request)
+    else:
+        request_done(thread, request)
+    return 1
+
+
 cdef uint32_t begin(
     iothread_t *thread, request_t **batch, uint32_t index, uint32_t count
 ) noexcept nogil:
     """Begin a command that is not simply handed to its backend; how many of the batch that was."""
-    if batch[index].status == COMPOUND:
-        return compound_start(thread, batch, index, count)
-    request_done(thread, batch[index])
-    return 1
+    cdef uint32_t waiting = 0
+    if is_limited(batch[index]):
+        waiting = throttle_hold(thread, batch, index, count)
+    return waiting if waiting else go_on(thread, batch, index, count)
 
 
 cdef inline void submit(iothread_t *thread, request_t **batch, uint32_t count) noexcept nogil:
@@ -418,6 +449,33 @@ cdef uint32_t arbitrate(iothread_t *thread, arbiter_t *arbiter) noexcept nogil:
     return work
 
 
+cdef uint32_t begin_throttled(iothread_t *thread) noexcept nogil:
+    """Begin commands whose namespaces' limits allow it now, a batch at most; how many."""
+    cdef request_t *batch[2]
+    cdef uint64_t now = limit_time(thread)
+    cdef uint32_t count, i, begun
+    cdef uint32_t work = 0
+    while work < BATCH:
+        count = throttle_next(thread, now, batch)
+        if not count:
+            break
+        for i in range(count):
+            # From here on it is the host that takes time.
+            batch[i].started = read_tsc()
+            batch[i].status = <uint16_t> command_parse(batch[i])
+        begun = 0
+        while begun < count:
+            if batch[begun].status:
+                begun += go_on(thread, batch, begun, count)
+            else:
+                batch[begun].ns.backend.ops.submit(thread, batch[begun])
+                begun += 1
+        work += count
+    if thread.done_count:
+        complete_done(thread)
+    return work
+
+
 cdef uint32_t look_after(iothread_t *thread) noexcept nogil:
     """What a turn does besides plain queues and requests."""
     cdef uint32_t i
@@ -425,6 +483,8 @@ cdef uint32_t look_after(iothread_t *thread) noexcept nogil:
     for i in range(thread.arbiter_count):
         work += arbitrate(thread, thread.arbiters[i])
     send_held_back(thread)
+    if thread.throttled_count:
+        work += begin_throttled(thread)
     return work
 
 
@@ -448,7 +508,7 @@ cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
     """Submit what backends prepared this turn, take what is finished; what else is due."""
     cdef uint32_t count = 0
     cdef uint32_t i
-    if thread.arbiter_count or thread.aggregations != NULL:
+    if thread.chores:
         count = thread.look_after(thread)
     if thread.uring != NULL:
         if uring_of(thread).prepared:
@@ -529,9 +589,11 @@ cdef inline bint polls(iothread_t *thread) noexcept nogil:
 
 
 cdef bint may_park(iothread_t *thread) noexcept nogil:
-    """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, and no
-    client has the doorbell page mapped."""
+    """Every ring would come through the socket, or be seen: nothing waits for room in a CQ, or for
+    time, and no client has the doorbell page mapped."""
     cdef uint32_t i
+    if thread.throttled_count:
+        return False
     for i in range(thread.queue_count + thread.weighted_count):
         if (load_relaxed32(thread.queues[i].tail_doorbell) != thread.queues[i].head
                 and not thread.queues[i].held):
@@ -564,13 +626,19 @@ cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
     fence_full()
 
 
+cdef inline bint io_in_flight(iothread_t *thread) noexcept nogil:
+    """Something is under way that ends by itself: no time to sleep. Arbiters are always there, and what
+    waits for limits can do so for long."""
+    return thread.inflight > thread.arbiter_count + thread.throttled_count
+
+
 cdef void idle(iothread_t *thread) noexcept nogil:
     """Nothing was to do this turn: spin, and after the poll timeout sleep."""
     cdef uint64_t now
     cpu_relax()
     thread.idle_turns += 1
     if thread.idle_turns % (
-            YIELD_TURNS if thread.inflight > thread.arbiter_count or thread.dozing else IDLE_TURNS) == 0:
+            YIELD_TURNS if io_in_flight(thread) or thread.dozing else IDLE_TURNS) == 0:
         give_way(thread)
     if thread.idle_turns % IDLE_TURNS and thread.poll_timeout_ns and polls(thread):
         return
@@ -578,7 +646,7 @@ cdef void idle(iothread_t *thread) noexcept nogil:
     if thread.idle_since_ns == 0:
         thread.idle_since_ns = now
         thread.nap_ns = NAP_FIRST_NS
-    if thread.inflight > thread.arbiter_count or (
+    if io_in_flight(thread) or (
             now - thread.idle_since_ns < thread.poll_timeout_ns and polls(thread)):
         return
     # Whoever rings from now on sees `parked` or is seen by us: the fence is in the next call.

@@ -122,7 +122,9 @@ cdef struct sq_state_t:
     uint32_t aborted_place[ABORTS]
     uint32_t aborted_state[ABORTS]
     #: `iova` is that of a PRP list that names the pages (PC = 0).
-    uint32_t noncontiguous
+    uint16_t noncontiguous
+    #: Slots that have been in use, from the first on; those behind mean nothing (IOThread).
+    uint16_t slots
 
 #: A completion queue, 64 bytes.
 cdef struct cq_state_t:
@@ -195,6 +197,8 @@ cdef struct controller_state_t:
     #: By vector: INTERRUPT_* bits (control plane; the IOThread sets INTERRUPT_PENDING).
     uint8_t interrupts[256]
     uint8_t reserved[3800]
+    #: They begin at a page, so that few pages are used where few of them are; the rest is a hole.
+    slot_t slots[QUEUES][SLOTS]
     uint8_t registers[4096]
     uint8_t config_space[4096]
     uint8_t msix[8192]
@@ -213,4 +217,3 @@ cdef struct controller_state_t:
     path_counters_t path_counters[HOST_QUEUES + 1]
     sq_state_t sq[QUEUES]
     cq_state_t cq[QUEUES]
-    slot_t slots[QUEUES][SLOTS]

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.regions cimport region_search
 from nvme_mdev.datapath.runtime cimport memory_map_t, region_t
 
 #: The memory that a registered-buffer number stands for.
@@ -11,41 +12,15 @@ cdef void buffer_range(uint32_t buffer, iovec *memory) noexcept nogil
 
 
 cdef inline region_t *memory_find(memory_map_t *memory, uint64_t iova, uint32_t *hint) noexcept nogil:
-    """The region that holds `iova`, or NULL. `hint`: index to try first, updated."""
-    cdef uint32_t low = hint[0]
-    cdef uint32_t high, middle
-    cdef region_t *region
-    if low < memory.count:
-        region = &memory.regions[low]
-        if iova - region.iova < region.size:
-            return region
-    low = 0
-    high = memory.count
-    while low < high:
-        middle = (low + high) >> 1
-        region = &memory.regions[middle]
-        if iova < region.iova:
-            high = middle
-        elif iova - region.iova >= region.size:
-            low = middle + 1
-        else:
-            hint[0] = middle
-            return region
-    return NULL
-
-
-cdef inline uint32_t memory_position(memory_map_t *memory, uint64_t iova) noexcept nogil:
-    """Index of the first region that begins at `iova` or above."""
-    cdef uint32_t low = 0
-    cdef uint32_t high = memory.count
-    cdef uint32_t middle
-    while low < high:
-        middle = (low + high) >> 1
-        if memory.regions[middle].iova < iova:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    """The region that holds `iova`, or NULL. `hint`: number of the one to try first, updated."""
+    cdef region_t *region = &memory.regions[hint[0]]
+    if iova - region.iova < region.size:
+        return region
+    region = region_search(memory, iova)
+    if region == NULL or iova - region.iova >= region.size:
+        return NULL
+    hint[0] = <uint32_t> (region - memory.regions)
+    return region
 
 
 cdef inline uint8_t *memory_translate(
@@ -88,8 +63,10 @@ cdef class GuestMemory:
     #: The files are large and mostly holes.
     cdef bint sparse
     cdef file_mapping_t *files
+    #: Entries of `files` that have ever been used, from the first on.
     cdef uint32_t file_count
-    cdef uint32_t insert_position(self, uint64_t iova)
+    cdef bint is_free(self, uint64_t first, uint64_t length)
+    cdef int close_region(self, region_t *region) except -1
     cdef file_mapping_t *find_file(self, uint64_t device, uint64_t inode, uint64_t end, bint writable)
     cdef file_mapping_t *open_file(self, int fd, uint64_t offset, uint64_t size, bint writable) except NULL
     #: (first, count) of registered-buffer numbers whose memory is gone: to be unregistered, then

@@ -8,15 +8,17 @@ region costs no system call, and the kernel's limit on mappings does not bound t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.runtime cimport (
-    BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, memory_map_t, region_t,
+from nvme_mdev.datapath.regions cimport (
+    place_t, region_add, region_below, region_next, region_place, region_remove, regions_clear,
+    regions_create, regions_destroy,
 )
+from nvme_mdev.datapath.runtime cimport BUFFERS, CHUNK_SHIFT, NO_BUFFER, PAGE_SIZE, region_t
 from nvme_mdev.datapath.sigbus cimport sigbus_guard, sigbus_release
 
 import errno as errno_names
@@ -85,57 +87,6 @@ def release_buffers(uint32_t first, uint32_t count):
         memset(&buffer_memory[first], 0, count * sizeof(iovec))
 
 
-# Regions come and go at the ends (a virtual IOMMU maps from the top down), or anywhere: the shorter side
-# of the table moves, and there is room at both ends.
-
-
-cdef int recentre(memory_map_t *table) except -1:
-    """Room at both ends, with more memory where it is half full."""
-    cdef uint32_t capacity = max(<uint32_t> 64, table.capacity)
-    cdef uint32_t front
-    cdef region_t *storage
-    if table.count * 2 >= capacity:
-        capacity *= 2
-    storage = <region_t *> malloc(capacity * sizeof(region_t))
-    if storage == NULL:
-        raise MemoryError
-    front = (capacity - table.count) >> 1
-    if table.count:
-        memcpy(&storage[front], table.regions, table.count * sizeof(region_t))
-    free(table.storage)
-    table.storage = storage
-    table.capacity = capacity
-    table.regions = &storage[front]
-    return 0
-
-
-cdef int make_gap(memory_map_t *table, uint32_t position) except -1:
-    """Room for a region at a position; MemoryError."""
-    cdef bint in_front = position < table.count - position
-    if table.storage == NULL or (
-            table.regions == table.storage if in_front
-            else table.regions + table.count == table.storage + table.capacity):
-        recentre(table)
-    if in_front:
-        memmove(table.regions - 1, table.regions, position * sizeof(region_t))
-        table.regions -= 1
-    else:
-        memmove(&table.regions[position + 1], &table.regions[position],
-                (table.count - position) * sizeof(region_t))
-    table.count += 1
-    return 0
-
-
-cdef void close_gap(memory_map_t *table, uint32_t low, uint32_t high) noexcept:
-    """Take the regions [low, high) out."""
-    if low < table.count - high:
-        memmove(&table.regions[high - low], table.regions, low * sizeof(region_t))
-        table.regions += high - low
-    else:
-        memmove(&table.regions[low], &table.regions[high], (table.count - high) * sizeof(region_t))
-    table.count -= high - low
-
-
 class GuestMemoryError(Exception):
     """An IOVA range that is not mapped, or not mapped for this access."""
 
@@ -150,6 +101,7 @@ cdef class GuestMemory:
         self.files = <file_mapping_t *> calloc(FILES, sizeof(file_mapping_t))
         if self.files == NULL:
             raise MemoryError
+        regions_create(&self.table)
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -159,25 +111,17 @@ cdef class GuestMemory:
                     self.files[i].users = 1
                     self.close_file(&self.files[i])
         free(self.files)
-        free(self.table.storage)
+        regions_destroy(&self.table)
 
-    cdef uint32_t insert_position(self, uint64_t iova):
-        """Index of the first region above `iova`."""
-        cdef uint32_t low = 0
-        cdef uint32_t high = self.table.count
-        cdef uint32_t middle
-        while low < high:
-            middle = (low + high) >> 1
-            if self.table.regions[middle].iova <= iova:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+    cdef bint is_free(self, uint64_t first, uint64_t length):
+        """Whether no region has any of the range, which does not wrap."""
+        cdef region_t *below = region_below(&self.table, first + (length - 1))
+        return below == NULL or (below.iova < first and first - below.iova >= below.size)
 
     cdef file_mapping_t *find_file(self, uint64_t device, uint64_t inode, uint64_t end, bint writable):
         cdef uint32_t i
         cdef file_mapping_t *file
-        for i in range(FILES):
+        for i in range(self.file_count):
             file = &self.files[i]
             if (file.users and file.whole and file.device == device and file.inode == inode
                     and end <= file.size and (file.writable or not writable)):
@@ -205,6 +149,7 @@ cdef class GuestMemory:
                 break
         else:
             raise ValueError("too many different files are mapped")
+        self.file_count = max(self.file_count, i + 1)
         file.device = status.st_dev
         file.inode = status.st_ino
         file.whole = regular
@@ -264,7 +209,6 @@ cdef class GuestMemory:
         cdef uint64_t first = iova
         cdef uint64_t length = size
         cdef uint64_t file_offset = offset
-        cdef uint32_t position
         cdef region_t region
         cdef file_mapping_t *file
         if length == 0 or (first | length) & (PAGE_SIZE - 1) or first + length - 1 < first:
@@ -274,10 +218,7 @@ cdef class GuestMemory:
             raise ValueError("the offset is not in whole pages, or too large")
         if self.table.count >= MAX_REGIONS:
             raise OSError(errno_names.ENOSPC, "too many DMA mappings")
-        position = self.insert_position(first)
-        if position > 0 and first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size:
-            raise ValueError("the range overlaps a mapping")
-        if position < self.table.count and self.table.regions[position].iova - first < length:
+        if not self.is_free(first, length):
             raise ValueError("the range overlaps a mapping")
         memset(&region, 0, sizeof(region))
         region.iova = first
@@ -289,40 +230,45 @@ cdef class GuestMemory:
             region.writable = writable
             region.buffer_base = file.buffer_base
             region.mapping = file.address
-        make_gap(&self.table, position)
-        self.table.regions[position] = region
+            region.file = <uint32_t> (file - self.files)
+        try:
+            region_add(&self.table, &region)
+        except MemoryError:
+            self.close_region(&region)
+            raise
 
     def unmap(self, iova, size):
         cdef uint64_t first = iova
         cdef uint64_t length = size
-        cdef uint32_t low, high, i
         cdef uint64_t removed = 0
+        cdef region_t *region
+        cdef place_t place
         if length == 0 or first + length - 1 < first:
             raise ValueError("the range is empty or wraps")
-        low = self.insert_position(first)
-        if low > 0 and self.table.regions[low - 1].iova == first:
-            low -= 1
-        elif low > 0 and first - self.table.regions[low - 1].iova < self.table.regions[low - 1].size:
-            raise ValueError("the range cuts a mapping in two")
-        high = self.insert_position(first + length - 1)
-        if high > low and length - (self.table.regions[high - 1].iova - first) < self.table.regions[high - 1].size:
-            raise ValueError("the range cuts a mapping in two")
-        for i in range(low, high):
-            removed += self.table.regions[i].size
-            self.close_region(i)
-        close_gap(&self.table, low, high)
-        return removed
+        self.check_whole(first, length)
+        while True:
+            place = region_place(&self.table, first)
+            region = region_next(&self.table, &place)
+            if region == NULL or region.iova - first >= length:
+                return removed
+            removed += region.size
+            self.close_region(region)
+            region_remove(&self.table, region.iova)
 
-    def close_region(self, index):
+    def check_whole(self, uint64_t first, uint64_t length):
+        """ValueError: a region is only in part in the range."""
+        cdef region_t *region = region_below(&self.table, first)
+        cdef bint cut = region != NULL and region.iova != first and first - region.iova < region.size
+        region = region_below(&self.table, first + (length - 1))
+        cut |= region != NULL and region.iova >= first and length - (region.iova - first) < region.size
+        if cut:
+            raise ValueError("the range cuts a mapping in two")
+
+    cdef int close_region(self, region_t *region) except -1:
         """Give up the region's share of its file."""
-        cdef region_t *region = &self.table.regions[<uint32_t> index]
-        cdef uint32_t i
-        if region.mapping == NULL:
-            return
-        for i in range(FILES):
-            if self.files[i].users and self.files[i].address == region.mapping:
-                self.close_file(&self.files[i])
-                return
+        if region.mapping != NULL:
+            self.close_file(&self.files[region.file])
+        return 0
 
     cdef int close_file(self, file_mapping_t *file) except -1:
         """Drop one use; unmap with the last."""
@@ -340,20 +286,25 @@ cdef class GuestMemory:
         return 0
 
     def clear(self):
-        cdef uint32_t i
+        cdef place_t place = region_place(&self.table, 0)
+        cdef region_t *region = region_next(&self.table, &place)
         cdef uint64_t removed = 0
-        for i in range(self.table.count):
-            removed += self.table.regions[i].size
-            self.close_region(i)
-        self.table.count = 0
+        while region != NULL:
+            removed += region.size
+            self.close_region(region)
+            region = region_next(&self.table, &place)
+        regions_clear(&self.table)
         return removed
 
     def ranges(self):
-        return [
-            (self.table.regions[i].iova, self.table.regions[i].size,
-             self.table.regions[i].address != NULL, bool(self.table.regions[i].writable))
-            for i in range(self.table.count)
-        ]
+        cdef place_t place = region_place(&self.table, 0)
+        cdef region_t *region = region_next(&self.table, &place)
+        found = []
+        while region != NULL:
+            found.append(
+                (region.iova, region.size, region.address != NULL, bool(region.writable)))
+            region = region_next(&self.table, &place)
+        return found
 
     def covers(self, iova, size, *, writable):
         cdef uint64_t position = iova
@@ -371,13 +322,7 @@ cdef class GuestMemory:
         return True
 
     def overlaps(self, iova, size):
-        cdef uint32_t position = memory_position(&self.table, iova)
-        cdef uint64_t first = iova
-        cdef uint64_t length = size
-        if position < self.table.count and self.table.regions[position].iova - first < length:
-            return True
-        return position > 0 and (
-            first - self.table.regions[position - 1].iova < self.table.regions[position - 1].size)
+        return not self.is_free(iova, size)
 
     cdef int copy(self, uint64_t iova, uint8_t *buffer, uint64_t size, bint write) except -1:
         cdef uint32_t hint = 0

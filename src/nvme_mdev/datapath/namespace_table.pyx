@@ -6,9 +6,25 @@ from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.compound cimport request_touches
+from nvme_mdev.datapath.iothread cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
-from nvme_mdev.datapath.runtime cimport bad_table_t, controller_t, namespace_t, sq_t
+from nvme_mdev.datapath.runtime cimport (
+    REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,
+)
+from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_FIELD
+from nvme_mdev.datapath.throttle cimport throttle_give_up
 from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_detach
+
+
+cdef void end_throttled(
+    controller_t *controller, sq_t *sq, namespace_t *ns, uint32_t status
+) noexcept:
+    cdef iothread_t *thread
+    cdef uint32_t i
+    for i in range(controller.thread_count):
+        thread = controller.threads[i]
+        while throttle_give_up(thread, controller, sq, ns, status):
+            post_all(thread)
 
 
 cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1:
@@ -16,11 +32,14 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
     cdef bad_table_t *bad = &controller.bad_tables[nsid]
     if ns.backend != NULL:
         bad_detach(ns.backend, bad)
+        end_throttled(controller, NULL, ns, SC_INVALID_FIELD | SC_DNR)
     free(ns.moved)
+    free(ns.throttled)
     memset(ns, 0, sizeof(namespace_t))
     if backend is not None:
         ns.moved = <io_counters_t *> calloc(HOST_QUEUES, sizeof(io_counters_t))
-        if ns.moved == NULL:
+        ns.throttled = <throttled_t *> calloc(HOST_QUEUES, sizeof(throttled_t))
+        if ns.moved == NULL or ns.throttled == NULL:
             raise MemoryError
         ns.backend = &backend.backend
         ns.backend.any_memory = backend.any_memory
@@ -32,6 +51,16 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         bad.nsid = nsid
         bad_attach(ns.backend, bad)
     return 0
+
+
+cdef throttled_t namespace_throttled(namespace_t *ns) noexcept:
+    cdef throttled_t total
+    cdef uint32_t i
+    memset(&total, 0, sizeof(total))
+    for i in range(HOST_QUEUES):
+        total.waiting += ns.throttled[i].waiting
+        total.total += ns.throttled[i].total
+    return total
 
 
 cdef io_counters_t namespace_moved(namespace_t *ns) noexcept:
@@ -53,8 +82,9 @@ cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_
         sq = &controller.sqs[qid]
         if sq.size == 0 or sq.inflight == 0:
             continue
-        for i in range(sq.slot_count):
+        for i in range(sq.slots_ready):
             if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
+                    and not sq.requests[i].flags & REQUEST_THROTTLED
                     and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):
                 return True
     return False

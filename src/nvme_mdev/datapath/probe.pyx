@@ -1,10 +1,11 @@
-"""Turns of an IOThread that does not run, one after the other in the calling thread.
+"""Turns of an IOThread that does not run, one after the other in the calling thread; its clock.
 
 For counting what a turn costs: nothing depends on when the thread looks, as it does when it spins.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.iothread cimport IOThread, take_turns as take_turns_of
 
 
@@ -15,3 +16,17 @@ def take_turns(IOThread iothread not None, uint32_t count):
     with nogil:
         work = take_turns_of(iothread.thread, count)
     return work
+
+
+def stop_clock(IOThread iothread not None):
+    iothread.pause()
+    iothread.thread.clock = read_tsc()
+    iothread.resume()
+
+
+def pass_time(IOThread iothread not None, uint64_t ticks):
+    if not iothread.thread.clock:
+        raise RuntimeError("the clock has not been stopped")
+    iothread.pause()
+    iothread.thread.clock += ticks
+    iothread.resume()

@@ -12,6 +12,7 @@ from posix.uio cimport iovec
 
 from nvme_mdev.datapath.atomics cimport load_relaxed64
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
+from nvme_mdev.datapath.regions cimport place_t, region_next, region_place
 from nvme_mdev.datapath.runtime cimport PAGE_SIZE, memory_map_t, region_t
 from nvme_mdev.datapath.segments cimport add_segment
 from nvme_mdev.datapath.status cimport (
@@ -113,12 +114,12 @@ cdef class Segments:
 
 
 cdef uint64_t iova_of(GuestMemory memory, void *address) noexcept:
-    cdef region_t *region
-    cdef uint32_t i
-    for i in range(memory.table.count):
-        region = &memory.table.regions[i]
+    cdef place_t place = region_place(&memory.table, 0)
+    cdef region_t *region = region_next(&memory.table, &place)
+    while region != NULL:
         if region.address != NULL and <uint64_t> address - <uint64_t> region.address < region.size:
             return region.iova + (<uint64_t> address - <uint64_t> region.address)
+        region = region_next(&memory.table, &place)
     return 0
 
 

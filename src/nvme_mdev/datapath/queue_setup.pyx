@@ -16,13 +16,14 @@ from nvme_mdev.datapath.atomics cimport load_acquire32, store_relaxed32, store_r
 from nvme_mdev.datapath.binding cimport bind_cq, bind_doorbells, bind_sq, page_count
 from nvme_mdev.datapath.coalescing cimport coalescing_configure, coalescing_forget
 from nvme_mdev.datapath.layout cimport (
-    HOST_QUEUES, QUEUES, SLOT_FREE, SLOTS, STAGE_NONE, cq_state_t, sq_state_t,
+    HOST_QUEUES, QUEUES, SLOTS, cq_state_t, sq_state_t,
 )
 from nvme_mdev.datapath.queues cimport CQE_SIZE, SQE_SIZE, behind_tail, pin_in_use, quiet_index
 from nvme_mdev.datapath.runtime cimport (
     HELD_PAUSED, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, INTERRUPTS_RELAYED, PAGE_SHIFT, controller_t,
     cq_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.slots cimport give_back_slots, take_slots
 
 cdef enum:
     #: 256 ranges of a Dataset Management command, and what a cut first and last page may add.
@@ -124,15 +125,12 @@ cdef int open_sq(
 ) except -1:
     cdef sq_t *sq = &controller.sqs[qid]
     cdef sq_state_t *state = &controller.state.sq[qid]
-    cdef uint32_t i
     state.iova = place.iova
-    state.noncontiguous = place.noncontiguous
+    state.noncontiguous = <uint16_t> place.noncontiguous
     state.cqid = <uint16_t> cqid
     state.priority = <uint16_t> priority
     state.head = state.fetched = 0
-    for i in range(min(place.size, <uint32_t> SLOTS)):
-        controller.state.slots[qid][i].state = SLOT_FREE
-        controller.state.slots[qid][i].stage = STAGE_NONE
+    state.slots = 0
     take_sq(controller, qid, place.size)
     reset_doorbell(controller, <uint32_t *> sq.tail_doorbell, sq.event_idx, qid, False, place.size)
     # Last: with a size the queue exists for the next process.
@@ -169,21 +167,9 @@ cdef int take_sq(controller_t *controller, uint32_t qid, uint32_t size) except -
     sq.head = sq.state.head
     sq.fetched = sq.state.fetched
     sq.held = HELD_PAUSED if qid and controller.paused else 0
-    fill_slots(sq)
+    take_slots(sq)
     bind_sq(controller, qid)
     return 0
-
-
-cdef void fill_slots(sq_t *sq) noexcept:
-    """Each request knows its slot and queue; the first free slot is on top of the stack."""
-    cdef uint32_t i
-    sq.slots = sq.controller.state.slots[sq.qid]
-    for i in range(sq.slot_count - 1, -1, -1):
-        sq.requests[i].slot = &sq.slots[i]
-        sq.requests[i].sq = sq
-        if sq.slots[i].state == SLOT_FREE:
-            sq.free_slots[sq.free_count] = <uint16_t> i
-            sq.free_count += 1
 
 
 cdef void free_sq(sq_t *sq) noexcept:
@@ -202,8 +188,10 @@ cdef void forget_sq(sq_state_t *state) noexcept:
 
 
 cdef void close_sq(controller_t *controller, uint32_t qid) noexcept:
-    forget_sq(controller.sqs[qid].state)
-    free_sq(&controller.sqs[qid])
+    cdef sq_t *sq = &controller.sqs[qid]
+    forget_sq(sq.state)
+    give_back_slots(sq)
+    free_sq(sq)
 
 
 cdef void forget_queues(controller_t *controller) noexcept:

@@ -13,6 +13,7 @@ from nvme_mdev.datapath.statistics import (
     PathStatistics,
     QueueError,
     SubmissionQueue,
+    Throttled,
 )
 
 #: Answers of `ring_doorbell`.
@@ -89,7 +90,19 @@ class QueueTable:
     paused: bool
 
     def inflight(self, qid: int | None = None) -> int:
-        """Commands fetched and not yet completed, of one I/O SQ or all I/O SQs."""
+        """Commands that are being executed, of one I/O SQ or all I/O SQs.
+
+        What waits for a namespace's limits is not: nothing has to wait for it.
+        """
+
+    #: Commands that wait for the limits of their namespaces.
+    throttled: int
+
+    def end_throttled(self, qid: int | None = None) -> None:
+        """End those of an I/O SQ, or of all, with Command Aborted due to SQ Deletion.
+
+        The queue is held: no others follow. KeyError: there is none.
+        """
 
     def cancel_expired(self, timeout_ms: int) -> list[tuple[int, int]]:
         """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
@@ -188,9 +201,9 @@ class QueueTable:
     def abort_command(self, qid: int, cid: int) -> InFlight | bool:
         """Abort an I/O command; KeyError: there is no such SQ.
 
-        True: it waited in the SQ, and is completed with Command Abort Requested. False: there is
-        none, or it cannot be. Of one that is in flight the backend was asked to cancel it, which
-        may come too late.
+        True: it waited in the SQ, or for its namespace's limits, and is completed with Command
+        Abort Requested. False: there is none, or it cannot be. Of one that is in flight the backend
+        was asked to cancel it, which may come too late.
         """
 
     def is_in_flight(self, command: InFlight) -> bool:
@@ -340,6 +353,9 @@ class QueueTable:
 
     def namespace_counters(self, nsid: int) -> IoCounters:
         """What was moved since the namespace was attached."""
+
+    def namespace_throttled(self, nsid: int) -> Throttled:
+        """The controller's commands that wait for the namespace's limits, and that ever had to."""
 
     # -- interrupts ------------------------------------------------------------------------
     def set_vector(self, vector: int, fd: int | None, *, msi: bool = False) -> None:

@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read as read_fd
 
-from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_waiting
+from nvme_mdev.datapath.aborts cimport abort_in_flight, abort_throttled, abort_waiting
 from nvme_mdev.datapath.admin_pair cimport admin_complete, admin_fetch, admin_room
 from nvme_mdev.datapath.atomics cimport exchange32, load_acquire32, read_tsc, store_release32
 from nvme_mdev.datapath.backends.base cimport Backend
@@ -24,7 +24,7 @@ from nvme_mdev.datapath.interrupts cimport (
 from nvme_mdev.datapath.deferred cimport (
     answer_deferred, find_deferred, preempt_next, settle_deferred, take_deferred,
 )
-from nvme_mdev.datapath.iothread cimport IOThread, complete_deferred
+from nvme_mdev.datapath.iothread cimport IOThread, complete_deferred, post_all
 from nvme_mdev.datapath.layout cimport (
     HOST_QUEUES, INTERRUPT_CLIENT_MASK, INTERRUPT_FUNCTION_MASK, INTERRUPT_PENDING,
     INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, STAGE_DECIDED, STAGE_STATUS_SHIFT, cq_state_t,
@@ -32,7 +32,7 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.namespace_table cimport (
-    fill_namespace, namespace_moved, namespace_used_from,
+    end_throttled, fill_namespace, namespace_moved, namespace_throttled, namespace_used_from,
 )
 from nvme_mdev.datapath.queue_setup cimport (
     close_cq, close_sq, doorbell_register, follow_head, forget_queues, interrupts_of,
@@ -44,11 +44,11 @@ from nvme_mdev.datapath.queues cimport (
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
     BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
-    PAGE_SIZE, REQUEST_EXPIRED, bad_table_t, controller_t, cq_t, interrupts_t, namespace_t, request_t,
-    sq_t,
+    PAGE_SIZE, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t,
+    namespace_t, request_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.state cimport ControllerState
-from nvme_mdev.datapath.status cimport SC_MORE
+from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR, SC_MORE
 from nvme_mdev.datapath.uncorrectable cimport bad_clear
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
@@ -56,7 +56,8 @@ import os
 
 from nvme_mdev.datapath.memory import release_buffers
 from nvme_mdev.datapath.statistics import (
-    DeferredCommand, InFlight, IoCounters, QueueError, SubmissionQueue, path_statistics, sum_statistics,
+    DeferredCommand, InFlight, IoCounters, QueueError, SubmissionQueue, Throttled, path_statistics,
+    sum_statistics,
 )
 
 cdef enum:
@@ -248,6 +249,7 @@ cdef class QueueTable:
         self._pause()
         self.controller.stopped = 1
         self._hold_all(HELD_ASKED)
+        end_throttled(self.controller, NULL, NULL, SC_ABORT_SQ_DELETED)
         self._resume()
 
     def disable(self):
@@ -260,6 +262,8 @@ cdef class QueueTable:
                 self._tell(qid, True, False)
         self._pause()
         self.controller.admin_doorbell = NULL
+        self.controller.stopped = 1
+        end_throttled(self.controller, NULL, NULL, SC_ABORT_SQ_DELETED)
         for qid in range(QUEUES):
             if self.controller.sqs[qid].size:
                 self._close_sq(qid)
@@ -282,6 +286,11 @@ cdef class QueueTable:
             self._hold_all(HELD_ASKED)
         else:
             self._sq(qid).held |= HELD_ASKED
+        self._resume()
+
+    def end_throttled(self, qid=None):
+        self._pause()
+        end_throttled(self.controller, NULL if qid is None else self._sq(qid), NULL, SC_ABORT_SQ_DELETED)
         self._resume()
 
     def release(self, qid=None):
@@ -317,7 +326,16 @@ cdef class QueueTable:
         for i in range(1, QUEUES):
             if qid is None or qid == i:
                 count += load_acquire32(&self.controller.sqs[i].inflight)
+                count -= load_acquire32(&self.controller.sqs[i].throttled)
         return count if self.relayed_work is None else count + self.relayed_work(qid)
+
+    @property
+    def throttled(self):
+        cdef uint32_t i
+        cdef uint32_t count = 0
+        for i in range(1, QUEUES):
+            count += load_acquire32(&self.controller.sqs[i].throttled)
+        return count
 
     def cancel_expired(self, timeout_ms):
         cdef uint64_t limit = timeout_ms * ticks_hz() // 1000
@@ -332,9 +350,10 @@ cdef class QueueTable:
             sq = &self.controller.sqs[qid]
             if sq.size == 0 or sq.inflight == 0:
                 continue
-            for i in range(sq.slot_count):
+            for i in range(sq.slots_ready):
                 request = &sq.requests[i]
-                if (request.slot.state == SLOT_BUSY and not request.flags & REQUEST_EXPIRED
+                if (request.slot.state == SLOT_BUSY
+                        and not request.flags & (REQUEST_EXPIRED | REQUEST_THROTTLED)
                         and now > request.started and now - request.started > limit):
                     request.flags |= REQUEST_EXPIRED
                     request.ns.backend.ops.cancel(sq.thread, request)
@@ -526,7 +545,7 @@ cdef class QueueTable:
 
     def complete_admin(self, slot, result, status, *, error_location=0xffff, log_error=True):
         cdef sq_t *sq = &self.controller.sqs[0]
-        if sq.size == 0 or not 0 <= slot < sq.slot_count or sq.slots[<uint32_t> slot].state != SLOT_BUSY:
+        if sq.size == 0 or not 0 <= slot < sq.slots_ready or sq.slots[<uint32_t> slot].state != SLOT_BUSY:
             raise KeyError(slot)
         if not admin_room(self.controller):
             return False
@@ -556,6 +575,9 @@ cdef class QueueTable:
         try:
             if abort_waiting(sq, cid):
                 return True
+            if abort_throttled(sq, cid):
+                post_all(sq.thread)
+                return True
             request = abort_in_flight(sq, cid)
             if request == NULL:
                 return False
@@ -566,7 +588,7 @@ cdef class QueueTable:
     def is_in_flight(self, command):
         cdef sq_t *sq = self._sq(command.qid)
         cdef uint32_t slot = command.slot
-        return (slot < sq.slot_count and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
+        return (slot < sq.slots_ready and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
                 and sq.slots[slot].sequence == command.sequence)
 
     def log_queue_error(self, qid):
@@ -581,7 +603,7 @@ cdef class QueueTable:
         # In the order of fetching: how far behind the last one that was.
         busy = [
             (<int32_t> (sq.slots[i].sequence - sq.fetched), i)
-            for i in range(sq.slot_count) if sq.slots[i].state == SLOT_BUSY
+            for i in range(sq.slots_ready) if sq.slots[i].state == SLOT_BUSY
         ]
         return [
             (i, (<const char *> &sq.slots[<uint32_t> i].sqe)[:SQE_SIZE]) for _, i in sorted(busy)
@@ -754,6 +776,9 @@ cdef class QueueTable:
         cdef uint32_t number = nsid
         preempted = []
         self._pause()
+        # What waits for the namespace's limits ends at once.
+        end_throttled(self.controller, NULL, &self.controller.namespaces[number],
+                      SC_ABORT_PREEMPT | SC_DNR)
         for qid in range(1, QUEUES):
             sq = &self.controller.sqs[qid]
             if sq.size == 0 or sq.inflight == 0:
@@ -954,6 +979,10 @@ cdef class QueueTable:
         cdef io_counters_t moved = namespace_moved(ns)
         return IoCounters(
             moved.read_commands, moved.write_commands, moved.read_units << 9, moved.write_units << 9)
+
+    def namespace_throttled(self, nsid):
+        cdef throttled_t throttled = namespace_throttled(self._namespace(nsid))
+        return Throttled(throttled.waiting, throttled.total)
 
     def submission_queues(self):
         return [

@@ -47,7 +47,7 @@ cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
     # The host may have paused it, too.
     if sq.held & HELD_MEMORY or sq.cq.size == 0:
         raise ValueError(f"SQ {qid} is not in guest memory, or has no CQ")
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         if sq.slots[i].state == SLOT_BUSY:
             # Fetched, and killed before the head was published.
             if <int32_t> (sq.slots[i].sequence - sq.fetched) >= <int32_t> ahead:
@@ -93,7 +93,7 @@ cdef request_t *oldest_after(sq_t *sq, uint32_t sequence) noexcept nogil:
     """The busy slot whose command was fetched first, of those not before `sequence`; NULL: none."""
     cdef request_t *oldest = NULL
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         if sq.slots[i].state == SLOT_BUSY and <int32_t> (sq.slots[i].sequence - sequence) >= 0 and (
                 oldest == NULL or <int32_t> (sq.slots[i].sequence - oldest.slot.sequence) < 0):
             oldest = &sq.requests[i]
@@ -130,7 +130,7 @@ cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil:
     """Pairs whose comparison had succeeded get their ranges before anything is executed again."""
     cdef sq_t *sq = <sq_t *> queue
     cdef uint32_t i
-    for i in range(sq.slot_count):
+    for i in range(sq.slots_ready):
         if sq.slots[i].state == SLOT_BUSY and sq.slots[i].stage == STAGE_COMPARED:
             compound_reserve(thread, &sq.requests[i])
     return 0

@@ -87,11 +87,22 @@ cdef enum:
     REQUEST_LBA = 32
     #: Its host was preempted: if it is aborted, that is why.
     REQUEST_PREEMPTED = 64
+    #: It waits for its namespace's limits and uses nothing but its slot (`throttle.pyx`) ...
+    REQUEST_THROTTLED = 128
+    #: ... together with the second command of its fused pair, which is the next in line.
+    REQUEST_PAIRED = 256
 
     #: Why commands for a backend have to look closer (`backend_t.attention`): it has unreadable
-    #: blocks; a fused pair has a range for itself.
+    #: blocks; a fused pair has a range for itself; it has limits.
     ATTENTION_BAD = 1
     ATTENTION_LOCKED = 2
+    ATTENTION_LIMITED = 4
+
+    #: What a limit is about: everything, what reads, what writes.
+    LIMIT_TOTAL = 0
+    LIMIT_READ = 1
+    LIMIT_WRITE = 2
+    LIMITS = 3
 
     NS_STATE = 0xffff
     NS_GROUPS_SHIFT = 16
@@ -111,16 +122,39 @@ cdef struct region_t:
     uint32_t writable
     #: Registered-buffer number of the first chunk of the file mapping, NO_BUFFER: not registered.
     uint32_t buffer_base
-    #: Start of the file mapping that `address` lies in.
+    #: Start of the file mapping that `address` lies in, and its number (`memory.pyx`).
     uint8_t *mapping
+    uint32_t file
+    #: A cache line each.
+    uint32_t reserved[5]
 
-#: The client's DMA map, ascending by IOVA, never overlapping.
+#: Where in the order of IOVAs a region is.
+cdef struct leaf_entry_t:
+    uint64_t iova
+    #: Its number.
+    uint32_t region
+    uint32_t reserved
+
+#: Some regions that come one after the other.
+cdef struct leaf_t:
+    #: IOVA of the first of them.
+    uint64_t first
+    leaf_entry_t *entries
+    uint32_t count
+
+#: The client's DMA map (`regions.pxd`).
 cdef struct memory_map_t:
+    #: By number, in no order; those that are not in use have no size. There is at least one.
     region_t *regions
     uint32_t count
-    #: What was allocated: `regions` begins somewhere in the middle of it.
     uint32_t capacity
-    region_t *storage
+    #: Numbers that were in use, and those of them that are not any more.
+    uint32_t used
+    uint32_t free_count
+    uint32_t *free_regions
+    #: Their order.
+    leaf_t *leaves
+    uint32_t leaf_count
 
 #: A controller's namespace as the data path needs it. `backend` NULL: inactive.
 cdef struct namespace_t:
@@ -136,6 +170,8 @@ cdef struct namespace_t:
     uint32_t restricted
     #: What was moved since it was attached, by each of the controller's IOThreads.
     io_counters_t *moved
+    #: Commands that wait for its limits, by the same.
+    throttled_t *throttled
 
 #: A backend's entry points. All run on an IOThread, without the GIL.
 cdef struct backend_ops_t:
@@ -169,6 +205,40 @@ cdef struct backend_t:
     uint32_t locked
     #: IOThreads that it is served on.
     uint32_t threads
+    #: Its limits, with ATTENTION_LIMITED.
+    throttle_t *throttle
+
+#: A token bucket, kept as the time when it is full again (`token_bucket.pxd`); times are in
+#: units of a sixteenth of a time-stamp counter tick.
+cdef struct bucket_t:
+    #: Modulo 2^64; IOThreads change it atomically.
+    uint64_t full_at
+    #: How long a token takes, with 24 fractional bits; 0: there is no limit.
+    uint64_t token_time
+    #: How long all tokens that it can hold take.
+    uint64_t burst_time
+
+#: The limits of a backend, of all controllers that it is a namespace of together.
+cdef struct throttle_t:
+    bucket_t commands[LIMITS]
+    bucket_t bytes[LIMITS]
+
+#: Commands of one namespace of one controller that wait on one IOThread for its limits.
+cdef struct throttled_t:
+    #: The next and the one before in the thread's ring; NULL: it is not in it, nothing waits.
+    throttled_t *next
+    throttled_t *previous
+    namespace_t *ns
+    #: What reads, and what writes, in the order of fetching (linked through `request_t.done`).
+    request_t *first[2]
+    request_t *last[2]
+    #: When there can be tokens for the first of each, in the buckets' time.
+    uint64_t due[2]
+    #: Which of the two is looked at first.
+    uint32_t turn
+    #: Commands that wait, and that ever had to.
+    uint32_t waiting
+    uint64_t total
 
 #: The part of a controller's table of unreadable blocks that is about one namespace.
 cdef struct bad_table_t:
@@ -280,7 +350,9 @@ cdef struct sq_t:
     #: Segments for commands with more than two; `iov_stride` a slot.
     iovec *iov
     uint32_t iov_stride
+    #: Slots that it can have, and those that are ready for use (`slots.pyx`).
     uint32_t slot_count
+    uint32_t slots_ready
     uint32_t event_idx_head
     #: Index of the region that the last address was in.
     uint32_t region_hint
@@ -296,6 +368,8 @@ cdef struct sq_t:
     uint32_t host_queue
     #: Priority class (QPRIO), with weighted round robin.
     uint32_t priority
+    #: Of `inflight`: those that wait for the limits of their namespace.
+    uint32_t throttled
 
 cdef struct cq_t:
     uint32_t tail
@@ -486,11 +560,17 @@ cdef struct iothread_t:
     #: Serve arbiters and send what is held back and due; how many commands. Called through here, so
     #: that it does not become part of every turn.
     uint32_t (*look_after)(iothread_t *thread) noexcept nogil
+    #: Arbiters, interrupts held back, namespaces whose commands wait for their limits: what
+    #: `look_after` is there for.
+    uint32_t chores
+    uint32_t arbiter_count
     #: Interrupts held back.
     aggregation_t *aggregations
     #: Controllers with weighted round robin.
     arbiter_t **arbiters
-    uint32_t arbiter_count
+    #: A ring of those that have commands that wait for limits, and how many it has; this one is next.
+    throttled_t *throttled
+    uint32_t throttled_count
     #: The next sleep, when it may not park.
     uint64_t nap_ns
     #: Somebody computes on its processor (`give_way.pxd`): until when it dozes and does not yield, and
@@ -498,5 +578,8 @@ cdef struct iothread_t:
     uint64_t doze_until_ns
     uint64_t dozing_ns
     uint32_t dozing
+    #: What time it is for token buckets, time-stamp counter ticks; 0: what the counter says. So a test
+    #: can let time pass.
+    uint64_t clock
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
     uint32_t rests

@@ -69,6 +69,15 @@ class IoCounters(NamedTuple):
     write_bytes: int
 
 
+class Throttled(NamedTuple):
+    """Commands for a namespace that its limits do not allow at once."""
+
+    waiting: int
+    """Now."""
+    total: int
+    """Since the namespace was attached."""
+
+
 class SubmissionQueue(NamedTuple):
     """An I/O submission queue."""
 
@@ -76,7 +85,7 @@ class SubmissionQueue(NamedTuple):
     cqid: int
     entries: int
     inflight: int
-    """Commands fetched and not completed."""
+    """Commands fetched and not completed, those that wait for limits included."""
     held: bool
     """Nothing is fetched from it: paused, being deleted, its memory unmapped, or in error."""
 

@@ -7,6 +7,7 @@ cdef enum:
     SC_DATA_TRANSFER_ERROR = 0x004
     SC_INTERNAL_ERROR = 0x006
     SC_ABORT_REQUESTED = 0x007
+    SC_ABORT_SQ_DELETED = 0x008
     SC_ABORT_FAILED_FUSED = 0x009
     SC_ABORT_MISSING_FUSED = 0x00a
     SC_INVALID_NAMESPACE = 0x00b
@@ -34,6 +35,8 @@ cdef enum:
 
     #: No status of a command: it is one of `compound.pyx`.
     COMPOUND = 0x8000
+    #: Nor is this: it is ready, and its namespace has limits (`throttle.pyx`).
+    LIMITED = 0x9000
 
 #: Where in the SQE the fault is (byte), for the error log.
 cdef enum:

@@ -129,3 +129,5 @@ cdef class Workload:
     cdef uint32_t _lazy(self)
     cdef int _allocate(self, uint32_t nsid, prps, uint64_t data_stride) except -1
     cdef int _run(self, bint scan) except -1
+    cdef int _prepare(self, bint scan) except -1
+    cdef int _finish(self) except -1

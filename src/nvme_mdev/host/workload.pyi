@@ -99,3 +99,10 @@ class Workload:
 
     def measured(self, *, write: bool) -> Measured:
         """What the last run measured in one direction."""
+
+def run_together(workloads: Sequence[Workload]) -> None:
+    """Run several in the calling thread, a look at each in turn, until the last is over.
+
+    ValueError: one of them sleeps for interrupts. Raises what ringing a doorbell through the socket
+    raised.
+    """

@@ -387,6 +387,14 @@ cdef void begin(job_t *job) noexcept nogil:
         record(&job.measured[job.slots[cid].direction].slat, slat, 1)
 
 
+cdef void acknowledge(job_t *job) noexcept nogil:
+    """Ring the CQ head doorbell for the last completions, if that is still to be done."""
+    if job.unacknowledged and job.failure != FAILURE_RING:
+        job.unacknowledged = 0
+        if ring(&job.queue.head_doorbell, job.queue.head):
+            ring_by_socket(job, True, job.queue.head)
+
+
 cdef void run_job(job_t *job) noexcept nogil:
     cdef uint32_t found
     cdef uint32_t idle = 0
@@ -409,10 +417,45 @@ cdef void run_job(job_t *job) noexcept nogil:
             # The controller may be waiting for this very processor.
             sched_yield()
     job.ended_ns = now_ns()
-    if job.unacknowledged and job.failure != FAILURE_RING:
-        job.unacknowledged = 0
-        if ring(&job.queue.head_doorbell, job.queue.head):
-            ring_by_socket(job, True, job.queue.head)
+    acknowledge(job)
+
+
+cdef inline bint is_over(job_t *job) noexcept nogil:
+    return job.outstanding == 0 or job.failure >= FAILURE_TIMEOUT
+
+
+cdef void run_in_turn(job_t **jobs, uint32_t count) noexcept nogil:
+    """Several jobs in one thread, a sweep of each in turn."""
+    cdef uint32_t found = 0
+    cdef uint32_t idle = 0
+    cdef uint32_t i, left, took
+    cdef uint64_t begun = now_ns()
+    for i in range(count):
+        jobs[i].begun_ns = begun
+        begin(jobs[i])
+    left = count
+    while left:
+        found = left = 0
+        for i in range(count):
+            if is_over(jobs[i]):
+                continue
+            left += 1
+            took = sweep(jobs[i])
+            if took:
+                turn(jobs[i], took)
+                found += took
+        idle = 0 if found else idle + 1
+        if found == 0 and idle % SPINS_PER_LOOK:
+            cpu_relax()
+        elif found == 0:
+            for i in range(count):
+                if not is_over(jobs[i]):
+                    look_around(jobs[i])
+            sched_yield()
+    begun = now_ns()
+    for i in range(count):
+        jobs[i].ended_ns = begun
+        acknowledge(jobs[i])
 
 
 # -- Python --------------------------------------------------------------------------------------
@@ -559,9 +602,17 @@ cdef class Workload:
         self._run(True)
 
     cdef int _run(self, bint scan) except -1:
+        cdef list memory = self.queue.views()
+        self._prepare(scan)
+        with nogil:
+            run_job(&self.job)
+        del memory
+        self._finish()
+        return 0
+
+    cdef int _prepare(self, bint scan) except -1:
         cdef job_t *job = &self.job
         cdef uint32_t i
-        cdef list memory = self.queue.views()
         clear_measured(job)
         job.scan = scan
         job.cursor = 0
@@ -575,11 +626,12 @@ cdef class Workload:
         job.deadline = <uint64_t>-1
         if self._runtime_ticks and not scan:
             job.deadline = read_tsc() + self._runtime_ticks
-        with nogil:
-            run_job(job)
+        return 0
+
+    cdef int _finish(self) except -1:
+        cdef job_t *job = &self.job
         if job.failure >= FAILURE_TIMEOUT and job.first_failure == FAILURE_NONE:
             job.first_failure = job.failure
-        del memory
         if self._error is not None:
             raise self._error
         return 0
@@ -636,3 +688,29 @@ cdef class Workload:
     def measured(self, *, bint write):
         cdef measured_t *one = &self.job.measured[DIRECTION_WRITE if write else DIRECTION_READ]
         return Measured(one.commands, samples_of(&one.slat), samples_of(&one.clat), samples_of(&one.lat))
+
+
+def run_together(workloads):
+    cdef Workload workload
+    cdef uint32_t count = len(workloads)
+    cdef uint32_t i = 0
+    cdef list memory = []
+    cdef job_t **jobs
+    for workload in workloads:
+        if workload.job.interrupts:
+            raise ValueError("a workload that sleeps for interrupts runs alone")
+        memory.append(workload.queue.views())
+    jobs = <job_t **>calloc(max(count, <uint32_t>1), sizeof(job_t *))
+    if jobs == NULL:
+        raise MemoryError
+    try:
+        for workload in workloads:
+            workload._prepare(False)
+            jobs[i] = &workload.job
+            i += 1
+        with nogil:
+            run_in_turn(jobs, count)
+    finally:
+        free(jobs)
+    for workload in workloads:
+        workload._finish()

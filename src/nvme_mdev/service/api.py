@@ -93,6 +93,16 @@ class NamespaceResize:
 
 
 @dataclass(frozen=True, slots=True)
+class NamespaceSet:
+    """A namespace to have other limits."""
+
+    nsid: int
+    limits: dict[str, int | str | None]
+    """By name (``iops``, ``read_bps``, ...): a rate a second, ``RATE:BURST``, null for none."""
+    controller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ControllerAdd:
     """A controller to be."""
 
@@ -149,6 +159,17 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitInfo:
+    """A limit of a namespace."""
+
+    name: str
+    rate: int
+    """Commands or bytes a second."""
+    burst: int
+    """What can be used at once after a rest."""
+
+
+@dataclass(frozen=True, slots=True)
 class NamespaceInfo:
     """A namespace."""
 
@@ -161,6 +182,8 @@ class NamespaceInfo:
     uuid: str
     state: str
     """``active``, or ``lost``: its file or device has gone, and the guest sees no namespace."""
+    limits: list[LimitInfo] = field(default_factory=list)
+    """Of all controllers that share it together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +290,10 @@ class NamespaceData:
 
     nsid: int
     data: DataInfo
+    throttled: int = 0
+    """Commands that wait for its limits now."""
+    throttled_total: int = 0
+    """Commands that ever had to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +498,13 @@ NAMESPACE_RESIZE = Method(
     "change the size of a namespace and of its image file",
 )
 
+NAMESPACE_SET = Method(
+    "namespace.set",
+    NamespaceSet,
+    NamespaceInfo,
+    "change limits of a namespace, those that are named",
+)
+
 METHODS: tuple[Method[Any, Any], ...] = (
     DISCOVER,
     DAEMON_SHOW,
@@ -490,5 +524,6 @@ METHODS: tuple[Method[Any, Any], ...] = (
     NAMESPACE_ATTACH,
     NAMESPACE_REMOVE,
     NAMESPACE_RESIZE,
+    NAMESPACE_SET,
 )
 """Every method, in the order in which they are shown."""

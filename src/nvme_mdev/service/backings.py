@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.errors import UserError
+from nvme_mdev.service.limits import change_limits, limit_texts, parse_limits
 from nvme_mdev.service.record import BackingRecord
 from nvme_mdev.service.targets import Access, Target, check_ptpl_files, open_targets
 
@@ -47,8 +48,14 @@ class Backing:
     @property
     def record(self) -> BackingRecord:
         """For the next process, which opens it again: what has to be made is there by then."""
-        access = replace(self.access, create_size=None)
-        return BackingRecord(self.number, self.target.text, access, self.backend.size)
+        access = replace(self.access, create_size=None, limits={})
+        return BackingRecord(
+            self.number,
+            self.target.text,
+            access,
+            self.backend.size,
+            limit_texts(self.backend.limits),
+        )
 
 
 class Backings:
@@ -106,6 +113,7 @@ class Backings:
         except UserError as error:
             _log.error("%s is not served any more: %s", record.target, error)
             return None
+        backend.set_limits(change_limits({}, parse_limits(record.limits)))
         backing = Backing(record.number, target, record.access, backend)
         self._open[backing.number] = backing
         self._next = max(self._next, backing.number + 1)
@@ -133,6 +141,7 @@ class Backings:
         self._open.clear()
 
     def _take(self, target: Target, access: Access, backend: Backend) -> Backing:
+        backend.set_limits(access.limits_of(target))
         backing = Backing(self._next, target, access, backend)
         self._next += 1
         self._open[backing.number] = backing

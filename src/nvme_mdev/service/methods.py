@@ -226,7 +226,9 @@ async def controller_stats(registry: Registry, params: api.OfController) -> api.
         queues=queues,
         namespaces=[
             api.NamespaceData(
-                namespace.nsid, _data(controller.queues.namespace_counters(namespace.nsid))
+                namespace.nsid,
+                _data(controller.queues.namespace_counters(namespace.nsid)),
+                *controller.queues.namespace_throttled(namespace.nsid),
             )
             for namespace in controller.namespaces
         ],
@@ -320,6 +322,13 @@ async def namespace_resize(registry: Registry, params: api.NamespaceResize) -> a
     return _namespace(served, await served.resize_namespace(params.nsid, params.size))
 
 
+@implements(api.NAMESPACE_SET)
+async def namespace_set(registry: Registry, params: api.NamespaceSet) -> api.NamespaceInfo:
+    """Other limits."""
+    served = registry.get(params.controller)
+    return _namespace(served, served.limit_namespace(params.nsid, params.limits))
+
+
 # -- from the objects to the results ---------------------------------------------------------------
 
 
@@ -360,6 +369,7 @@ def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceI
         read_only=backend.read_only,
         uuid=str(namespace.uuid),
         state="lost" if namespace.nsid in served.controller.namespaces.lost else "active",
+        limits=[api.LimitInfo(name, *limit) for name, limit in sorted(backend.limits.items())],
     )
 
 

@@ -40,6 +40,8 @@ class BackingRecord:
     access: Access
     size: int
     """Bytes that are served."""
+    limits: dict[str, str] = field(default_factory=dict)
+    """RATE:BURST by name."""
 
 
 @dataclass(frozen=True, slots=True)

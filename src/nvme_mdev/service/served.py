@@ -13,6 +13,7 @@ from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import join_cpus, options, spread_cpus
 from nvme_mdev.service.iothreads import pin
+from nvme_mdev.service.limits import change_limits, parse_limits
 from nvme_mdev.service.record import ControllerRecord
 from nvme_mdev.service.settings import setting
 from nvme_mdev.spec.vfio_user import PciIrq
@@ -211,6 +212,14 @@ class ServedController:
             raise _being_changed(nsid) from None
         except OSError as error:
             raise UserError(_why_not_resized(nsid, self.backings[nsid].target, error)) from error
+        self.save()
+        return namespace
+
+    def limit_namespace(self, nsid: int, changes: Mapping[str, int | str | None]) -> Namespace:
+        """Change limits of a namespace, for all controllers that share it; None: no limit."""
+        namespace = self.namespace(nsid)
+        backend = namespace.backend
+        backend.set_limits(change_limits(backend.limits, parse_limits(changes)))
         self.save()
         return namespace
 

@@ -22,6 +22,7 @@ from nvme_mdev.controller import ptpl
 from nvme_mdev.errors import UserError, describe_os_error
 from nvme_mdev.service.direct import PREFIX as DIRECT
 from nvme_mdev.service.direct import DirectName, open_direct
+from nvme_mdev.service.limits import LIMIT_OPTIONS, change_limits, parse_limits
 from nvme_mdev.service.parents import Part
 from nvme_mdev.units import format_size, parse_duration_ns, parse_size
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nvme_mdev.datapath.backends.base import Backend
+    from nvme_mdev.datapath.limits import Limit
 
 #: The smallest logical block, and what is assumed where the user and the medium do not say.
 DEFAULT_BLOCK_SIZE = 512
@@ -38,7 +40,7 @@ _HUGE_PAGES = "{}: huge-pages is for memory targets"
 
 _OPTION = re.compile(
     r"(.*),(?:(read-only|huge-pages)"
-    r"|(offset|length|block-size|inline-io|latency|ptpl-file)=([^,]*))",
+    rf"|(offset|length|block-size|inline-io|latency|ptpl-file|{'|'.join(LIMIT_OPTIONS)})=([^,]*))",
     re.DOTALL,
 )
 """The last option of a target; what does not end so is a name to the end."""
@@ -63,6 +65,8 @@ class Options:
     """How long a null namespace takes for a command."""
     ptpl_file: str | None = None
     """Where reservations are kept through a stop of the daemon."""
+    limits: tuple[tuple[str, Limit | None], ...] = ()
+    """By name; None: none, whatever the others have."""
 
     @classmethod
     def split(cls, text: str) -> tuple[str, Options]:
@@ -90,6 +94,7 @@ class Options:
             "huge-pages" in found,
             _parse_latency(text, found["latency"]) if "latency" in found else 0,
             found.get("ptpl-file"),
+            tuple(_parse_limits(text, found).items()),
         )
 
     @property
@@ -105,6 +110,13 @@ def _parse_option(target: str, name: str, value: str) -> int:
         return parse_size(value)
     except UserError as error:
         raise UserError(f"{target}: {name}={error}") from None
+
+
+def _parse_limits(target: str, found: Mapping[str, str]) -> dict[str, Limit | None]:
+    try:
+        return parse_limits({name: found[name] for name in LIMIT_OPTIONS if name in found})
+    except UserError as error:
+        raise UserError(f"{target}: {error}") from None
 
 
 def _parse_latency(target: str, value: str) -> int:
@@ -206,6 +218,12 @@ class Access:
     block_size: int | None = None
     """Logical block size in bytes; None: what fits the medium."""
     read_only: bool = False
+    limits: dict[str, str] = field(default_factory=dict)
+    """Of each namespace, as typed: RATE[:BURST] by name."""
+
+    def limits_of(self, target: Target) -> dict[str, Limit]:
+        """Those of one target: its own come before those of all."""
+        return change_limits({}, {**parse_limits(self.limits), **dict(target.options.limits)})
 
     def of(self, target: Target) -> Access:
         """How one target is opened: its own options come before those of all."""

@@ -78,6 +78,7 @@ def delete_io_sq(controller: Controller, command: AdminCommand) -> Outcome:
     if not known or qid in being_deleted(controller):
         raise NvmeError(CommandStatus.INVALID_QUEUE_ID, Field.CDW10)
     queues.hold(qid)
+    queues.end_throttled(qid)
     if queues.inflight(qid):
         return _delete_drained(queues, qid)
     queues.delete_sq(qid)

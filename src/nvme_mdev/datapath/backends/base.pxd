@@ -3,11 +3,13 @@
 from libc.stdint cimport uint64_t
 
 from nvme_mdev.datapath.iothread cimport IOThread
-from nvme_mdev.datapath.runtime cimport backend_t
+from nvme_mdev.datapath.runtime cimport backend_t, throttle_t
 
 
 cdef class Backend:
     cdef backend_t backend
+    cdef throttle_t throttle
+    cdef readonly dict limits
     cdef readonly str name
     cdef readonly str identity
     cdef readonly uint64_t size

@@ -1,7 +1,10 @@
 """What every backend can be asked."""
 
+from collections.abc import Mapping
+
 from nvme_mdev.datapath.backends.drive import Atomicity, CopyLimits
 from nvme_mdev.datapath.backends.raw import NoMedium, RawMedium
+from nvme_mdev.datapath.limits import Limit
 from nvme_mdev.datapath.memory import GuestMemory
 
 class Backend:
@@ -46,6 +49,15 @@ class Backend:
     threads: int
     #: Bytes that one command can move at most; 0: as many as you like.
     transfer_limit: int
+
+    #: By name (`nvme_mdev.datapath.limits`): how much it does a second, for everybody together.
+    limits: dict[str, Limit]
+
+    def set_limits(self, limits: Mapping[str, Limit]) -> None:
+        """Have these limits from now on, and no others, beginning with full buckets.
+
+        ValueError: there is no such limit, or it cannot be had.
+        """
 
     def use_memory(self, memory: GuestMemory) -> None:
         """It will be asked to move data to and from this memory: make that possible.

@@ -1,8 +1,15 @@
 """What every backend has in common."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from nvme_mdev.datapath.atomics cimport read_tsc
+from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.runtime cimport ATTENTION_LIMITED, LIMITS, bucket_t
+from nvme_mdev.datapath.throttle cimport limit_time, throttle_look_again
+from nvme_mdev.datapath.token_bucket cimport TICK_SHIFT, bucket_set
+
+from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
 
 
 cdef class Backend:
@@ -11,6 +18,8 @@ cdef class Backend:
     def __cinit__(self, *args, **kwargs):
         self.can_compare = self.can_verify = self.can_copy = self.any_memory = True
         self.served_on = {}
+        self.limits = {}
+        self.backend.throttle = &self.throttle
 
     cdef int attach(self, IOThread iothread) except -1:
         return 0
@@ -39,6 +48,29 @@ cdef class Backend:
     cdef int set_read_only(self, bint read_only) except -1:
         self.read_only = read_only
         return 0
+
+    def set_limits(self, limits):
+        cdef bucket_t *bucket
+        cdef IOThread iothread
+        cdef uint64_t now = read_tsc() << TICK_SHIFT
+        cdef uint32_t kind
+        for name, limit in limits.items():
+            check_limit(name, limit)
+        for iothread in self.served_on:
+            iothread.pause()
+            now = limit_time(iothread.thread)
+        for kind in range(2 * LIMITS):
+            bucket = &self.throttle.commands[kind] if kind < LIMITS else &self.throttle.bytes[kind - LIMITS]
+            rate, burst = limits.get(LIMIT_NAMES[kind], (0, 0))
+            bucket_set(bucket, ticks_hz(), rate, burst, now)
+        # IOThreads change the other bits, and all that serve it stand.
+        self.backend.attention &= ~<uint32_t> ATTENTION_LIMITED
+        if limits:
+            self.backend.attention |= ATTENTION_LIMITED
+        self.limits = dict(limits)
+        for iothread in self.served_on:
+            throttle_look_again(iothread.thread)
+            iothread.resume()
 
     def use_memory(self, memory):
         """It sees what this process sees."""

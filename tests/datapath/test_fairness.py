@@ -1,0 +1,94 @@
+"""Controllers that share an IOThread, a turn at a time: what each of them gets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.probe import take_turns
+
+from .guest import READ, Guest, QueuePair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENTRIES = 256
+BURST = 16
+
+
+@contextmanager
+def controllers(count: int) -> Iterator[list[QueuePair]]:
+    """A queue of each of so many controllers on one IOThread."""
+    backend = NullBackend(1 << 24)
+    with ExitStack() as stack:
+        first = stack.enter_context(Guest(backend, running=False, pages=64))
+        guests = [first] + [
+            stack.enter_context(Guest(backend, shared=first.iothread, pages=64))
+            for _ in range(count - 1)
+        ]
+        for guest in guests:
+            guest.table.set_arbitration(BURST)
+        yield [guest.queue(1, ENTRIES, interrupts=False) for guest in guests]
+
+
+def fill(queue: QueuePair, count: int) -> None:
+    page = queue.guest.allocate(1) if queue.cid == 0 else queue.guest.admin_sq
+    for _ in range(count):
+        queue.put(queue.command(READ, prp1=page))
+    queue.doorbell(queue.tail)
+
+
+def completed(queue: QueuePair) -> int:
+    """Completions that have come since the last call."""
+    count = 0
+    while queue.poll() is not None:
+        count += 1
+    queue.doorbell(queue.head, completion=True)
+    return count
+
+
+@pytest.mark.parametrize("count", [1, 8, 64])
+def test_equal_loads_are_served_equally_in_every_turn(count: int) -> None:
+    with controllers(count) as queues:
+        for queue in queues:
+            fill(queue, ENTRIES - 1)
+        for _ in range(15):
+            take_turns(queues[0].guest.iothread, 1)
+            assert [completed(queue) for queue in queues] == [BURST] * count
+        take_turns(queues[0].guest.iothread, 1)
+        assert [completed(queue) for queue in queues] == [ENTRIES - 1 - 15 * BURST] * count
+
+
+def test_a_light_load_waits_for_one_burst_of_each_heavy_one_at_most() -> None:
+    with controllers(8) as queues:
+        *heavy, light = queues
+        for queue in heavy:
+            fill(queue, ENTRIES - 1)
+        for _ in range(10):
+            take_turns(light.guest.iothread, 1)
+            assert [completed(queue) for queue in queues] == [BURST] * 7 + [0]
+            fill(light, 1)
+            take_turns(light.guest.iothread, 1)
+            assert completed(light) == 1
+            for queue in heavy:
+                assert completed(queue) <= BURST
+                fill(queue, 2 * BURST)
+
+
+def test_a_queue_whose_guest_takes_no_completions_holds_up_nobody() -> None:
+    with controllers(3) as queues:
+        for queue in queues:
+            fill(queue, ENTRIES - 1)
+        stuck, *others = queues
+        for _ in range(40):
+            take_turns(stuck.guest.iothread, 1)
+            for queue in others:
+                assert completed(queue) == BURST
+                fill(queue, BURST)
+        count = 0
+        while stuck.poll() is not None:
+            count += 1
+        assert count == ENTRIES - 1
