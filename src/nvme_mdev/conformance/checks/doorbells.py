@@ -47,7 +47,8 @@ def a_head_beyond_the_queue_is_an_event(subject: Subject) -> None:
 def a_head_beyond_what_was_posted_is_an_event(subject: Subject) -> None:
     """A CQ head past the completions that were posted is Invalid Doorbell Write Value.
 
-    The controller needs to look at the head only when the CQ could be full.
+    The controller needs to look at the head only when the CQ could be full: the commands that would
+    fill it come at once, for after two of them the head would do.
     """
     queue = subject.host.create_queue_pair(16, cq_entries=4)
     sqe = bytes(commands.flush(subject.nsid))
@@ -56,7 +57,8 @@ def a_head_beyond_what_was_posted_is_an_event(subject: Subject) -> None:
     subject.host.request_events()
     subject.host.write_doorbell(queue.qid, 3, completion=True)
     while queue.room():
-        queue.submit(sqe)
+        queue.post(sqe)
+    queue.ring()
     _event(subject, ErrorEventInfo.INVALID_DOORBELL_VALUE)
 
 
