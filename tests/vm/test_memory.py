@@ -53,6 +53,7 @@ def test_a_virtual_iommu_maps_and_unmaps_single_pages_under_io(rig: Rig, model: 
 # there first.
 MOVABLE_FREE = "awk '/zone +Movable/ {seen = 1} seen && /nr_free_pages/ {print $2; exit}'"
 MOVABLE_FREE += " /proc/zoneinfo"
+WRITES_ENDED = "awk '{print $5}' /sys/block/nvme0n1/stat"
 LARGE_BUFFERS = (
     "--rw=randrw --bs=1M --iodepth=32 --numjobs=4 --size=16M --offset_increment=24M --loops=2"
 )
@@ -121,16 +122,17 @@ def test_memory_that_is_plugged_and_unplugged_under_a_guest_is_used_for_io(rig: 
             {LARGE_BUFFERS} --time_based --runtime=600 >/tmp/fio.log 2>&1 &
         echo $! >/tmp/fio.pid
         for i in $(seq 600); do
-            test $({MOVABLE_FREE}) -lt {free - PAGES_OF_BUFFERS // 2} && exit 0
+            test $({MOVABLE_FREE}) -lt {free - PAGES_OF_BUFFERS // 2} &&
+                test $({WRITES_ENDED}) -gt 0 && exit 0
             sleep 0.1
         done
-        echo "fio takes no memory of the DIMM"; exit 1
+        echo "fio takes no memory of the DIMM, or writes nothing from it"; exit 1
     """)
     memory.request(256 * MIB, 256 * MIB)  # while it runs: 128 pieces, mapped one by one
     guest.sh("""
         kill -INT $(cat /tmp/fio.pid)
         while kill -0 $(cat /tmp/fio.pid) 2>/dev/null; do sleep 0.1; done
-        grep -c 'err= 0' /tmp/fio.log
+        grep -q 'err= 0' /tmp/fio.log || { cat /tmp/fio.log; exit 1; }
     """)
     memory.unplug_dimm(256 * MIB)
     guest.fio(DISK, LARGE_BUFFERS)
