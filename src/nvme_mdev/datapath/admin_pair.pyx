@@ -50,6 +50,6 @@ cdef bint admin_room(controller_t *controller) noexcept:
 cdef void admin_complete(controller_t *controller, uint32_t slot, uint32_t result, uint32_t status) noexcept:
     cdef sq_t *sq = &controller.sqs[0]
     cdef slot_t *entry = &sq.slots[slot]
-    slot_record(entry, &controller.cqs[0])
+    slot_record(entry, controller.cqs[0].tail, controller.cqs[0].phase)
     cq_post(&controller.cqs[0], result, sq.head, 0, entry.sqe.cid, status)
     sq_release(sq, &sq.requests[slot])

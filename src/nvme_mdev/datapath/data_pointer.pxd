@@ -22,8 +22,12 @@ cdef enum:
 cdef inline void find_buffer(request_t *request) noexcept nogil:
     """The registered buffer that holds the request's only segment, if one can."""
     cdef sq_t *sq = request.sq
-    cdef region_t *region = &sq.controller.memory.regions[sq.region_hint]
-    cdef uint64_t first = <uint64_t> (<uint8_t *> request.iov[0].iov_base - region.mapping)
+    cdef region_t *region
+    cdef uint64_t first
+    if not request.ns.backend.uses_buffers:
+        return
+    region = &sq.controller.memory.regions[sq.region_hint]
+    first = <uint64_t> (<uint8_t *> request.iov[0].iov_base - region.mapping)
     request.buffer = NO_BUFFER
     if region.buffer_base != NO_BUFFER and (first >> CHUNK_SHIFT) == (
             (first + request.length - 1) >> CHUNK_SHIFT):

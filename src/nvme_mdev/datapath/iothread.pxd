@@ -23,6 +23,7 @@ cdef class IOThread:
         self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
     ) except -1
     cdef void remove_poller(self, void *context) noexcept
+    cdef void close_wake(self) noexcept
     cdef int add_controller(self, controller_t *controller) except -1
     cdef void remove_controller(self, controller_t *controller) noexcept
 

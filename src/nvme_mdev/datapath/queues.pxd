@@ -8,12 +8,12 @@ of what it finds (`recovery.pxd`). Stores of one thread are seen in their order 
 death, so nothing but the compiler has to be kept from changing it: hence the release stores.
 """
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
-    copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32,
-    store_relaxed32, store_release32, store_release64,
+    copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32, prefetch_read,
+    prefetch_write,     store_relaxed32, store_release32, store_release64,
 )
 from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
@@ -31,6 +31,25 @@ cdef enum:
 cdef inline nvme_sqe_t *sq_entry(sq_t *sq, uint32_t index) noexcept nogil:
     """Address of an SQE: 64 to a guest page."""
     return <nvme_sqe_t *> (sq.pages[index >> 6] + (index & 63) * 64)
+
+
+cdef inline void prefetch_lines(const uint8_t *line, uint32_t count) noexcept nogil:
+    cdef const uint8_t *end = line + count * 64
+    while line < end:
+        prefetch_read(line)
+        line += 64
+
+
+cdef inline void sq_prefetch(sq_t *sq, uint32_t count) noexcept nogil:
+    """Ask for a batch's SQEs (a page of them at most): each is a line that the guest's core has.
+
+    Not for what is behind the tail, which the guest may be writing."""
+    cdef uint32_t first = min(count, 64 - (sq.head & 63), sq.size - sq.head)
+    prefetch_lines(<uint8_t *> sq_entry(sq, sq.head), first)
+    if count > first:
+        # In the next page, or at the queue's start.
+        prefetch_lines(
+            <uint8_t *> sq_entry(sq, sq.head + first if sq.head + first < sq.size else 0), count - first)
 
 
 cdef inline uint32_t sq_waiting(sq_t *sq, uint32_t tail) noexcept nogil:
@@ -119,6 +138,11 @@ cdef inline bint pin_in_use(interrupts_t *irq) noexcept nogil:
     return irq.vectors == 0 and irq.intx_fd >= 0
 
 
+cdef inline nvme_cqe_t *cq_entry(cq_t *cq, uint32_t index) noexcept nogil:
+    """Address of a CQE: 256 to a guest page."""
+    return <nvme_cqe_t *> (cq.pages[index >> 8] + (index & 255) * 16)
+
+
 cdef inline uint32_t cq_used(cq_t *cq) noexcept nogil:
     """Entries that the guest has not consumed, by the head that was last read."""
     return cq.tail - cq.head if cq.tail >= cq.head else cq.tail + cq.size - cq.head
@@ -163,10 +187,22 @@ cdef inline bint cq_read_head(cq_t *cq) noexcept nogil:
     return True
 
 
-cdef inline void slot_record(slot_t *slot, cq_t *cq) noexcept nogil:
+cdef inline void slot_record(slot_t *slot, uint32_t cq_index, uint32_t cq_phase) noexcept nogil:
     """Note where the command's completion goes, before it goes there."""
-    slot.cq_index = cq.tail
-    store_release32(&slot.cq_phase, cq.phase)
+    slot.cq_index = cq_index
+    store_release32(&slot.cq_phase, cq_phase)
+
+
+cdef inline void cq_prefetch(cq_t *cq, uint32_t count) noexcept nogil:
+    """Ask for the lines that the CQEs of a batch go to, as far as they lie in one piece: the guest's
+    core has them. Not for the first, which the guest looks at all the time: it would take it back."""
+    cdef uint32_t in_piece = min(256 - (cq.tail & 255), cq.size - cq.tail)
+    cdef nvme_cqe_t *entry = cq_entry(cq, cq.tail)
+    cdef nvme_cqe_t *end = entry + min(count, in_piece)
+    entry += 4
+    while entry < end:
+        prefetch_write(entry)
+        entry += 4
 
 
 cdef inline void cq_advance(cq_t *cq) noexcept nogil:
@@ -182,7 +218,7 @@ cdef inline void cq_post(
     cq_t *cq, uint32_t dw0, uint32_t sqhd, uint32_t sqid, uint32_t cid, uint32_t status
 ) noexcept nogil:
     """Write a CQE at the tail and advance it. The half with the phase tag goes last."""
-    cdef nvme_cqe_t *entry = <nvme_cqe_t *> (cq.pages[cq.tail >> 8] + (cq.tail & 255) * 16)
+    cdef nvme_cqe_t *entry = cq_entry(cq, cq.tail)
     (<uint64_t *> entry)[0] = dw0
     store_release64(
         <uint64_t *> entry + 1,

@@ -198,6 +198,8 @@ cdef struct backend_t:
     uint32_t natives
     #: It reads and writes any memory of this process, in pieces of any length.
     uint32_t any_memory
+    #: It makes use of `request_t.buffer`.
+    uint32_t uses_buffers
     #: Its unreadable blocks: a table for each namespace that it is (`uncorrectable.pyx`).
     bad_table_t *bad
     uint32_t bad_lock
@@ -274,7 +276,7 @@ cdef struct request_t:
     #: Dword 0 of the CQE.
     uint32_t result
     uint32_t error_location
-    #: Registered buffer that holds the single segment, or NO_BUFFER.
+    #: Registered buffer that holds the single segment, or NO_BUFFER; for a backend that uses them.
     uint32_t buffer
     uint32_t reserved
     #: The first block at fault, with REQUEST_LBA.
@@ -326,10 +328,12 @@ cdef struct sq_t:
     # -- read and written each turn by the IOThread
     #: The doorbell that is polled: register page or shadow page.
     const uint32_t *tail_doorbell
+    # Two words that are stored one by one and read together must not be neighbours: the compiler makes
+    # one load of the two, which then waits until both stores, and all before them, are in the cache.
     uint32_t head
+    uint32_t size
     #: Commands fetched so far, modulo 2^32.
     uint32_t fetched
-    uint32_t size
     #: Not to be fetched from: held, invalid doorbell, or its memory is unmapped.
     uint32_t held
     #: Commands fetched and not completed.
@@ -372,9 +376,10 @@ cdef struct sq_t:
     uint32_t throttled
 
 cdef struct cq_t:
+    # No neighbours either (see above): the load would wait for the CQE before, whose line the guest has.
     uint32_t tail
-    uint32_t phase
     uint32_t size
+    uint32_t phase
     #: The guest's head as last read; room is known from it without touching the doorbell.
     uint32_t head
     #: Entries promised to commands in flight.

@@ -429,6 +429,7 @@ cdef class PassthruBackend(Backend):
         self.served.below.start = namespace.start
         self.served.below.block_shift = namespace.block_size.bit_length() - 1
         self.backend.ops = &passthru_ops
+        self.backend.uses_buffers = True
         self.backend.context = self.served
         self.backend.size = self.size
 

@@ -513,6 +513,7 @@ cdef class UringBackend(Backend):
         self.medium.read_only = opened.read_only
         self.medium.start = opened.offset
         self.backend.ops = &uring_ops
+        self.backend.uses_buffers = True
         self.backend.context = self.medium
         self.backend.size = self.size
 
