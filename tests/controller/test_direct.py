@@ -11,6 +11,8 @@ import os
 import random
 import struct
 import time
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,13 +21,14 @@ from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
-from nvme_mdev.host import commands
+from nvme_mdev.host import commands, parent
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.host.errors import HostError, NvmeStatusError
 from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent
+from nvme_mdev.spec.nvme_commands import Psdt, SglDescriptor, SglType
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Vwc
+from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Sgls, Vwc
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 from nvme_mdev.spec.vfio_user import PciIrq
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.backends.nvme import NvmeBackend
+    from nvme_mdev.spec.nvme_commands import SQE
     from tests.controller.conftest import Served
 
 BLOCKS = SIZE // 512
@@ -106,6 +110,96 @@ def test_data_goes_through_both_controllers_and_back(
             assert queue.finish(queue.start(sqe)).ok
             assert buffer.read(offset, size) == data
         assert buffer.read(0, offset) == bytes(offset)
+
+
+def sgl_command(opcode: Callable[..., SQE], host: NvmeHost, entries: list[bytes]) -> SQE:
+    """A command of 8 KiB whose data these descriptors are."""
+    sqe = opcode(1, 8, 16)
+    sqe.flags = Psdt.SGL << 6
+    descriptor = entries[0]
+    if len(entries) > 1:
+        segment = host.memory.allocate(len(entries) * 16)
+        segment.write(b"".join(entries))
+        descriptor = sgl_entry(SglType.LAST_SEGMENT, segment.iova, len(entries) * 16)
+    sqe.prp1 = int.from_bytes(descriptor[:8], "little")
+    sqe.prp2 = int.from_bytes(descriptor[8:], "little")
+    return sqe
+
+
+def sgl_entry(kind: SglType, address: int, length: int) -> bytes:
+    return bytes(SglDescriptor(address=address, length=length, identifier=kind << 4))
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 255, 256])
+def test_an_sgl_is_passed_on_piece_by_piece(nest: Callable[..., Nest], pieces: int) -> None:
+    data = random.Random(pieces).randbytes(8192)
+    with NvmeHost(nest().above().path) as host:
+        queue = host.create_queue_pair()
+        # Pieces of odd length at odd addresses, none of which are neighbours.
+        buffer = host.memory.allocate(8192 + 3 * pieces)
+        edges = [8192 * i // pieces for i in range(pieces + 1)]
+        places = [(a + 3 * i, a, b) for i, (a, b) in enumerate(pairwise(edges))]
+        for at, start, end in places:
+            buffer.write(data[start:end], at)
+        entries = [
+            sgl_entry(SglType.DATA_BLOCK, buffer.iova + at, end - start)
+            for at, start, end in places
+        ]
+        assert queue.finish(queue.start(sgl_command(commands.write, host, entries))).ok
+        assert bytes(queue.read(1, 8, 16, block_size=512)) == data
+        buffer.fill(0)
+        assert queue.finish(queue.start(sgl_command(commands.read, host, entries))).ok
+        assert b"".join(buffer.read(at, end - start) for at, start, end in places) == data
+
+
+def test_an_sgl_of_more_pieces_than_a_page_has_room_for_is_refused(
+    nest: Callable[..., Nest],
+) -> None:
+    with NvmeHost(nest().above().path) as host:
+        queue = host.create_queue_pair()
+        buffer = host.memory.allocate(8192 + 257)
+        entries = [sgl_entry(SglType.DATA_BLOCK, buffer.iova + 33 * i, 31) for i in range(256)]
+        entries.append(sgl_entry(SglType.DATA_BLOCK, buffer.iova, 8192 - 31 * 256))
+        with refused(GenericStatus.INVALID_SGL_COUNT):
+            queue.execute(sgl_command(commands.read, host, entries))
+
+
+@pytest.fixture
+def drive_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have drives say something else of themselves; ours say what they are."""
+
+    def say(**changes: Any) -> None:
+        told = parent.describe
+        monkeypatch.setattr(parent, "describe", lambda *a, **k: replace(told(*a, **k), **changes))
+
+    return say
+
+
+def test_a_drive_that_takes_no_sgl_gets_none(
+    nest: Callable[..., Nest], drive_with: Callable[..., None]
+) -> None:
+    drive_with(sgls=Sgls(0))
+    with NvmeHost(nest().above().path) as host:
+        assert host.identify_controller().sgls == 0
+        queue = host.create_queue_pair()
+        entry = sgl_entry(SglType.DATA_BLOCK, host.memory.allocate(8192).iova, 8192)
+        with refused(GenericStatus.INVALID_FIELD):
+            queue.execute(sgl_command(commands.read, host, [entry]))
+
+
+def test_a_drive_without_bit_buckets_gets_none(
+    nest: Callable[..., Nest], drive_with: Callable[..., None]
+) -> None:
+    drive_with(sgls=Sgls.DWORD_ALIGNED)
+    with NvmeHost(nest().above().path) as host:
+        assert host.identify_controller().sgls == Sgls.DWORD_ALIGNED | Sgls.LONGER
+        queue = host.create_queue_pair()
+        entry = sgl_entry(SglType.DATA_BLOCK, host.memory.allocate(8192).iova, 8192)
+        queue.execute(sgl_command(commands.read, host, [entry]))
+        with refused(GenericStatus.SGL_TYPE_INVALID):
+            queue.execute(
+                sgl_command(commands.read, host, [sgl_entry(SglType.BIT_BUCKET, 0, 8192)])
+            )
 
 
 def prps_at(host: NvmeHost, iova: int, size: int) -> Prps:

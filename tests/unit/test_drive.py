@@ -20,6 +20,7 @@ from nvme_mdev.spec.nvme_identify import (
     Nsattr,
     Nsfeat,
     Oncs,
+    Sgls,
     Vwc,
 )
 
@@ -120,3 +121,18 @@ def test_optimal_sizes_hold_where_a_part_begins_on_their_boundaries() -> None:
 def test_a_part_that_does_not_lie_within(part: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="do not lie within"):
         drive(**part)
+
+
+@pytest.mark.parametrize(
+    ("told", "offered"),
+    [
+        (0, 0),
+        (3, 0),
+        (Sgls.KEYED | Sgls.BIT_BUCKET, 0),
+        (Sgls.BYTE_ALIGNED, Sgls.BYTE_ALIGNED),
+        (Sgls.DWORD_ALIGNED | Sgls.BIT_BUCKET, Sgls.DWORD_ALIGNED | Sgls.BIT_BUCKET),
+        (0xFFFF0000 | Sgls.BYTE_ALIGNED, Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET),
+    ],
+)
+def test_sgls_are_offered_as_the_drive_takes_them(told: int, offered: int) -> None:
+    assert drive({"sgls": told}).sgls == offered

@@ -29,6 +29,7 @@ from nvme_mdev.bench.floor import (
 from nvme_mdev.bench.machine import describe_machine
 from nvme_mdev.bench.runner import entries_for
 from nvme_mdev.bench.spread import Spread
+from nvme_mdev.bench.worker import Worker
 from nvme_mdev.host.memory import DmaMemory
 from nvme_mdev.host.queues import QueuePair
 from nvme_mdev.host.workload import Workload
@@ -46,8 +47,6 @@ COPY_RANGE = 256 << 20
 """Bytes; far more than caches and TLBs cover, as a namespace is."""
 _PAGE = 4096
 _LINE = 64
-_JOIN_INTERVAL = 0.1
-"""Seconds; a thread is waited for in steps, so that Ctrl-C is heard."""
 
 
 class Limit(NamedTuple):
@@ -257,14 +256,13 @@ def _run_pinned(
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=work, daemon=True, name=f"floor-{cpu}")
-    thread.start()
+    worker = Worker(work, f"floor-{cpu}")
     try:
-        while thread.is_alive():
-            thread.join(_JOIN_INTERVAL)
+        worker.start()
+        worker.wait()
     except BaseException:
         stop()
-        thread.join()
+        worker.wait()
         raise
     if failed:
         raise failed[0]
@@ -283,14 +281,14 @@ def _beside(cpu: int, work: Callable[[], None], stop: Callable[[], None]) -> Ite
             started.set()
         work()
 
-    thread = threading.Thread(target=pinned, daemon=True, name=f"floor-{cpu}")
-    thread.start()
+    worker = Worker(pinned, f"floor-{cpu}")
     try:
+        worker.start()
         started.wait()
         yield
     finally:
         stop()
-        thread.join()
+        worker.wait()
 
 
 def pick_cpus(wanted: tuple[int, ...]) -> tuple[int, int] | None:

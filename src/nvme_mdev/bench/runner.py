@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nvme_mdev.bench.counters import read_counters
 from nvme_mdev.bench.job import lay_out
 from nvme_mdev.bench.results import BenchResult, Direction, JobResult
+from nvme_mdev.bench.worker import Worker
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.errors import HostError, TransportError
 from nvme_mdev.host.memory import Prps, prps_for, round_up
@@ -57,7 +58,7 @@ class _Lane:
     result: JobResult | None = None
     phase: str = ""
     error: BaseException | None = None
-    thread: threading.Thread | None = None
+    worker: Worker | None = None
 
 
 @dataclass(slots=True)
@@ -182,10 +183,8 @@ class Runner:
         before = read_counters(self.host)
         try:
             for number, lane in enumerate(self._lanes):
-                lane.thread = threading.Thread(
-                    target=self._work, args=(lane,), name=f"bench-{number}", daemon=True
-                )
-                lane.thread.start()
+                lane.worker = Worker(partial(self._work, lane), f"bench-{number}")
+                lane.worker.start()
             self._watch(progress)
         except BaseException:
             self._stop()
@@ -229,8 +228,8 @@ class Runner:
     def _watch(self, progress: Progress) -> None:
         started = time.monotonic()
         while running := self._running():
-            if running[0].thread:
-                running[0].thread.join(_LOOK_INTERVAL)
+            if running[0].worker:
+                running[0].worker.wait(_LOOK_INTERVAL)
             if self.host.transport.disconnected:
                 raise TransportError(f"{self.host.transport.path}: the server has gone away")
             progress(self._fraction(time.monotonic() - started), self._lanes[0].phase)
@@ -255,12 +254,12 @@ class Runner:
                 lane.workload.stop(abandon=abandon)
             deadline = time.monotonic() + _PATIENCE
             for lane in running:
-                if lane.thread:
-                    lane.thread.join(max(0.0, deadline - time.monotonic()))
+                if lane.worker:
+                    lane.worker.wait(max(0.0, deadline - time.monotonic()))
         self._abandoned |= any(lane.workload.failure >= Failure.TIMEOUT for lane in self._lanes)
 
     def _running(self) -> list[_Lane]:
-        return [lane for lane in self._lanes if lane.thread and lane.thread.is_alive()]
+        return [lane for lane in self._lanes if lane.worker and lane.worker.running]
 
     def _raise_first(self) -> None:
         for lane in self._lanes:

@@ -20,7 +20,7 @@ cdef uint32_t walk_sgl(
     cdef sq_t *sq = request.sq
     cdef nvme_sqe_t *sqe = &request.slot.sqe
     cdef uint32_t status
-    if not request.ns.backend.any_memory:
+    if not request.ns.backend.sgls:
         return refuse(request, SC_INVALID_FIELD, LOCATION_PSDT)
     status = sgl_walk(sq.controller.memory, sqe.prp1, sqe.prp2, length, to_guest,
                       iov, sq.iov_stride, count, &sq.region_hint)

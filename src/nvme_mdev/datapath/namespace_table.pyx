@@ -43,6 +43,7 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
             raise MemoryError
         ns.backend = &backend.backend
         ns.backend.any_memory = backend.any_memory
+        ns.backend.sgls = backend.sgls
         ns.blocks = backend.size // backend.block_size
         ns.block_shift = backend.block_size.bit_length() - 1
         ns.nsid = nsid

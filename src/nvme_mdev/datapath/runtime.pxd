@@ -207,6 +207,8 @@ cdef struct backend_t:
     uint32_t locked
     #: IOThreads that it is served on.
     uint32_t threads
+    #: How it takes SGLs (SGLS, bits 1:0 and 16); 0: not at all.
+    uint32_t sgls
     #: Its limits, with ATTENTION_LIMITED.
     throttle_t *throttle
 

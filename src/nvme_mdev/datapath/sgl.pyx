@@ -23,13 +23,6 @@ from nvme_mdev.datapath.status cimport (
 )
 
 cdef enum:
-    #: SGL Descriptor Type, the upper four bits of a descriptor's last byte.
-    TYPE_DATA_BLOCK = 0
-    TYPE_BIT_BUCKET = 1
-    TYPE_SEGMENT = 2
-    TYPE_LAST_SEGMENT = 3
-
-    DESCRIPTOR_SIZE = 16
     #: Descriptors of a command, those without a length and those of segments included: arbitrary,
     #: Linux and SPDK use at most 256.
     DESCRIPTORS = 2048
@@ -52,7 +45,11 @@ cdef struct walk_t:
 
 
 cdef inline uint32_t kind_of(uint64_t word) noexcept nogil:
-    return <uint32_t> (word >> 60)
+    return <uint32_t> (word >> TYPE_SHIFT)
+
+
+cdef const uint8_t *sgl_sink() noexcept nogil:
+    return sink
 
 
 cdef uint32_t add_bucket(walk_t *walk, uint64_t part) noexcept nogil:

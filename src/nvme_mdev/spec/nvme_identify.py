@@ -255,6 +255,8 @@ class Sgls(enum.IntFlag):
 
     BYTE_ALIGNED = 1
     DWORD_ALIGNED = 2
+    ALIGNMENT = 3
+    """Bits 1:0."""
     KEYED = 1 << 2
     BIT_BUCKET = 1 << 16
     MBA = 1 << 17

@@ -189,10 +189,15 @@ def _compare_and_write_unit(controller: Controller) -> int:
 
 
 def _sgls(namespaces: Namespaces) -> Sgls:
-    """SGLS: anywhere, of any length; bit buckets; more than the command needs."""
-    if all(namespace.backend.any_memory for namespace in namespaces):
-        return Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET | Sgls.LONGER
-    return Sgls(0)
+    """SGLS: what all namespaces take. A list may describe more than the command: we cut it."""
+    found = [Sgls(namespace.backend.sgls) for namespace in namespaces]
+    if any(not sgls for sgls in found):
+        return Sgls(0)
+    alignment = Sgls.BYTE_ALIGNED
+    if any(sgls & Sgls.ALIGNMENT == Sgls.DWORD_ALIGNED for sgls in found):
+        alignment = Sgls.DWORD_ALIGNED
+    buckets = Sgls.BIT_BUCKET if all(sgls & Sgls.BIT_BUCKET for sgls in found) else Sgls(0)
+    return alignment | buckets | Sgls.LONGER
 
 
 def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:

@@ -18,6 +18,7 @@ cdef class Backend:
     cdef readonly bint volatile_cache
     cdef readonly bint can_compare
     cdef readonly bint any_memory
+    cdef readonly unsigned int sgls
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate
     cdef readonly bint can_verify

@@ -23,9 +23,11 @@ class Backend:
     volatile_cache: bool
     #: Compare can be done.
     can_compare: bool
-    #: It reads and writes any memory of this process, in pieces of any length: SGLs can be offered,
-    #: and what it cannot do by itself is made of reads and writes (Compare, Verify, Copy).
+    #: It reads and writes any memory of this process, in pieces of any length: what it cannot do by
+    #: itself is made of reads and writes (Compare, Verify, Copy).
     any_memory: bool
+    #: How it takes SGLs (`Sgls`): their alignment, 0 for not at all, and bit buckets.
+    sgls: int
     #: Write Zeroes, Dataset Management/deallocate and FUA can be done.
     can_write_zeroes: bool
     can_deallocate: bool

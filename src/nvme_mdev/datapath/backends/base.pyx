@@ -10,6 +10,7 @@ from nvme_mdev.datapath.throttle cimport limit_time, throttle_look_again
 from nvme_mdev.datapath.token_bucket cimport TICK_SHIFT, bucket_set
 
 from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
+from nvme_mdev.spec.nvme_identify import Sgls
 
 
 cdef class Backend:
@@ -17,6 +18,7 @@ cdef class Backend:
 
     def __cinit__(self, *args, **kwargs):
         self.can_compare = self.can_verify = self.can_copy = self.any_memory = True
+        self.sgls = int(Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET)
         self.served_on = {}
         self.limits = {}
         self.backend.throttle = &self.throttle

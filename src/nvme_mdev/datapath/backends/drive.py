@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Vwc
+from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Sgls, Vwc
 
 if TYPE_CHECKING:
     from nvme_mdev.spec.nvme_identify import IdentifyController, IdentifyNamespace
@@ -85,6 +85,8 @@ class DriveNamespace:
     preferred_deallocate: int = 0
     atomicity: Atomicity | None = None
     """None: a block, and no more."""
+    sgls: int = 0
+    """How it takes SGLs (`Sgls`); 0: it does not."""
 
 
 def block_size_of(namespace: IdentifyNamespace) -> int:
@@ -146,7 +148,15 @@ def describe(
         preferred_write=_aligned(namespace.npwg + 1, start) if preferences else 0,
         preferred_deallocate=_aligned(namespace.npdg + 1, start) if preferences else 0,
         atomicity=atomicity_of(controller, namespace, start),
+        sgls=_sgls(controller),
     )
+
+
+def _sgls(controller: IdentifyController) -> int:
+    """What we can pass on: descriptors with an address."""
+    if controller.sgls & Sgls.ALIGNMENT not in (Sgls.BYTE_ALIGNED, Sgls.DWORD_ALIGNED):
+        return 0
+    return controller.sgls & (Sgls.ALIGNMENT | Sgls.BIT_BUCKET)
 
 
 def _copy_limits(controller: IdentifyController, namespace: IdentifyNamespace) -> CopyLimits | None:

@@ -3,9 +3,9 @@
 Only what must be is rewritten: the command identifier, the NSID, the LBA, and the data pointer. The
 controller below (a drive behind VFIO, or another vfio-user controller) reaches this process' memory
 at the addresses that it has here, guest memory included; so the segments that a command's PRPs or SGLs
-were checked and translated to are its data pointer below. Neither data nor, for up to two pages, a
-list is copied. A longer list is written anew for the controller below: the guest could change its own
-after it was checked, to addresses of another guest.
+were checked and translated to are its data pointer below, PRPs or an SGL as well. Neither data nor, for
+up to two pages or one descriptor, a list is copied. A longer list is written anew for the controller
+below: the guest could change its own after it was checked, to addresses of another guest.
 
 One queue pair serves all namespaces of a controller below on one IOThread. The status that it
 returns is the guest's, unchanged.
@@ -14,25 +14,33 @@ returns is the guest's, unchanged.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
+from posix.uio cimport iovec
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.below cimport (
     below_t, moves_data, natives_of, names_ranges, rewrite, write_ranges,
 )
 from nvme_mdev.datapath.chain cimport chain_append, chain_next, chain_t, chain_take
+from nvme_mdev.datapath.data_pointer cimport FLAGS_SGL
 from nvme_mdev.datapath.host_rings cimport (
     PHASE_BIT, STATUS_SHIFT, advance_head, cqe_t, peek, post, queue_t, ring, sqe_t,
 )
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
-    OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, iothread_t, request_t,
+    OP_DEALLOCATE, PAGE_SIZE, REQUEST_EXPIRED, backend_ops_t, backend_t, iothread_t, request_t,
+)
+from nvme_mdev.datapath.sgl cimport (
+    DESCRIPTOR_SIZE, TYPE_BIT_BUCKET, TYPE_DATA_BLOCK, TYPE_LAST_SEGMENT, TYPE_SHIFT, sgl_sink,
 )
 from nvme_mdev.datapath.status cimport (
-    SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_SUCCESS,
+    SC_ABORT_REQUESTED, SC_DNR, SC_INTERNAL_ERROR, SC_SGL_COUNT_INVALID, SC_SGL_TYPE_INVALID, SC_SUCCESS,
 )
 
 cdef enum:
+    #: SGLS, bit 16.
+    SGLS_BIT_BUCKET = 1 << 16
+
     #: Completions taken in a turn; as many fit into `iothread_t.done` beside those of a batch.
     REAP = 64
     #: IOThreads that one namespace can be served by.
@@ -112,10 +120,43 @@ cdef uint32_t write_list(lower_t *lower, request_t *request, uint32_t cid, sqe_t
     return SC_SUCCESS
 
 
+cdef inline uint32_t describe(
+    backend_t *backend, const iovec *segment, uint64_t *address, uint64_t *word
+) noexcept nogil:
+    """One segment as an SGL descriptor; the NVMe status."""
+    cdef bint bucket = segment.iov_base == <void *> sgl_sink()
+    if bucket and not backend.sgls & SGLS_BIT_BUCKET:
+        return SC_SGL_TYPE_INVALID | SC_DNR
+    address[0] = 0 if bucket else <uint64_t> segment.iov_base
+    word[0] = segment.iov_len | <uint64_t> (TYPE_BIT_BUCKET if bucket else TYPE_DATA_BLOCK) << TYPE_SHIFT
+    return SC_SUCCESS
+
+
+cdef uint32_t write_sgl(lower_t *lower, request_t *request, uint32_t cid, sqe_t *sqe) noexcept nogil:
+    """An SGL for the segments of the guest's, which are as it wanted them; the NVMe status."""
+    cdef backend_t *backend = request.ns.backend
+    cdef uint64_t *list_ = <uint64_t *> (lower.pages + <uint64_t> cid * PAGE_SIZE)
+    cdef uint32_t i, status
+    sqe.flags = FLAGS_SGL
+    if request.iov_count == 1:
+        return describe(backend, request.iov, &sqe.prp1, &sqe.prp2)
+    if request.iov_count > PAGE_SIZE // DESCRIPTOR_SIZE:
+        return SC_SGL_COUNT_INVALID | SC_DNR
+    for i in range(request.iov_count):
+        status = describe(backend, &request.iov[i], &list_[2 * i], &list_[2 * i + 1])
+        if status:
+            return status
+    sqe.prp1 = lower.pages_iova + <uint64_t> cid * PAGE_SIZE
+    sqe.prp2 = request.iov_count * DESCRIPTOR_SIZE | <uint64_t> TYPE_LAST_SEGMENT << TYPE_SHIFT
+    return SC_SUCCESS
+
+
 cdef inline uint32_t point_to_data(lower_t *lower, request_t *request, uint32_t cid, sqe_t *sqe) noexcept nogil:
     """The command's data pointer below; the NVMe status. Usually it is one page, or two."""
     cdef uint64_t first = <uint64_t> request.iov[0].iov_base
     cdef uint64_t in_first = PAGE_SIZE - (first & (PAGE_SIZE - 1))
+    if request.slot.sqe.flags & FLAGS_SGL:
+        return write_sgl(lower, request, cid, sqe)
     if request.iov_count == 1 and request.length <= in_first + PAGE_SIZE:
         sqe.prp1 = first
         sqe.prp2 = first + in_first if request.length > in_first else 0
@@ -425,8 +466,9 @@ cdef class NvmeBackend(Backend):
         self.read_only = drive.read_only
         self.volatile_cache = drive.volatile_cache
         self.can_compare = drive.can_compare
-        # Only what is mapped for the controller below, and in pages.
+        # Only what is mapped for the controller below.
         self.any_memory = False
+        self.sgls = int(drive.sgls)
         self.can_verify = drive.can_verify
         self.copy_limits = drive.copy_limits
         self.can_copy = self.copy_limits is not None
