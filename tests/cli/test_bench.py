@@ -252,8 +252,10 @@ def test_a_server_that_dies_meanwhile(nvme_mdev: RunCommand, serve: Serve, tmp_p
 
 
 def test_an_interruption_ends_it_at_once(null: Path) -> None:
+    bench = [sys.executable, "-m", "nvme_mdev.cli.main", "bench", str(null), "--runtime", "600"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "nvme_mdev.cli.main", "bench", null, "--runtime", "600"],
+        # In the background of a script the signal is ignored, by all that are started there.
+        ["env", "--default-signal=INT", *bench],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
