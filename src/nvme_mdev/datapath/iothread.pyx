@@ -32,9 +32,9 @@ from nvme_mdev.datapath.compound cimport (
 )
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
-    cq_post, cq_prefetch, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt, request_done,
-    signal_fd, slot_record, sq_fetch, sq_prefetch, sq_release, sq_suppress_event, sq_unfetch, sq_waiting,
-    tell_relay, wake_thread,
+    cq_post, cq_prefetch, cq_read_head, cq_room, cq_used, log_error, publish_head, raise_interrupt,
+    request_done, signal_fd, slot_record, sq_fetch, sq_prefetch, sq_release, sq_suppress_event,
+    sq_unfetch, sq_waiting, tell_relay, wake_thread,
 )
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_LIMITED, BATCH, DONE_CAPACITY, ENTRIES_URGENT, HELD_ERROR, INTERRUPTS_AT_ONCE,
@@ -164,16 +164,20 @@ cdef void note_error(request_t *request) noexcept nogil:
     sq.cq.dirty += ENTRIES_URGENT
 
 
+cdef inline void count_end(request_t *request) noexcept nogil:
+    """A command is about to be posted: the counters have it, or the error log."""
+    if request.status:
+        note_error(request)
+    else:
+        count_io(request)
+
+
 cdef inline void post_one(request_t *request) noexcept nogil:
     """Post the request's CQE. Where it goes is recorded before."""
     cdef sq_t *sq = request.sq
     cdef cq_t *cq = sq.cq
-    cdef controller_t *controller = sq.controller
-    if not controller.stopped:
-        if request.status:
-            note_error(request)
-        else:
-            count_io(request)
+    if not sq.controller.stopped:
+        count_end(request)
         slot_record(request.slot, cq.tail, cq.phase)
         cq_post(cq, request.result, sq.head, sq.qid, request.slot.sqe.cid, request.status)
         cq.dirty += 1
@@ -236,10 +240,7 @@ cdef inline uint32_t record_run(iothread_t *thread, uint32_t first) noexcept nog
     cdef uint32_t end = first
     cdef request_t *request = thread.done[first]
     while True:
-        if request.status:
-            note_error(request)
-        else:
-            count_io(request)
+        count_end(request)
         slot_record(request.slot, tail, phase)
         tail += 1
         if tail == cq.size:

@@ -13,11 +13,11 @@ from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
     copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32, prefetch_read,
-    prefetch_write,     store_relaxed32, store_release32, store_release64,
+    prefetch_write, store_relaxed32, store_release32, store_release64,
 )
 from nvme_mdev.datapath.layout cimport (
-    CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE, controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t,
-    slot_t,
+    CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE,
+    controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t, slot_t,
 )
 from nvme_mdev.datapath.runtime cimport (
     INTERRUPTS_RELAYED, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,

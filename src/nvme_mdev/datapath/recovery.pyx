@@ -16,7 +16,7 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
+    cq_advance, cq_entry, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
 )
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, controller_t, cq_t, iothread_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport COMPOUND
@@ -81,7 +81,7 @@ cdef bint was_posted(sq_t *sq, slot_t *slot) noexcept:
     cdef nvme_cqe_t *entry
     if slot.cq_phase == CQ_UNDECIDED or slot.cq_index >= sq.cq.size:
         return False
-    entry = <nvme_cqe_t *> (sq.cq.pages[slot.cq_index >> 8] + (slot.cq_index & 255) * 16)
+    entry = cq_entry(sq.cq, slot.cq_index)
     return (entry.cid == slot.sqe.cid and entry.sqid == sq.qid
             and (entry.status & 1) == slot.cq_phase)
 
