@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.host.driver import NvmeHost
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,14 +32,27 @@ def test_json_tells_both_latencies_and_the_load(
         assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"]
         assert len(found[name]["values"]) == 2
     assert found["server_percent_of_cpu"]["min"] >= 0
+    assert 0 < found["bare_naps_percent_of_cpu"] < 100
 
 
-def test_a_person_reads_three_lines(serve: Serve, tmp_path: Path, nvme_mdev: RunCommand) -> None:
+def test_a_person_reads_a_line_for_each(
+    serve: Serve, tmp_path: Path, nvme_mdev: RunCommand
+) -> None:
     serve("null:1G", "--socket", tmp_path / "s")
     out = nvme_mdev("bench", "idle", tmp_path / "s", *QUICK).out
     assert "doorbells are mapped" in out
     assert "first read after a rest:" in out
     assert "server's processor time:" in out
+    assert "1 ms sleeps cost anybody:" in out
+
+
+def test_a_read_that_fails_is_one_line(serve: Serve, tmp_path: Path, nvme_mdev: RunCommand) -> None:
+    serve("memory:1M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        host.create_queue_pair().write_uncorrectable(1, 0, 1)
+    result = nvme_mdev("bench", "idle", tmp_path / "s", *QUICK)
+    assert result.status == 2
+    assert result.err == "nvme-mdev: the controller does not complete a read: status\n"
 
 
 def test_a_socket_that_is_not_there_is_one_line(tmp_path: Path, nvme_mdev: RunCommand) -> None:

@@ -20,6 +20,7 @@ from nvme_mdev.datapath.state import ControllerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import Self
 
     from nvme_mdev.datapath.backends.base import Backend
@@ -49,6 +50,13 @@ class Completion:
     """SCT, SC and Do Not Retry."""
     more: bool = False
     """The error log has an entry."""
+
+
+def slept(task: Path) -> int:
+    """How often a thread has gone to sleep, by its directory in /proc; a yield is none."""
+    status = (task / "status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("voluntary_ctxt_switches"))
+    return int(line.split()[1])
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -17,7 +17,7 @@ from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.queue_table import QueueTable
 from nvme_mdev.datapath.state import MAX_IOTHREADS, ControllerState
 
-from .guest import IOVA, PAGE, READ, WRITE, Guest, wait_for
+from .guest import IOVA, PAGE, READ, WRITE, Guest, slept, wait_for
 
 SIZE = 1 << 24
 
@@ -56,13 +56,6 @@ def test_submission_queues_of_one_completion_queue_are_on_its_thread() -> None:
         for qid in (2, 3, 4):
             guest.table.create_sq(qid, 1, guest.allocate(1), 16)
         assert [thread.queue_count for thread in guest.iothreads] == [4, 0]
-
-
-def slept(task: Path) -> int:
-    """How often a thread has gone to sleep, by its directory in /proc; a yield is none."""
-    status = (task / "status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("voluntary_ctxt_switches"))
-    return int(line.split()[1])
 
 
 def test_a_polling_thread_dozes_while_others_compute_on_its_processor(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class FakeDevice:
         """What the fds were that came with calls, e.g. ``/memfd:ram (deleted)``."""
         self.fails: dict[str, BaseException] = {}
         """Method name → what it raises."""
+        self.heard: set[int] = set()
+        """Sockets that it may poll."""
         self.gate: threading.Event | None = None
         """Where :meth:`reset` waits if set."""
         self.doorbells = os.memfd_create("doorbells")
@@ -144,6 +146,12 @@ class FakeDevice:
 
     def use_client_memory(self, memory: ClientMemory) -> None:
         self.client_memory = memory
+
+    def listen(self, fd: int) -> None:
+        self.heard.add(fd)
+
+    def ignore(self, fd: int) -> None:
+        self.heard.remove(fd)
 
     async def attached(self) -> None:
         self._note("attached")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import threading
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,16 @@ def test_the_next_client_finds_the_device_ready(running: Running) -> None:
             assert peer.call(INFO, four_words(16)).error == 0
     running.wait_until_idle()
     assert running.device.calls == [("attached",), ("detached",)] * 3
+
+
+def test_the_device_may_poll_the_socket_of_the_client_that_is_there(running: Running) -> None:
+    for _ in range(2):
+        assert running.device.heard == set()
+        with running.negotiated():
+            (fd,) = running.device.heard
+            assert stat.S_ISSOCK(os.fstat(fd).st_mode)
+        running.wait_until_idle()
+    assert running.device.heard == set()
 
 
 def test_a_client_that_says_nothing_is_not_attached(running: Running) -> None:

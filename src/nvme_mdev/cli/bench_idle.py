@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 def idle(*, socket: str, nsid: int, rests: int, rest: float, as_json: bool) -> None:
     """Measure how the controller at SOCKET rests.
 
-    How long the first read takes after a rest, and the one right after it, and how much of a
-    processor the server used in the second half of each rest. A controller whose doorbells are
-    mapped (or that knows shadow doorbells) looks at them now and then; without, it can sleep until
-    it is rung. Nothing is written.
+    How long it takes from the doorbell of the first read after a rest to its completion, and of the
+    one right after it, and how much of a processor the server used in the second half of each rest.
+    A controller whose doorbells are mapped looks at them every millisecond, and what such sleeps
+    cost on this machine at least is told, too; without, it sleeps until it is rung. Nothing is
+    written.
     """
     from nvme_mdev.bench.idle import measure
     from nvme_mdev.host.driver import NvmeHost
@@ -61,6 +62,8 @@ def _print(found: Idle) -> None:
         click.echo(
             f"server's processor time:  {load.median:.2f} % ({load.least:.2f} to {load.most:.2f})"
         )
+    if found.mapped:
+        click.echo(f"1 ms sleeps cost anybody:  {found.naps:.2f} %")
 
 
 def _microseconds(spread: Spread) -> str:

@@ -13,6 +13,8 @@ cdef class IOThread:
     cdef object worker
     cdef readonly object cpu
     cdef object started
+    #: What `ring_set` is.
+    cdef object rings
     cdef object failure
     #: Run a function on the thread (paused or not) and wait for it; its result.
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999

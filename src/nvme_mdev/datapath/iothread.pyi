@@ -26,6 +26,16 @@ class IOThread:
     def wake(self) -> None:
         """Make a parked thread look at its queues (a doorbell came through the socket)."""
 
+    def listen(self, fd: int) -> None:
+        """While it is parked, any message on this socket makes it look at shadow doorbells.
+
+        A guest stores what it rings there before it rings: who reads the message need not be waited
+        for. OSError as of epoll. Until `ignore`, which must come before the socket is closed.
+        """
+
+    def ignore(self, fd: int) -> None:
+        """No longer `listen`; nothing to do for a thread that does not, or has stopped."""
+
     def configure(self, *, cpu: int | None = None, poll_timeout_ms: int | None = None) -> None:
         """Pin to a processor (OSError: there is none of this number), or poll so long when idle.
 

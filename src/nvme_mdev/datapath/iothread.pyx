@@ -48,9 +48,12 @@ from nvme_mdev.datapath.status cimport (
     SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_hold, throttle_next
+from nvme_mdev.datapath.time_slice cimport shorten_slices
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
 
+import contextlib
 import os
+import select
 import threading
 
 cdef extern from "<time.h>" nogil:
@@ -65,6 +68,11 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *mask)
     short POLLIN
+
+cdef extern from "<sys/epoll.h>" nogil:
+    struct epoll_event:
+        uint32_t events
+    int epoll_wait(int set, epoll_event *events, int count, int timeout_ms)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -92,6 +100,10 @@ cdef enum:
     #: Sleeps of a thread that may not park (ARCHITECTURE, decision 6).
     NAP_FIRST_NS = 20000
     NAP_LAST_NS = 1000000
+    #: How long a thread polls because a socket has something, which need not be a ring.
+    HEARD_NS = 1000000
+    #: Sockets that one wake-up hears of; the others wake it again.
+    SOCKETS_AT_ONCE = 16
     #: Spins before a waiting thread lets the other have the processor.
     PATIENCE = 2000
     PATIENCE_NAP_US = 20
@@ -664,21 +676,51 @@ cdef bint may_park(iothread_t *thread) noexcept nogil:
     return True
 
 
-cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
-    """Sleep until woken, or for so long (0: until woken). The thread stands meanwhile."""
+cdef bint rung_in_memory(iothread_t *thread) noexcept nogil:
+    """A guest stores what it rings in a shadow doorbell: any message that follows is enough to know."""
+    cdef uint32_t i
+    for i in range(thread.queue_count + thread.weighted_count):
+        if thread.queues[i].event_idx != NULL:
+            return True
+    return False
+
+
+cdef bint wait_for_wake(iothread_t *thread, const timespec *timeout) noexcept nogil:
+    """Until the control plane calls (NULL: for ever); False: it did not."""
     cdef pollfd woken
-    cdef timespec timeout
-    cdef uint64_t ignored
-    timeout.tv_sec = 0
-    timeout.tv_nsec = <int64_t> ns
     woken.fd = thread.wake_fd
     woken.events = POLLIN
+    return ppoll(&woken, 1, timeout, NULL) > 0
+
+
+cdef bint wait_for_message(iothread_t *thread) noexcept nogil:
+    """Until a client sends anything, or the control plane calls; False: a signal came."""
+    cdef epoll_event heard[SOCKETS_AT_ONCE]
+    return epoll_wait(thread.ring_set, heard, SOCKETS_AT_ONCE, -1) > 0
+
+
+cdef void sleep_on(iothread_t *thread, uint64_t ns) noexcept nogil:
+    """Sleep until woken, or for so long (0: until woken). The thread stands meanwhile."""
+    cdef timespec timeout
+    cdef uint64_t ignored, patience
+    cdef bint woken
+    timeout.tv_sec = 0
+    timeout.tv_nsec = <int64_t> ns
     thread.rests += 1
     store_release32(&thread.state, STANDING)
-    if ppoll(&woken, 1, NULL if ns == 0 else &timeout, NULL) > 0:
-        read_fd(thread.wake_fd, &ignored, 8)
+    if ns:
+        woken = wait_for_wake(thread, &timeout)
+    elif rung_in_memory(thread):
+        woken = wait_for_message(thread)
+    else:
+        woken = wait_for_wake(thread, NULL)
+    if woken and read_fd(thread.wake_fd, &ignored, 8) == 8:
         # Who wakes it up may have more: it polls again for a while.
         thread.idle_since_ns = 0
+    elif woken:
+        # The message need not be a ring, so the while is a short one.
+        patience = min(thread.poll_timeout_ns, <uint64_t> HEARD_NS)
+        thread.idle_since_ns = now_ns() - (thread.poll_timeout_ns - patience)
     store_relaxed32(&thread.state, RUNNING)
     fence_full()
 
@@ -753,6 +795,7 @@ cdef void run(iothread_t *thread) noexcept nogil:
     """The thread: turns until it is told to stop."""
     thread.handle = pthread_self()
     prctl(PR_SET_TIMERSLACK, 1)
+    shorten_slices()
     store_relaxed32(&thread.state, RUNNING)
     fence_full()
     while True:
@@ -843,6 +886,9 @@ cdef class IOThread:
 
     def start(self):
         self.thread.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.rings = select.epoll()
+        self.rings.register(self.thread.wake_fd, select.EPOLLIN)
+        self.thread.ring_set = self.rings.fileno()
         self.started = threading.Event()
         self.failure = None
         self.thread.stopping = 0
@@ -852,6 +898,7 @@ cdef class IOThread:
         if self.failure is not None:
             self.worker.join()
             self.worker = None
+            self.rings.close()
             self.close_wake()
             raise self.failure
 
@@ -873,10 +920,20 @@ cdef class IOThread:
         self.wake()
         self.worker.join()
         self.worker = None
+        self.rings.close()
         self.close_wake()
 
     def wake(self):
         wake_thread(self.thread)
+
+    def listen(self, fd):
+        # Edges: whoever reads the socket may take his time, and the thread does not wait for him.
+        self.rings.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def ignore(self, fd):
+        if self.worker is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.rings.unregister(fd)
 
     def pause(self):
         self.thread.request += 1

@@ -537,7 +537,9 @@ cdef struct iothread_t:
     #: It sleeps on `wake_fd`.
     uint32_t parked
     int wake_fd
-    uint32_t pad1[13]
+    #: An epoll set: `wake_fd`, and the sockets through which clients ring.
+    int ring_set
+    uint32_t pad1[12]
     # -- what it polls; changed while it stands
     #: Served in turn; then, from `queue_count` on, those that arbiters serve.
     sq_t **queues

@@ -183,6 +183,11 @@ class Transport:
         with self._errors(f"writing BAR0 at {offset:#x}"):
             self._write(PciRegion.BAR0, offset, data)
 
+    def post_bar0(self, offset: int, data: bytes) -> None:
+        """Write bytes of BAR0 and do not wait until they are there; later accesses come later."""
+        with self._errors(f"writing BAR0 at {offset:#x}"):
+            self.client.region_post(PciRegion.BAR0, offset, data)
+
     def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
         """Map the part of BAR0 that has the doorbells; its start in BAR0. (None, 0): not offered.
 

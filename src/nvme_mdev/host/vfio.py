@@ -156,6 +156,10 @@ class VfioTransport(Transport):
             for at in range(0, len(data), 4):
                 self._write(PciRegion.BAR0, offset + at, data[at : at + 4])
 
+    def post_bar0(self, offset: int, data: bytes) -> None:
+        """As :meth:`write_bar0`: the processor posts it."""
+        self.write_bar0(offset, data)
+
     def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
         """Map BAR0 from the doorbells on; (None, 0): the kernel does not let us."""
         flags, size, offset = self._regions[PciRegion.BAR0]

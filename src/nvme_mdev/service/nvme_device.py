@@ -395,6 +395,19 @@ class NvmeDevice:
         """For the relay."""
         self._relay.use_client_memory(memory)
 
+    def listen(self, fd: int) -> None:
+        """A parked IOThread finds a ring in a shadow doorbell when the message comes."""
+        try:
+            for iothread in self._queues.iothreads:
+                iothread.listen(fd)
+        except OSError as error:
+            _log.debug("a parked IOThread is woken when a message has been read: %s", error)
+
+    def ignore(self, fd: int) -> None:
+        """No longer."""
+        for iothread in self._queues.iothreads:
+            iothread.ignore(fd)
+
     async def attached(self) -> None:
         """Nothing to do: the device is as new since the last client has left."""
 

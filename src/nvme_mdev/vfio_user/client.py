@@ -167,6 +167,14 @@ class Client:
         self._check_size(len(data))
         self._call(codec.RegionWrite(offset, index, data))
 
+    def region_post(self, index: int, offset: int, data: bytes) -> None:
+        """As :meth:`region_write`; no reply is asked for, so an error is not heard of."""
+        self._check_size(len(data))
+        request = codec.RegionWrite(offset, index, data)
+        self._message_id = (self._message_id + 1) & 0xFFFF
+        header = codec.MessageHeader(self._message_id, request.command, flags=HeaderFlags.NO_REPLY)
+        self._send(codec.encode(header, request.pack()))
+
     def _check_size(self, size: int) -> None:
         if not 0 < size <= self.max_data_xfer_size:
             raise codec.LocalProtocolError(f"region access of {size} bytes")

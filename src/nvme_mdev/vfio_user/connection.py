@@ -106,6 +106,10 @@ class Connection:
         poll.register(self._sock.fileno(), 0)  # POLLHUP is always reported
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
+    def fileno(self) -> int:
+        """Of the socket."""
+        return self._sock.fileno()
+
     def shut_down(self) -> None:
         """Make a pending and every later :meth:`receive` find the end of file."""
         with contextlib.suppress(OSError):

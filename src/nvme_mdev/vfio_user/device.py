@@ -218,6 +218,16 @@ class Device(Protocol):
         Comes before :meth:`attached`, and without it in a process that goes on with a client.
         """
 
+    def listen(self, fd: int) -> None:
+        """The socket of a client that has come; until :meth:`ignore` it may be polled, never read.
+
+        So a device that looks at the client's memory by itself learns that there is something new
+        before the message is read here.
+        """
+
+    def ignore(self, fd: int) -> None:
+        """The socket is about to be closed; it comes after :meth:`detached`."""
+
     async def attached(self) -> None:
         """A client has agreed on a protocol version; comes before any other call for that client.
 

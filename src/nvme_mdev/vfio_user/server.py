@@ -206,9 +206,12 @@ class Server:
         self._serving = asyncio.create_task(self._serve(connection, session.resume(connection)))
 
     async def _serve(self, connection: Connection, session: Coroutine[Any, Any, None]) -> None:
+        fd = connection.fileno()
+        self.device.listen(fd)
         try:
             await session
         finally:
+            self.device.ignore(fd)
             if self._continuity is not None:
                 self._continuity.remove(CLIENT)
                 self._continuity.journal.reset()
