@@ -12,6 +12,7 @@ from nvme_mdev.datapath.backends.kernel_drive import (
     character_device,
     locate,
     queue_limit,
+    transfer_limit,
 )
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.errors import AttachError
@@ -99,6 +100,27 @@ def test_where_a_partition_begins_on_its_disk(sysfs: Path) -> None:
     assert locate(259, 3, sysfs) == ("nvme0n1", 1 << 20)
     assert queue_limit("nvme0n1", "io_poll", sysfs) == 1
     assert queue_limit("nvme0n1", "other", sysfs) == 0
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "segments", "limit"),
+    [
+        ("512", "127", 256 << 10),  # 126 pages, and one that two ends share
+        ("128", "127", 128 << 10),
+        ("8192", "129", 512 << 10),
+        ("8192", "2", 0),
+        ("8192", "", 0),
+        ("", "127", 0),
+    ],
+)
+def test_what_the_kernel_takes_in_one_command(
+    tmp_path: Path, kilobytes: str, segments: str, limit: int
+) -> None:
+    queue = tmp_path / "block/nvme0n1/queue"
+    queue.mkdir(parents=True)
+    (queue / "max_hw_sectors_kb").write_text(f"{kilobytes}\n")
+    (queue / "max_segments").write_text(f"{segments}\n")
+    assert transfer_limit("nvme0n1", tmp_path) == limit
 
 
 def test_the_character_device_beside_a_disk(tmp_path: Path) -> None:

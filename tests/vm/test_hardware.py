@@ -22,7 +22,9 @@ LONG = 400
 #: What bench does not do: commands with ranges and without data, and a status that is the drive's.
 COMMANDS = """
 import sys
+from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.spec.nvme_status import MediaStatus
 
 data = bytes(range(256)) * 16
 with NvmeHost(sys.argv[1]) as host:
@@ -37,6 +39,9 @@ with NvmeHost(sys.argv[1]) as host:
     assert queue.read(1, 16, 8) == bytes(4096)
     assert queue.compare(1, 8, data)
     assert not queue.compare(1, 16, data)
+    refused = queue.execute(commands.compare(1, 16, 8), send=data, check=False).completion.status
+    # As the drive says it: its error log has nothing more.
+    assert (refused.code, refused.more) == (MediaStatus.COMPARE_FAILURE, False), refused
     assert queue.read(1, 40, 8) == data
 """
 #: The host's part: serve the block device, and wait until it is ready.
@@ -97,6 +102,18 @@ class TestHardware:
         assert "polled" in guest.sh(
             f"grep -q 1 /sys/block/{disk.removeprefix('/dev/')}/queue/io_poll && echo polled"
         )
+        machine.stop(passed)
+        machine.stop(block)
+
+    def test_the_conformance_suite_passes_over_passthrough(self, machine: Machine) -> None:
+        self.conform(machine, f"direct:{machine.guest.disk('main')}p3")
+        assert machine.untouched()
+
+    def conform(self, machine: Machine, target: str) -> None:
+        socket = machine.serve(target)
+        machine.wait(socket)
+        machine.guest.sh(f"nvme-mdev conformance {socket} --destructive", timeout=LONG)
+        machine.stop(socket)
 
     def test_what_cannot_be_had_is_said_in_one_line(self, machine: Machine) -> None:
         main, spare = machine.controller("main"), machine.controller("spare")
@@ -151,6 +168,9 @@ class TestHardware:
         machine.guest.sh(verify(socket), timeout=LONG)
         machine.guest.sh(verify(socket, 3, "128k"), timeout=LONG)
         machine.stop(socket)
+
+    def test_the_conformance_suite_passes_over_queues_of_our_own(self, machine: Machine) -> None:
+        self.conform(machine, f"direct:vfio:{machine.behind_vfio('spare')}/n1,length=32M")
 
     def test_the_host_has_its_part_of_a_drive_behind_vfio(self, machine: Machine) -> None:
         """A file system on /dev/ublkbN beside a guest's part; the daemon and whoever serves the

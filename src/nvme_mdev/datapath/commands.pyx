@@ -96,7 +96,7 @@ cdef uint32_t look_closer(request_t *request, uint32_t kind) noexcept nogil:
                        or request.operation == OP_VERIFY)
     cdef bint bad = backend.attention & ATTENTION_BAD and bad_find(
         backend, request.offset >> shift, request.length >> shift, &lba)
-    if kind != COMPOUND_PLAIN and not backend.any_memory:
+    if kind != COMPOUND_PLAIN and not backend.emulates:
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if bad and reads:
         return unreadable(request, lba)

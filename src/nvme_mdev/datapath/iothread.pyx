@@ -158,7 +158,7 @@ cdef inline void count_media_error(request_t *request) noexcept nogil:
 
 cdef bint is_drives_own(request_t *request) noexcept nogil:
     """What a drive says (direct mode) goes to the guest as it is; it blames no field."""
-    return (request.ns != NULL and request.ns.backend != NULL and not request.ns.backend.any_memory
+    return (request.ns != NULL and request.ns.backend != NULL and not request.ns.backend.emulates
             and request.error_location == LOCATION_NONE)
 
 

@@ -42,7 +42,7 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         if ns.moved == NULL or ns.throttled == NULL:
             raise MemoryError
         ns.backend = &backend.backend
-        ns.backend.any_memory = backend.any_memory
+        ns.backend.emulates = backend.emulates
         ns.backend.sgls = backend.sgls
         ns.blocks = backend.size // backend.block_size
         ns.block_shift = backend.block_size.bit_length() - 1

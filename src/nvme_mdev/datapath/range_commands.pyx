@@ -110,7 +110,7 @@ cdef inline bint copies_by_itself(request_t *request) noexcept nogil:
 cdef uint32_t check_copy(request_t *request) noexcept nogil:
     """What can be checked without the list (3.2.2); the NVMe status."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
-    if not copies_by_itself(request) and not request.ns.backend.any_memory:
+    if not copies_by_itself(request) and not request.ns.backend.emulates:
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)

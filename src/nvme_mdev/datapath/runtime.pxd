@@ -196,8 +196,8 @@ cdef struct backend_t:
     uint32_t attention
     #: Bit n: operation n is done by `submit`, not made of reads and writes (`compound.pyx`).
     uint32_t natives
-    #: It reads and writes any memory of this process, in pieces of any length.
-    uint32_t any_memory
+    #: What it cannot do by itself is made of reads and writes (see backends/base.pyi).
+    uint32_t emulates
     #: It makes use of `request_t.buffer`.
     uint32_t uses_buffers
     #: Its unreadable blocks: a table for each namespace that it is (`uncorrectable.pyx`).

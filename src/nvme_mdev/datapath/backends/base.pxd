@@ -17,7 +17,7 @@ cdef class Backend:
     cdef readonly bint read_only
     cdef readonly bint volatile_cache
     cdef readonly bint can_compare
-    cdef readonly bint any_memory
+    cdef readonly bint emulates
     cdef readonly unsigned int sgls
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate

@@ -23,9 +23,10 @@ class Backend:
     volatile_cache: bool
     #: Compare can be done.
     can_compare: bool
-    #: It reads and writes any memory of this process, in pieces of any length: what it cannot do by
-    #: itself is made of reads and writes (Compare, Verify, Copy).
-    any_memory: bool
+    #: What it cannot do itself is made of reads and writes (Compare, Verify, Copy), of any memory
+    #: of this process, in pieces of any length. Not for a drive's namespace: its guest is told what
+    #: the drive can, and gets the statuses that the drive gives.
+    emulates: bool
     #: How it takes SGLs (`Sgls`): their alignment, 0 for not at all, and bit buckets.
     sgls: int
     #: Write Zeroes, Dataset Management/deallocate and FUA can be done.

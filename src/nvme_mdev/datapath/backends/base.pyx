@@ -17,7 +17,7 @@ cdef class Backend:
     """A place where a namespace's blocks live (see base.pyi)."""
 
     def __cinit__(self, *args, **kwargs):
-        self.can_compare = self.can_verify = self.can_copy = self.any_memory = True
+        self.can_compare = self.can_verify = self.can_copy = self.emulates = True
         self.sgls = int(Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET)
         self.served_on = {}
         self.limits = {}

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nvme_mdev.datapath.backends.drive import DriveNamespace, block_size_of, describe
@@ -38,6 +38,9 @@ SYSFS = Path("/sys")
 _NAMESPACE = re.compile(r"nvme(\d+n\d+)", re.ASCII)
 _SECTOR = 512
 """The unit of a partition's start in sysfs."""
+_PAGE_SIZE = 4096
+_FEWEST_SEGMENTS = 3
+"""With fewer there is no MDTS to tell."""
 _NVME_IOCTL_ADMIN_CMD = 0xC0484E41
 """``<linux/nvme_ioctl.h>``: _IOWR('N', 0x41, struct nvme_passthru_cmd)."""
 _NVME_IOCTL_ID = 0x4E40
@@ -161,6 +164,8 @@ def open_drive(
             blocks=medium.size // size,
             read_only=read_only,
         )
+        limit = transfer_limit(disk) or described.max_transfer
+        described = replace(described, max_transfer=min(described.max_transfer, limit))
         undo.pop_all()
     polled = queue_limit(disk, "io_poll") == 1
     name = controller_of(disk)
@@ -193,6 +198,20 @@ def queue_limit(disk: str, name: str, sysfs: Path = SYSFS) -> int:
         return int((sysfs / "block" / disk / "queue" / name).read_text())
     except (OSError, ValueError):
         return 0
+
+
+def transfer_limit(disk: str, sysfs: Path = SYSFS) -> int:
+    """Bytes that the kernel takes in one command of passthrough; 0: it does not tell.
+
+    Guest pages are scattered, so each is a segment; data that does not begin with a page has one
+    more. What has too many is EINVAL. A power of two, as MDTS is.
+    """
+    size = queue_limit(disk, "max_hw_sectors_kb", sysfs) << 10
+    segments = queue_limit(disk, "max_segments", sysfs)
+    if not size or segments < _FEWEST_SEGMENTS:
+        return 0
+    most = min(size, (segments - 1) * _PAGE_SIZE)
+    return 1 << most.bit_length() - 1
 
 
 def _identify(fd: int, cns: int, nsid: int) -> bytes:

@@ -467,7 +467,7 @@ cdef class NvmeBackend(Backend):
         self.volatile_cache = drive.volatile_cache
         self.can_compare = drive.can_compare
         # Only what is mapped for the controller below.
-        self.any_memory = False
+        self.emulates = False
         self.sgls = int(drive.sgls)
         self.can_verify = drive.can_verify
         self.copy_limits = drive.copy_limits

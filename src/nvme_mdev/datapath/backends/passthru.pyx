@@ -411,6 +411,7 @@ cdef class PassthruBackend(Backend):
         self.size = namespace.blocks * namespace.block_size
         self.read_only = namespace.read_only
         self.volatile_cache = namespace.volatile_cache
+        self.emulates = False
         self.can_compare = namespace.can_compare
         self.can_verify = namespace.can_verify
         self.copy_limits = namespace.copy_limits
