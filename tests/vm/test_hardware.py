@@ -172,6 +172,25 @@ class TestHardware:
     def test_the_conformance_suite_passes_over_queues_of_our_own(self, machine: Machine) -> None:
         self.conform(machine, f"direct:vfio:{machine.behind_vfio('spare')}/n1,length=32M")
 
+    def test_suspending_the_host_under_load_is_a_pause(self, machine: Machine) -> None:
+        """To RAM, which ends the power of the drives, and until the clock's alarm."""
+        passed = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
+        owned = machine.serve(f"direct:vfio:{machine.behind_vfio('spare')}/n1,offset=16M")
+        machine.wait(passed, owned)
+        slept = machine.guest.sh(
+            f"{verify(passed, 12)} >/run/passed.log 2>&1 & first=$!\n"
+            f"{verify(owned, 12)} >/run/owned.log 2>&1 & second=$!\n"
+            "sleep 4; alarm=/sys/class/rtc/rtc0/wakealarm; echo 0 >$alarm; echo +4 >$alarm\n"
+            "echo deep >/sys/power/mem_sleep; echo mem >/sys/power/state\n"
+            "wait $first || { cat /run/passed.log; exit 1; }\n"
+            "wait $second || { cat /run/owned.log; exit 1; }\n"
+            "cat /sys/power/suspend_stats/success",
+            timeout=LONG,
+        )
+        assert int(slept) == 1
+        machine.stop(passed)
+        machine.stop(owned)
+
     def test_the_host_has_its_part_of_a_drive_behind_vfio(self, machine: Machine) -> None:
         """A file system on /dev/ublkbN beside a guest's part; the daemon and whoever serves the
         block device are killed under verified I/O."""
