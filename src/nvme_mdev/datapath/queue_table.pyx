@@ -24,7 +24,8 @@ from nvme_mdev.datapath.interrupts cimport (
 from nvme_mdev.datapath.deferred cimport (
     answer_deferred, find_deferred, preempt_next, settle_deferred, take_deferred,
 )
-from nvme_mdev.datapath.iothread cimport IOThread, complete_deferred, post_all
+from nvme_mdev.datapath.completing cimport complete_deferred, post_all
+from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.layout cimport (
     HOST_QUEUES, INTERRUPT_CLIENT_MASK, INTERRUPT_FUNCTION_MASK, INTERRUPT_PENDING,
     INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, STAGE_DECIDED, STAGE_STATUS_SHIFT, cq_state_t,

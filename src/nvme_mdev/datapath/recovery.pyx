@@ -10,7 +10,8 @@ from nvme_mdev.datapath.aborts cimport adopt_aborts
 from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32
 from nvme_mdev.datapath.commands cimport command_parse
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_reserve
-from nvme_mdev.datapath.iothread cimport complete_done, submit_batch
+from nvme_mdev.datapath.completing cimport complete_done
+from nvme_mdev.datapath.fetching cimport submit_batch
 from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, nvme_cqe_t, slot_t,
 )

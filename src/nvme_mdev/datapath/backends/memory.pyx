@@ -9,7 +9,7 @@ from posix.mman cimport (
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.checks cimport equal_bytes, fault_at
-from nvme_mdev.datapath.iothread cimport complete_done
+from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
     OP_COMPARE, OP_DEALLOCATE, OP_READ, OP_VERIFY, OP_WRITE, OP_WRITE_ZEROES, PAGE_SIZE,

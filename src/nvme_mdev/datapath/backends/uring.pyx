@@ -21,7 +21,8 @@ from nvme_mdev.datapath.backends.inline_io cimport (
 )
 from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
-from nvme_mdev.datapath.iothread cimport IOThread, complete_done
+from nvme_mdev.datapath.completing cimport complete_done
+from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.runtime cimport (
     NO_BUFFER, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
     REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
