@@ -38,6 +38,8 @@ cdef struct below_t:
     uint64_t start
     uint32_t nsid
     uint32_t block_shift
+    #: Its character device, for passthrough.
+    int fd
 
 
 cdef inline uint32_t natives_of(drive):

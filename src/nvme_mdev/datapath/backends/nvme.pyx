@@ -16,10 +16,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.backends.below cimport (
-    below_t, moves_data, natives_of, names_ranges, rewrite, write_ranges,
-)
+from nvme_mdev.datapath.backends.below cimport moves_data, names_ranges, rewrite, write_ranges
+from nvme_mdev.datapath.backends.drive_backend cimport DriveBackend, served_t, way_of
 from nvme_mdev.datapath.chain cimport chain_append, chain_next, chain_t, chain_take
 from nvme_mdev.datapath.data_pointer cimport FLAGS_SGL
 from nvme_mdev.datapath.host_rings cimport (
@@ -43,8 +41,6 @@ cdef enum:
 
     #: Completions taken in a turn; as many fit into `iothread_t.done` beside those of a batch.
     REAP = 64
-    #: IOThreads that one namespace can be served by.
-    PLACES = 64
 
     #: What `lower_t.state` says.
     LOWER_RUNNING = 0
@@ -71,19 +67,6 @@ cdef struct lower_t:
     chain_t waiting
     #: Over, with `request.status`, but for being posted.
     chain_t ended
-
-#: Which queue pair an IOThread uses. `thread` is stored last and NULL where the place is free: other
-#: threads look for theirs meanwhile.
-cdef struct place_t:
-    iothread_t *thread
-    lower_t *lower
-    #: Controllers on that IOThread that the namespace is attached to.
-    uint32_t users
-
-#: A namespace below, and the queue pairs that lead to it.
-cdef struct served_t:
-    below_t below
-    place_t places[PLACES]
 
 
 # -- what the controller below is told --------------------------------------------------------------
@@ -204,11 +187,7 @@ cdef inline void start(iothread_t *thread, lower_t *lower, request_t *request) n
 
 
 cdef inline lower_t *lower_of(served_t *served, iothread_t *thread) noexcept nogil:
-    cdef uint32_t i
-    for i in range(PLACES):
-        if served.places[i].thread == thread:
-            break
-    return served.places[i].lower
+    return <lower_t *> way_of(served, thread)
 
 
 cdef void nvme_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -445,82 +424,24 @@ cdef class LowerQueue:
             self.iothread.resume()
 
 
-cdef class NvmeBackend(Backend):
+cdef class NvmeBackend(DriveBackend):
     """A namespace of a controller below (see nvme.pyi)."""
 
-    cdef served_t *served
     cdef readonly object parent
-    cdef unsigned int max_transfer
-
-    def __cinit__(self, *args, **kwargs):
-        self.served = <served_t *> calloc(1, sizeof(served_t))
-        if self.served == NULL:
-            raise MemoryError
 
     def __init__(self, parent, drive):
         self.parent = parent
-        self.name = drive.name
-        self.identity = drive.identity
-        self.block_size = drive.block_size
-        self.size = drive.blocks * drive.block_size
-        self.read_only = drive.read_only
-        self.volatile_cache = drive.volatile_cache
-        self.can_compare = drive.can_compare
-        # Only what is mapped for the controller below.
-        self.emulates = False
+        self.describe(drive)
         self.sgls = int(drive.sgls)
-        self.can_verify = drive.can_verify
-        self.copy_limits = drive.copy_limits
-        self.can_copy = self.copy_limits is not None
-        self.atomicity = drive.atomicity
-        self.backend.natives = natives_of(drive)
-        self.can_write_zeroes = drive.can_write_zeroes
-        self.can_deallocate = drive.can_deallocate
-        self.deallocate_zeroes = drive.deallocate_zeroes
-        self.optimal_io_boundary = drive.optimal_io_boundary
-        self.preferred_write_granularity = drive.preferred_write
-        self.preferred_deallocate_granularity = drive.preferred_deallocate
-        self.max_transfer = drive.max_transfer
-        self.served.below.nsid = drive.nsid
-        self.served.below.start = drive.start
-        self.served.below.block_shift = drive.block_size.bit_length() - 1
         self.backend.ops = &nvme_ops
-        self.backend.context = self.served
-        self.backend.size = self.size
 
-    cdef place_t *place_of(self, iothread_t *thread) noexcept:
-        """The IOThread's place, or (NULL) a free one; NULL: there is none."""
-        cdef uint32_t i
-        for i in range(PLACES):
-            if self.served.places[i].thread == thread:
-                return &self.served.places[i]
-        return NULL
+    cdef void *open_way(self, IOThread iothread) except NULL:
+        cdef LowerQueue queue = self.parent.take_queue(iothread)
+        return &queue.lower
 
-    cdef int attach(self, IOThread iothread) except -1:
-        cdef LowerQueue queue
-        cdef place_t *place = self.place_of(iothread.thread)
-        if place == NULL:
-            place = self.place_of(NULL)
-            if place == NULL:
-                raise OSError(28, "too many IOThreads serve this namespace", self.name)
-            queue = self.parent.take_queue(iothread)
-            place.lower = &queue.lower
-            place.users = 0
-            place.thread = iothread.thread
-        place.users += 1
+    cdef int close_way(self, IOThread iothread, void *way) except -1:
+        self.parent.give_queue(iothread)
         return 0
-
-    cdef int detach(self, IOThread iothread) except -1:
-        cdef place_t *place = self.place_of(iothread.thread)
-        place.users -= 1
-        if place.users == 0:
-            place.thread = NULL
-            self.parent.give_queue(iothread)
-        return 0
-
-    @property
-    def transfer_limit(self):
-        return self.max_transfer
 
     def use_memory(self, memory):
         memory.add_mapper(self.parent)
@@ -537,9 +458,6 @@ cdef class NvmeBackend(Backend):
     def change_medium(self, size):
         raise OSError(95, "the namespace below is resized by its owner", self.name)
 
-    def can_have_blocks(self, block_size):
-        return block_size == self.block_size
-
     def flush(self):
         self.parent.flush(self)
 
@@ -553,6 +471,3 @@ cdef class NvmeBackend(Backend):
         if self.parent is not None:
             parent, self.parent = self.parent, None
             parent.release(self)
-
-    def __dealloc__(self):
-        free(self.served)

@@ -9,16 +9,14 @@ The commands need submission entries of 128 bytes and completions of 32, so each
 ring for them, one for all such namespaces; it polls where the driver has poll queues (IOPOLL).
 """
 
-from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EPERM, EACCES, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EPERM, EACCES
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.backends.below cimport (
-    below_t, moves_data, names_ranges, natives_of, rewrite, write_ranges,
-)
+from nvme_mdev.datapath.backends.below cimport moves_data, names_ranges, rewrite, write_ranges
+from nvme_mdev.datapath.backends.drive_backend cimport DriveBackend, served_t, way_of
 from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
 from nvme_mdev.datapath.host_rings cimport sqe_t
 from nvme_mdev.datapath.iothread cimport IOThread
@@ -105,8 +103,6 @@ cdef enum:
     ENTRIES = 256
     CQ_ENTRIES = 4096
     REAP = 64
-    #: IOThreads that one namespace can be served by.
-    PLACES = 64
     #: Bytes of an SQE of this ring.
     SQE_SIZE = 128
     #: Ranges of a Dataset Management command.
@@ -122,27 +118,12 @@ cdef struct passthru_ring_t:
     #: Requests that the ring had no room for.
     chain_t waiting
 
-#: Which ring an IOThread uses. `thread` is NULL where the place is free.
-cdef struct place_t:
-    iothread_t *thread
-    passthru_ring_t *ring
-    uint32_t users
-
-cdef struct served_t:
-    below_t below
-    int fd
-    place_t places[PLACES]
-
 
 # -- submitting -----------------------------------------------------------------------------------
 
 
 cdef inline passthru_ring_t *ring_of(served_t *served, iothread_t *thread) noexcept nogil:
-    cdef uint32_t i
-    for i in range(PLACES):
-        if served.places[i].thread == thread:
-            break
-    return served.places[i].ring
+    return <passthru_ring_t *> way_of(served, thread)
 
 
 cdef inline void end(iothread_t *thread, request_t *request, uint32_t status) noexcept nogil:
@@ -194,7 +175,7 @@ cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) n
         return
     memset(sqe, 0, SQE_SIZE)
     sqe.opcode = <uint8_t> IORING_OP_URING_CMD
-    sqe.fd = served.fd
+    sqe.fd = served.below.fd
     sqe.cmd_op = <uint32_t> NVME_URING_CMD_IO
     sqe.user_data = <uint64_t> request
     command = command_of(sqe)
@@ -385,94 +366,39 @@ cdef int give_ring(IOThread iothread, passthru_ring_t *ring) except -1:
 # -- the control plane's side ---------------------------------------------------------------------
 
 
-cdef class PassthruBackend(Backend):
+cdef class PassthruBackend(DriveBackend):
     """An NVMe namespace or partition (see passthru.pyi)."""
 
-    cdef served_t *served
     cdef object drive
     #: The IOThreads that it is attached to.
     cdef list iothreads
     cdef readonly bint polled
-    cdef unsigned int max_transfer
-
-    def __cinit__(self, *args, **kwargs):
-        self.served = <served_t *> calloc(1, sizeof(served_t))
-        if self.served == NULL:
-            raise MemoryError
 
     def __init__(self, path, *, read_only=False, offset=0, length=None):
         self.iothreads = []
         self.drive = open_drive(path, read_only=read_only, offset=offset, length=length)
-        namespace = self.drive.namespace
+        self.describe(self.drive.namespace)
         self.polled = self.drive.polled
-        self.name = path
-        self.identity = namespace.identity
-        self.block_size = namespace.block_size
-        self.size = namespace.blocks * namespace.block_size
-        self.read_only = namespace.read_only
-        self.volatile_cache = namespace.volatile_cache
-        self.emulates = False
-        self.can_compare = namespace.can_compare
-        self.can_verify = namespace.can_verify
-        self.copy_limits = namespace.copy_limits
-        self.can_copy = self.copy_limits is not None
-        self.atomicity = namespace.atomicity
-        self.backend.natives = natives_of(namespace)
-        self.can_write_zeroes = namespace.can_write_zeroes
-        self.can_deallocate = namespace.can_deallocate
-        self.deallocate_zeroes = namespace.deallocate_zeroes
-        self.optimal_io_boundary = namespace.optimal_io_boundary
-        self.preferred_write_granularity = namespace.preferred_write
-        self.preferred_deallocate_granularity = namespace.preferred_deallocate
-        self.max_transfer = namespace.max_transfer
-        self.served.fd = self.drive.fd
-        self.served.below.nsid = namespace.nsid
-        self.served.below.start = namespace.start
-        self.served.below.block_shift = namespace.block_size.bit_length() - 1
+        self.served.below.fd = self.drive.fd
         self.backend.ops = &passthru_ops
         self.backend.uses_buffers = True
-        self.backend.context = self.served
-        self.backend.size = self.size
 
-    cdef place_t *place_of(self, iothread_t *thread) noexcept:
-        """The IOThread's place, or (NULL) a free one; NULL: there is none."""
-        cdef uint32_t i
-        for i in range(PLACES):
-            if self.served.places[i].thread == thread:
-                return &self.served.places[i]
-        return NULL
-
-    cdef int attach(self, IOThread iothread) except -1:
-        cdef place_t *place = self.place_of(iothread.thread)
-        if place == NULL:
-            place = self.place_of(NULL)
-            if place == NULL:
-                raise OSError(ENOMEM, "too many IOThreads serve this namespace", self.name)
-            self.drive.take_queue(iothread)
-            try:
-                place.ring = take_ring(iothread, self.polled)
-            except BaseException:
-                self.drive.give_queue(iothread)
-                raise
-            place.users = 0
-            place.thread = iothread.thread
-            self.iothreads.append(iothread)
-        place.users += 1
-        return 0
-
-    cdef int detach(self, IOThread iothread) except -1:
-        cdef place_t *place = self.place_of(iothread.thread)
-        place.users -= 1
-        if place.users == 0:
-            place.thread = NULL
-            self.iothreads.remove(iothread)
-            give_ring(iothread, place.ring)
+    cdef void *open_way(self, IOThread iothread) except NULL:
+        cdef passthru_ring_t *ring
+        self.drive.take_queue(iothread)
+        try:
+            ring = take_ring(iothread, self.polled)
+        except BaseException:
             self.drive.give_queue(iothread)
-        return 0
+            raise
+        self.iothreads.append(iothread)
+        return ring
 
-    @property
-    def transfer_limit(self):
-        return self.max_transfer
+    cdef int close_way(self, IOThread iothread, void *way) except -1:
+        self.iothreads.remove(iothread)
+        give_ring(iothread, <passthru_ring_t *> way)
+        self.drive.give_queue(iothread)
+        return 0
 
     def use_memory(self, memory):
         memory.add_mapper(self)
@@ -489,7 +415,7 @@ cdef class PassthruBackend(Backend):
         dropped.start = address
         dropped.end = address + size
         for iothread in self.iothreads:
-            dropped.ring = self.place_of(iothread.thread).ring
+            dropped.ring = <passthru_ring_t *> self.place_of(iothread.thread).way
             iothread.call(drop_memory, &dropped)
 
     def medium_size(self):
@@ -501,9 +427,6 @@ cdef class PassthruBackend(Backend):
 
     def change_medium(self, size):
         raise OSError(95, "a partition is resized by its owner", self.name)
-
-    def can_have_blocks(self, block_size):
-        return block_size == self.block_size
 
     def flush(self):
         if not self.read_only:
@@ -519,6 +442,3 @@ cdef class PassthruBackend(Backend):
         if self.drive is not None:
             self.drive.close()
             self.drive = None
-
-    def __dealloc__(self):
-        free(self.served)

@@ -1,0 +1,91 @@
+"""What both forms of direct mode have in common: what the drive can, and a way for each IOThread."""
+
+from libc.errno cimport ENOSPC
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+
+from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.below cimport natives_of
+from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.runtime cimport iothread_t
+
+
+cdef class DriveBackend(Backend):
+    """A namespace, or a range of one, of a controller below."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.served = <served_t *> calloc(1, sizeof(served_t))
+        if self.served == NULL:
+            raise MemoryError
+        self.backend.context = self.served
+
+    cdef int describe(self, drive) except -1:
+        self.name = drive.name
+        self.identity = drive.identity
+        self.block_size = drive.block_size
+        self.size = drive.blocks * drive.block_size
+        self.read_only = drive.read_only
+        self.volatile_cache = drive.volatile_cache
+        self.emulates = False
+        self.can_compare = drive.can_compare
+        self.can_verify = drive.can_verify
+        self.copy_limits = drive.copy_limits
+        self.can_copy = self.copy_limits is not None
+        self.can_write_zeroes = drive.can_write_zeroes
+        self.can_deallocate = drive.can_deallocate
+        self.deallocate_zeroes = drive.deallocate_zeroes
+        self.atomicity = drive.atomicity
+        self.optimal_io_boundary = drive.optimal_io_boundary
+        self.preferred_write_granularity = drive.preferred_write
+        self.preferred_deallocate_granularity = drive.preferred_deallocate
+        self.max_transfer = drive.max_transfer
+        self.served.below.nsid = drive.nsid
+        self.served.below.start = drive.start
+        self.served.below.block_shift = drive.block_size.bit_length() - 1
+        self.backend.natives = natives_of(drive)
+        self.backend.size = self.size
+        return 0
+
+    cdef void *open_way(self, IOThread iothread) except NULL:
+        raise NotImplementedError
+
+    cdef int close_way(self, IOThread iothread, void *way) except -1:
+        raise NotImplementedError
+
+    cdef place_t *place_of(self, iothread_t *thread) noexcept:
+        """The IOThread's place, or (NULL) a free one; NULL: there is none."""
+        cdef uint32_t i
+        for i in range(PLACES):
+            if self.served.places[i].thread == thread:
+                return &self.served.places[i]
+        return NULL
+
+    cdef int attach(self, IOThread iothread) except -1:
+        cdef place_t *place = self.place_of(iothread.thread)
+        if place == NULL:
+            place = self.place_of(NULL)
+            if place == NULL:
+                raise OSError(ENOSPC, "too many IOThreads serve this namespace", self.name)
+            place.way = self.open_way(iothread)
+            place.users = 0
+            place.thread = iothread.thread
+        place.users += 1
+        return 0
+
+    cdef int detach(self, IOThread iothread) except -1:
+        cdef place_t *place = self.place_of(iothread.thread)
+        place.users -= 1
+        if place.users == 0:
+            place.thread = NULL
+            self.close_way(iothread, place.way)
+        return 0
+
+    @property
+    def transfer_limit(self):
+        return self.max_transfer
+
+    def can_have_blocks(self, block_size):
+        return block_size == self.block_size
+
+    def __dealloc__(self):
+        free(self.served)
