@@ -193,7 +193,7 @@ def test_a_namespace_is_attached_resized_and_removed_for_all_that_share_it(
         (["null:1M", "--name", "a"], "named a is being served: choose another"),
         (["null:1M", "--set", "iothread_cpu=8000"], "no such CPU"),
         (["{tmp}/no.img"], "does not exist: give --size"),
-        (["null:1M", "--queues", "129"], "give a number from 1 to 128"),
+        (["null:1M", "--queues", "129"], "129 is not in the range"),
     ],
 )
 def test_a_controller_that_cannot_be_had_leaves_nothing(

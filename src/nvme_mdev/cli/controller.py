@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from nvme_mdev.cli.control import call, name_argument
+from nvme_mdev.cli.controller_options import controller_options, medium_options
 from nvme_mdev.cli.output import Show, output_option
-from nvme_mdev.cli.parameters import CONTROLLER_TYPE, SIZE
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.runtime import find
@@ -32,29 +32,8 @@ def controller() -> None:
 )
 @click.option("--share", is_flag=True, help="Share all namespaces of the controller NAME.")
 @click.option("--name", "new_name", help="Its name.  [default: the socket's stem]")
-@click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
-@click.option(
-    "--block-size",
-    type=click.Choice(["512", "4096"]),
-    help="Logical block size in bytes.  [default: what fits the medium]",
-)
-@click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
-@click.option("--serial", help="Serial number.  [default: derived from the first target]")
-@click.option("--queues", type=click.IntRange(min=1), help="I/O queue pairs offered.")
-@click.option("--queue-entries", type=click.IntRange(min=2), help="Most entries of an I/O queue.")
-@click.option("--mdts", type=SIZE, metavar="SIZE", help="Most data of a command.  [default: 1M]")
-@click.option(
-    "--type",
-    "host_queues",
-    type=CONTROLLER_TYPE,
-    metavar="nvme-NQ_V1",
-    help="Spread the queues over N polling threads, 1 to 16.  [default: nvme-1Q_V1]",
-)
-@click.option(
-    "--iothread",
-    metavar="NAME[,NAME...]",
-    help="Polling threads that controllers share by these names.  [default: its own]",
-)
+@medium_options
+@controller_options
 @click.option(
     "--set", "settings", metavar="SETTING=VALUE", multiple=True, help="A setting (see set)."
 )

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvme_mdev.cli.parameters import CONTROLLER_TYPE, CPUS, SIZE
+from nvme_mdev.cli.controller_options import controller_options, medium_options
+from nvme_mdev.cli.parameters import CPUS
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import (
     DEFAULT_IO_TIMEOUT_MS,
     DEFAULT_POLL_TIMEOUT_MS,
-    DEFAULT_QUEUE_ENTRIES,
-    DEFAULT_QUEUES,
-    MAX_QUEUE_ENTRIES,
-    MAX_QUEUES,
     Definition,
 )
 from nvme_mdev.service.endpoint import control_path, socket_path
@@ -53,13 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--control", metavar="PATH", help="Control socket.  [default: SOCKET.ctl]")
 @click.option("--no-control", is_flag=True, help="No control socket.")
-@click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
-@click.option(
-    "--block-size",
-    type=click.Choice(["512", "4096"]),
-    help="Logical block size in bytes.  [default: what fits the medium, 512 where both do]",
-)
-@click.option("--read-only", is_flag=True, help="Never write; the guest sees a protected disk.")
+@medium_options
 @click.option(
     "--limit",
     "limits",
@@ -68,43 +59,7 @@ if TYPE_CHECKING:
     help="Of each namespace, a second: iops or bps, of everything, or read-iops, write-bps, ...;"
     " burst: at once after a rest.",
 )
-@click.option("--serial", help="Serial number.  [default: derived from the first target]")
-@click.option(
-    "--queues",
-    type=click.IntRange(1, MAX_QUEUES),
-    default=DEFAULT_QUEUES,
-    metavar="N",
-    show_default=True,
-    help="I/O queue pairs offered to the guest; Linux takes one per vCPU.",
-)
-@click.option(
-    "--queue-entries",
-    type=click.IntRange(2, MAX_QUEUE_ENTRIES),
-    default=DEFAULT_QUEUE_ENTRIES,
-    metavar="N",
-    show_default=True,
-    help="Most entries of an I/O queue.",
-)
-@click.option(
-    "--mdts",
-    type=SIZE,
-    default="1M",
-    show_default=True,
-    metavar="SIZE",
-    help="Most data of a command: 8K to 32M, a power of two.",
-)
-@click.option(
-    "--type",
-    "host_queues",
-    type=CONTROLLER_TYPE,
-    metavar="nvme-NQ_V1",
-    help="Spread the queues over N polling threads, 1 to 16.  [default: nvme-1Q_V1]",
-)
-@click.option(
-    "--iothread",
-    metavar="NAME[,NAME...]",
-    help="Polling threads that controllers share by these names.  [default: its own]",
-)
+@controller_options
 @click.option(
     "--iothread-cpu",
     type=CPUS,
