@@ -24,6 +24,7 @@ from nvme_mdev.service.endpoint import control_path, socket_path
 from nvme_mdev.service.limits import split_limits
 from nvme_mdev.service.runtime import check_name
 from nvme_mdev.service.settings import MAX_TIMEOUT_MS
+from nvme_mdev.service.standard_error import standard_error
 from nvme_mdev.service.targets import Access, Target
 
 if TYPE_CHECKING:
@@ -195,9 +196,15 @@ def _names(given: tuple[str, ...], sockets: int) -> list[str | None]:
     return [check_name(name) for name in given]
 
 
+class _Lines(logging.Handler):
+    """To standard error, without waiting for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        standard_error.say(self.format(record))
+
+
 def _configure_logging(verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("nvme-mdev: %(message)s"))
+    handler = _Lines()
     root = logging.getLogger("nvme_mdev")
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

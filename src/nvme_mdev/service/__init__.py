@@ -12,6 +12,7 @@ rpc, schema  JSON-RPC 2.0 and typed parameters, without a socket
 control      the control socket's server
 client       its client
 settings     what can be changed at run time, and when it works
+standard_error  what a daemon says, without waiting for who reads it
 runtime      finding a controller by its name
 daemon       all of it put together, served until a signal comes, and taken down in order
 ===========  ==================================================================================

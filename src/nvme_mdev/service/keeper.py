@@ -22,6 +22,8 @@ import time
 import warnings
 from typing import TYPE_CHECKING
 
+from nvme_mdev.service.standard_error import standard_error
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -112,7 +114,7 @@ class Keeper:
                     return True
                 self._execute_server()
             except OSError as error:
-                _say(f"cannot start: {error}")
+                standard_error.say(f"cannot start: {error}")
             os._exit(EXIT_NOT_EXECUTED)
         for number in PASSED_ON:
             # What nohup ignores stays ignored; SIGINT is ignored by shells for another reason.
@@ -195,14 +197,18 @@ class Keeper:
             if number != signal.SIGKILL:
                 signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        _say(f"the serving process was killed ({signal.Signals(number).name}), starting it again")
+        standard_error.say(
+            f"the serving process was killed ({signal.Signals(number).name}), starting it again"
+        )
 
     def _gives_up(self) -> bool:
         now = time.monotonic()
         self._restarts = [when for when in self._restarts if now - when < WINDOW_S] + [now]
         if len(self._restarts) <= MAX_RESTARTS:
             return False
-        _say(f"it was killed {len(self._restarts)} times in {WINDOW_S:.0f} s: giving up")
+        standard_error.say(
+            f"it was killed {len(self._restarts)} times in {WINDOW_S:.0f} s: giving up"
+        )
         return True
 
     # -- the FD store ------------------------------------------------------------------------
@@ -246,8 +252,3 @@ class Keeper:
 
 def _duplicate_above(fd: int, least: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"nvme-mdev: {text}\n")
-    sys.stderr.flush()
