@@ -54,7 +54,7 @@ maybe_u64 = st.none() | u64
 def ranges(draw: st.DrawFn) -> tuple[int, int]:
     """An address and a size that do not wrap."""
     address = draw(u64)
-    return address, draw(st.integers(1, (1 << 64) - address))
+    return address, draw(st.integers(1, min((1 << 64) - address, (1 << 64) - 1)))
 
 
 @st.composite
