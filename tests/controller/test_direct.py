@@ -28,7 +28,7 @@ from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent
 from nvme_mdev.spec.nvme_commands import Psdt, SglDescriptor, SglType
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
-from nvme_mdev.spec.nvme_identify import Nsattr, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify import IdentifyControllerNvm, Nsattr, Oncs, Sgls, Vwc
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 from nvme_mdev.spec.vfio_user import PciIrq
@@ -173,6 +173,31 @@ def drive_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(parent, "describe", lambda *a, **k: replace(told(*a, **k), **changes))
 
     return say
+
+
+def test_limits_of_commands_without_data_are_the_drives(
+    nest: Callable[..., Nest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"vsl": 3, "wzsl": 5, "wzdsl": 4, "dmrl": 16, "dmrsl": 1000, "dmsl": 9000}
+    with monkeypatch.context() as below:
+        below.setattr(
+            NvmeHost, "identify_controller_nvm", lambda _: IdentifyControllerNvm(**limits)
+        )
+        above = nest().above()
+    with NvmeHost(above.path) as host:
+        told = host.identify_controller_nvm()
+        assert told is not None
+        assert {name: getattr(told, name) for name in limits} == limits
+
+
+def test_a_drive_that_is_older_than_such_limits_has_none(
+    nest: Callable[..., Nest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as below:
+        below.setattr(NvmeHost, "identify_controller_nvm", lambda _: None)
+        above = nest().above()
+    with NvmeHost(above.path) as host:
+        assert bytes(host.identify_controller_nvm() or b"") == bytes(4096)
 
 
 def test_a_drive_that_takes_no_sgl_gets_none(

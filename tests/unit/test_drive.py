@@ -8,6 +8,7 @@ import pytest
 
 from nvme_mdev.datapath.backends.drive import (
     Atomicity,
+    CommandLimits,
     CopyLimits,
     DriveNamespace,
     atomicity_of,
@@ -97,6 +98,16 @@ def test_what_a_drive_writes_whole_is_told_for_the_blocks_of_a_part(
 ) -> None:
     told = atomicity_of(IdentifyController(**controller), IdentifyNamespace(**namespace), start)
     assert told == atomicity
+
+
+def test_several_namespaces_take_what_each_of_them_takes() -> None:
+    assert CommandLimits.least([]) == CommandLimits()
+    assert CommandLimits.least([CommandLimits(), CommandLimits(verify=7, ranges=9)]) == (
+        CommandLimits(verify=7, ranges=9)
+    )
+    assert CommandLimits.least([CommandLimits(3, 9, 0, 8), CommandLimits(5, 4, 2, 8)]) == (
+        CommandLimits(3, 4, 2, 8)
+    )
 
 
 @pytest.mark.parametrize(("flbas", "what"), [(2, "512 bytes and 8 of metadata"), (3, "65536")])

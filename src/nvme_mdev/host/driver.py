@@ -32,6 +32,7 @@ from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     Cns,
     IdentifyController,
+    IdentifyControllerNvm,
     IdentifyNamespace,
     Oacs,
 )
@@ -584,6 +585,14 @@ class NvmeHost:
             data = self.identify(Cns.CONTROLLER)
             self._identify = IdentifyController.from_buffer_copy(data)
         return self._identify
+
+    def identify_controller_nvm(self) -> IdentifyControllerNvm | None:
+        """Identify Controller of the NVM command set; None: the controller is older than that."""
+        try:
+            data = self.identify(Cns.IOCS_CONTROLLER)
+        except NvmeStatusError:
+            return None
+        return IdentifyControllerNvm.from_buffer_copy(data)
 
     def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace; all zero for one that is not active."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from nvme_mdev.datapath.backends.drive import block_size_of, describe
+from nvme_mdev.datapath.backends.drive import NO_LIMITS, CommandLimits, block_size_of, describe
 from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
@@ -210,7 +210,7 @@ class Parent:
         claim = _Claim(nsid, size, start, blocks, read_only)
         if any(claim.overlaps(other) for other in self._claims.values()):
             raise OSError(errno.EBUSY, "this part of the drive is being served already", name)
-        controller = self.host.identify_controller()
+        controller, nvm = self.host.identify_controller(), self.host.identify_controller_nvm()
         serial = bytes(controller.sn).decode("ascii", "replace").strip()
         drive = describe(
             controller,
@@ -221,6 +221,7 @@ class Parent:
             start=start,
             blocks=blocks,
             read_only=read_only,
+            limits=CommandLimits.of(nvm) if nvm is not None else NO_LIMITS,
         )
         backend = NvmeBackend(self, drive)
         self._claims[backend] = claim

@@ -16,7 +16,7 @@ from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULA
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
 from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
-from nvme_mdev.datapath.backends.drive import CopyLimits
+from nvme_mdev.datapath.backends.drive import CommandLimits, CopyLimits
 from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY_RANGES
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
 from nvme_mdev.spec.nvme_commands import Csi
@@ -200,10 +200,19 @@ def _sgls(namespaces: Namespaces) -> Sgls:
     return alignment | buckets | Sgls.LONGER
 
 
-def _controller_nvm(_controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
-    """No limits of its own: MDTS holds for commands with data, the others take what fits NLB."""
+def _controller_nvm(controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
+    """The limits of the drives below: what we do by ourselves takes all that fits NLB."""
     check_csi(command)
-    return IdentifyControllerNvm()
+    told = (namespace.backend.command_limits for namespace in controller.namespaces)
+    limits = CommandLimits.least(one for one in told if one is not None)
+    return IdentifyControllerNvm(
+        vsl=limits.verify,
+        wzsl=limits.write_zeroes,
+        wzdsl=limits.write_zeroes_deallocated,
+        dmrl=limits.ranges,
+        dmrsl=limits.range_blocks,
+        dmsl=limits.blocks,
+    )
 
 
 # --- namespaces ---

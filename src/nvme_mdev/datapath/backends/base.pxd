@@ -27,8 +27,9 @@ cdef class Backend:
     cdef readonly unsigned int optimal_io_boundary
     cdef readonly unsigned int preferred_write_granularity
     cdef readonly unsigned int preferred_deallocate_granularity
-    #: CopyLimits and Atomicity of `drive.py`, or None.
+    #: CopyLimits, CommandLimits and Atomicity of `drive.py`, or None.
     cdef readonly object copy_limits
+    cdef readonly object command_limits
     cdef readonly object atomicity
     #: Where reservations are kept through a loss of power (str), None: nowhere.
     cdef public object ptpl_file

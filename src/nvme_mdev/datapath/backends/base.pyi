@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nvme_mdev.datapath.backends.drive import Atomicity, CopyLimits
+from nvme_mdev.datapath.backends.drive import Atomicity, CommandLimits, CopyLimits
 from nvme_mdev.datapath.backends.raw import NoMedium, RawMedium
 from nvme_mdev.datapath.limits import Limit
 from nvme_mdev.datapath.memory import GuestMemory
@@ -36,6 +36,8 @@ class Backend:
     can_verify: bool
     can_copy: bool
     copy_limits: CopyLimits | None
+    #: Of commands without data; None: what we do has no limits.
+    command_limits: CommandLimits | None
     #: Deallocated blocks read as zeroes (DLFEAT 001b), else unspecified.
     deallocate_zeroes: bool
     #: Blocks; 0 where the backend has no preference (NOIOB; NPWG, NPDG as counts, not 0's based).

@@ -9,12 +9,18 @@ partition that does not begin on one of them has none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Sgls, Vwc
 
 if TYPE_CHECKING:
-    from nvme_mdev.spec.nvme_identify import IdentifyController, IdentifyNamespace
+    from collections.abc import Iterable
+
+    from nvme_mdev.spec.nvme_identify import (
+        IdentifyController,
+        IdentifyControllerNvm,
+        IdentifyNamespace,
+    )
 
 #: A page of PRP list holds 512 entries, and the first page of data is not in it.
 MAX_TRANSFER = 2 << 20
@@ -53,6 +59,37 @@ class CopyLimits:
     """MSRC + 1: source ranges."""
 
 
+class CommandLimits(NamedTuple):
+    """Of commands that MDTS does not limit (CNS 06h); 0: no limit."""
+
+    verify: int = 0
+    """VSL, as an exponent of two, in pages of 4 KiB."""
+    write_zeroes: int = 0
+    """WZSL, likewise."""
+    write_zeroes_deallocated: int = 0
+    """WZDSL, likewise: with Deallocate."""
+    ranges: int = 0
+    """DMRL: ranges of a Dataset Management command."""
+    range_blocks: int = 0
+    """DMRSL: blocks of one of them."""
+    blocks: int = 0
+    """DMSL: blocks of all together."""
+
+    @classmethod
+    def of(cls, data: IdentifyControllerNvm) -> CommandLimits:
+        """As a controller tells them."""
+        return cls(data.vsl, data.wzsl, data.wzdsl, data.dmrl, data.dmrsl, data.dmsl)
+
+    @classmethod
+    def least(cls, limits: Iterable[CommandLimits]) -> CommandLimits:
+        """What all of several namespaces take; of none, anything."""
+        columns = zip(NO_LIMITS, *limits, strict=True)
+        return cls(*(min(filter(None, column), default=0) for column in columns))
+
+
+NO_LIMITS = CommandLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class DriveNamespace:
     """A namespace of a controller below, or a range of its blocks."""
@@ -78,6 +115,7 @@ class DriveNamespace:
     can_verify: bool = False
     copy_limits: CopyLimits | None = None
     """None: it cannot copy."""
+    command_limits: CommandLimits = NO_LIMITS
     deallocate_zeroes: bool = False
     optimal_io_boundary: int = 0
     """Blocks, as the two below; 0: no preference."""
@@ -117,10 +155,11 @@ def describe(
     start: int = 0,
     blocks: int | None = None,
     read_only: bool = False,
+    limits: CommandLimits = NO_LIMITS,
 ) -> DriveNamespace:
     """What is offered of blocks ``start`` ... of a namespace; ValueError: it cannot be served.
 
-    ``blocks`` None: all to its end.
+    ``blocks`` None: all to its end. ``limits``: what the controller tells of them.
     """
     size = block_size_of(namespace)
     rest = max(namespace.nsze - start, 0)
@@ -143,6 +182,7 @@ def describe(
         can_deallocate=bool(controller.oncs & Oncs.NVMDSMSV),
         can_verify=bool(controller.oncs & Oncs.NVMVFYS),
         copy_limits=_copy_limits(controller, namespace),
+        command_limits=limits,
         deallocate_zeroes=namespace.dlfeat & 0x7 == Dlfeat.READS_ZEROES,
         optimal_io_boundary=_aligned(namespace.noiob, start),
         preferred_write=_aligned(namespace.npwg + 1, start) if preferences else 0,

@@ -30,6 +30,7 @@ cdef class DriveBackend(Backend):
         self.can_compare = drive.can_compare
         self.can_verify = drive.can_verify
         self.copy_limits = drive.copy_limits
+        self.command_limits = drive.command_limits
         self.can_copy = self.copy_limits is not None
         self.can_write_zeroes = drive.can_write_zeroes
         self.can_deallocate = drive.can_deallocate

@@ -17,7 +17,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nvme_mdev.datapath.backends.drive import DriveNamespace, block_size_of, describe
+from nvme_mdev.datapath.backends.drive import (
+    NO_LIMITS,
+    CommandLimits,
+    DriveNamespace,
+    block_size_of,
+    describe,
+)
 from nvme_mdev.datapath.backends.host_queues import (
     controller_of,
     give_queue,
@@ -30,6 +36,7 @@ from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     Cns,
     IdentifyController,
+    IdentifyControllerNvm,
     IdentifyNamespace,
 )
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
@@ -163,6 +170,7 @@ def open_drive(
             start=(start + offset) // size,
             blocks=medium.size // size,
             read_only=read_only,
+            limits=_command_limits(fd),
         )
         limit = transfer_limit(disk) or described.max_transfer
         described = replace(described, max_transfer=min(described.max_transfer, limit))
@@ -212,6 +220,15 @@ def transfer_limit(disk: str, sysfs: Path = SYSFS) -> int:
         return 0
     most = min(size, (segments - 1) * _PAGE_SIZE)
     return 1 << most.bit_length() - 1
+
+
+def _command_limits(fd: int) -> CommandLimits:
+    """As the drive tells them; none, if it is older than NVMe 2.0."""
+    try:
+        data = _identify(fd, Cns.IOCS_CONTROLLER, 0)
+    except OSError:
+        return NO_LIMITS
+    return CommandLimits.of(IdentifyControllerNvm.from_buffer_copy(data))
 
 
 def _identify(fd: int, cns: int, nsid: int) -> bytes:
