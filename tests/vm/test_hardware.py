@@ -7,6 +7,7 @@ it, and its host driver plays the guests.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,8 @@ from nvme_mdev.spec.nvme_status import MediaStatus
 
 data = bytes(range(256)) * 16
 with NvmeHost(sys.argv[1]) as host:
+    limits = host.identify_controller_nvm()
+    assert (limits.vsl, limits.dmrsl > 0) == (7, True), bytes(limits)[:16]  # QEMU's
     queue = host.create_queue_pair()
     for slba in range(0, 64, 8):
         queue.write(1, slba, data, fua=slba == 8)
@@ -108,6 +111,24 @@ class TestHardware:
     def test_the_conformance_suite_passes_over_passthrough(self, machine: Machine) -> None:
         self.conform(machine, f"direct:{machine.guest.disk('main')}p3")
         assert machine.untouched()
+
+    def test_a_drive_with_poll_queues_is_polled_by_io_uring_too(self, machine: Machine) -> None:
+        """What the kernel polls for raises no interrupt."""
+        controller = machine.controller("main")
+        socket = machine.serve(f"{machine.guest.disk('main')}p3")
+        machine.wait(socket)
+        count = "{ n += $2 + $3 } END { print n + 0 }"
+        interrupts = f"awk '/{controller}q[1-9]/ {count}' /proc/interrupts"
+        before = int(machine.guest.sh(interrupts))
+        done = machine.guest.sh(f"{verify(socket)}; {interrupts} >/run/interrupts", timeout=LONG)
+        raised = int(machine.guest.sh("cat /run/interrupts")) - before
+        commands = int(re.findall(r"commands translated *([\d,]+)", done)[0].replace(",", ""))
+        assert commands > 1000
+        assert raised < commands / 20, (raised, commands)
+        machine.guest.sh(
+            f"nvme-mdev conformance {socket} --destructive -k read_write -k ranges", timeout=LONG
+        )
+        machine.stop(socket)
 
     def conform(self, machine: Machine, target: str) -> None:
         socket = machine.serve(target)

@@ -547,8 +547,10 @@ cdef struct iothread_t:
     uint32_t weighted_count
     uint32_t controller_count
     controller_t **controllers
-    #: Its io_uring (`uring_t` of uring.pxd), NULL until a backend needs it.
+    #: Its io_uring (`uring_t` of uring.pxd), and the one for devices that are polled; each NULL until a
+    #: backend needs it.
     void *uring
+    void *polled
     #: Its commands that wait, bounce buffers and locked ranges.
     compounds_t *compounds
     #: Something was given back that commands may wait for.

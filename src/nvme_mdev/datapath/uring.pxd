@@ -1,4 +1,4 @@
-"""An IOThread's io_uring: one ring for all its files and devices."""
+"""An IOThread's io_uring: one ring for all its files and devices, and one for those it polls."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.uio cimport iovec
@@ -52,6 +52,9 @@ cdef struct uring_t:
     #: often of its own accord (`iothread_t.rests`).
     int64_t sleeps
     uint32_t rests
+    #: 1: the device is polled for completions (IOPOLL), for which `inflight` operations are out.
+    uint32_t polls
+    uint32_t inflight
     #: By registered-buffer number.
     uint8_t buffers[BUFFERS]
 
@@ -60,13 +63,21 @@ cdef inline uring_t *uring_of(iothread_t *thread) noexcept nogil:
     return <uring_t *> thread.uring
 
 
+cdef inline uring_t *polled_of(iothread_t *thread) noexcept nogil:
+    return <uring_t *> thread.polled
+
+
 #: Make the thread's ring; 0 or -errno. Runs on the thread: it becomes the ring's only submitter.
 cdef int uring_create(iothread_t *thread, void *unused) noexcept nogil
+#: The same, of the ring for direct I/O on devices that can be polled.
+cdef int uring_create_polled(iothread_t *thread, void *unused) noexcept nogil
 cdef void uring_destroy(iothread_t *thread) noexcept nogil
 #: Put a file descriptor (argument: uring_file_slot_t) into the ring's table, -1 takes it out.
 cdef struct uring_file_slot_t:
     uint32_t slot
     int fd
+    #: Into that of the other ring.
+    bint polled
 cdef int uring_register_file(iothread_t *thread, void *file_slot) noexcept nogil
 #: Unregister guest memory (argument: uring_buffers_t).
 cdef struct uring_buffers_t:
@@ -81,5 +92,7 @@ cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil
 cdef void uring_submit(uring_t *uring) noexcept nogil
 #: Hand finished operations to their backends; how many.
 cdef uint32_t uring_poll(iothread_t *thread) noexcept nogil
+#: A poller: show the kernel what was prepared for polled devices, and have it look for completions.
+cdef uint32_t uring_poll_devices(iothread_t *thread, void *unused) noexcept nogil
 #: Sleep until an operation is finished, for so many nanoseconds at most. False: the kernel cannot.
 cdef bint uring_wait(uring_t *uring, uint64_t ns) noexcept nogil

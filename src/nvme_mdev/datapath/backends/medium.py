@@ -89,6 +89,8 @@ class Medium:
     """A file that is memory: buffered I/O is all there is."""
     answers_at_once: bool = False
     """Reads were seen to be done within the system call, without a wait."""
+    polled: bool = False
+    """Its driver has queues without interrupts that io_uring can poll (nvme.poll_queues)."""
     #: Where a partition begins on its disk.
     partition_start: int = 0
     #: What keeps others from a block device; a file's lock is that of its descriptor.
@@ -274,6 +276,7 @@ def _examine_device(path: str, fd: int, *, read_only: bool) -> Medium:
     # Without the command a deallocation is a zeroing hole, or fails where the device has none.
     medium.deallocate_zeroes = medium.can_deallocate and not medium.discard_command
     medium.answers_at_once = _has_no_queue(status) and _try_reads(medium)
+    medium.polled = _queue_limit(status, "io_poll") == 1
     return medium
 
 

@@ -7,6 +7,8 @@ class UringBackend(Backend):
 
     inline_io: bool
     """Short I/O is done within the system call, not through io_uring."""
+    polled: bool
+    """Direct I/O is polled for (IOPOLL): the device's driver has queues for that."""
     @property
     def inline_pauses(self) -> int:
         """How often that was stopped for a while because the medium made the thread wait."""

@@ -36,8 +36,8 @@ from nvme_mdev.datapath.uring cimport (
     IORING_FSYNC_DATASYNC, IORING_OP_URING_CMD, IOSQE_FIXED_FILE, URING_FILES, io_uring_prep_cancel64,
     io_uring_prep_fallocate, io_uring_prep_fsync, io_uring_prep_read, io_uring_prep_read_fixed,
     io_uring_prep_readv2, io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev2,
-    io_uring_sqe, uring_create, uring_file_slot_t, uring_of, uring_register_file, uring_sqe,
-    uring_use_buffer,
+    io_uring_sqe, polled_of, uring_create, uring_create_polled, uring_file_slot_t, uring_of,
+    uring_poll_devices, uring_register_file, uring_sqe, uring_t, uring_use_buffer,
 )
 
 import os
@@ -99,6 +99,8 @@ cdef struct medium_t:
     #: Discard goes by io_uring command (a block device on a kernel that has it).
     uint32_t discard_command
     uint32_t read_only
+    #: Direct I/O that need not be durable when it ends is on the ring that polls the device.
+    uint32_t polled
     inline_t at_once
 
 cdef enum:
@@ -142,15 +144,29 @@ cdef inline uint64_t position(request_t *request) noexcept nogil:
     return (<medium_t *> request.ns.backend.context).start + request.offset + request.done
 
 
-cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
+cdef inline io_uring_sqe *sqe_on(iothread_t *thread, uring_t *uring, request_t *request) noexcept nogil:
     """An SQE for one more operation of the request; without one the request fails (to be retried)."""
-    cdef io_uring_sqe *sqe = uring_sqe(uring_of(thread))
+    cdef io_uring_sqe *sqe = uring_sqe(uring)
     if sqe == NULL:
         request.status = SC_NAMESPACE_NOT_READY
         return NULL
+    uring.inflight += uring.polls
     request.pending += 1
     thread.inflight += 1
     return sqe
+
+
+cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
+    """For what is no direct Read or Write."""
+    return sqe_on(thread, uring_of(thread), request)
+
+
+cdef inline uring_t *ring_for(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
+    """The ring of a Read or Write."""
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    if medium.polled and slot == medium.direct and not request.flags & REQUEST_FUA:
+        return polled_of(thread)
+    return uring_of(thread)
 
 
 cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
@@ -160,14 +176,15 @@ cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
 
 
 cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
-    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    cdef uring_t *uring = ring_for(thread, request, slot)
+    cdef io_uring_sqe *sqe = sqe_on(thread, uring, request)
     cdef uint64_t offset = position(request)
     if sqe == NULL:
         return
     if request.iov_count > 1:
         io_uring_prep_readv2(sqe, slot, request.iov, min(request.iov_count, <uint32_t> IOV_MOST),
                              offset, 0)
-    elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
+    elif request.buffer != NO_BUFFER and uring_use_buffer(uring, request.buffer):
         io_uring_prep_read_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                  offset, <int> request.buffer)
     else:
@@ -176,7 +193,8 @@ cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) no
 
 
 cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
-    cdef io_uring_sqe *sqe = next_sqe(thread, request)
+    cdef uring_t *uring = ring_for(thread, request, slot)
+    cdef io_uring_sqe *sqe = sqe_on(thread, uring, request)
     cdef uint64_t offset = position(request)
     cdef uint32_t flags = RWF_DSYNC if request.flags & REQUEST_FUA else 0
     if sqe == NULL:
@@ -184,7 +202,7 @@ cdef void prepare_write(iothread_t *thread, request_t *request, uint32_t slot) n
     if request.iov_count > 1:
         io_uring_prep_writev2(sqe, slot, request.iov, min(request.iov_count, <uint32_t> IOV_MOST),
                               offset, 0)
-    elif request.buffer != NO_BUFFER and uring_use_buffer(uring_of(thread), request.buffer):
+    elif request.buffer != NO_BUFFER and uring_use_buffer(uring, request.buffer):
         io_uring_prep_write_fixed(sqe, slot, request.iov.iov_base, <uint32_t> request.iov.iov_len,
                                   offset, <int> request.buffer)
     else:
@@ -460,6 +478,7 @@ cdef class UringBackend(Backend):
     #: IOThread to how many controllers it serves this for.
     cdef dict attachments
     cdef readonly bint inline_io
+    cdef readonly bint polled
 
     def __cinit__(self, *args, **kwargs):
         self.attachments = {}
@@ -512,6 +531,7 @@ cdef class UringBackend(Backend):
         self.medium.offset_mask = opened.offset_alignment - 1
         self.medium.discard_command = opened.discard_command
         self.medium.read_only = opened.read_only
+        self.polled = self.medium.polled = opened.polled and opened.direct_fd is not None
         self.medium.start = opened.offset
         self.backend.ops = &uring_ops
         self.backend.uses_buffers = True
@@ -545,10 +565,25 @@ cdef class UringBackend(Backend):
                               "(see kernel.io_uring_disabled)")
             if iothread.lifeline >= 0:
                 self._register(iothread, LIFELINE_SLOT, iothread.lifeline)
+        if self.polled:
+            self._attach_polled(iothread)
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
         self.attachments[iothread] = 1
+        return 0
+
+    cdef int _attach_polled(self, IOThread iothread) except -1:
+        """The direct descriptor goes into the table of the ring that polls, too."""
+        cdef int status
+        if iothread.thread.polled == NULL:
+            status = iothread.call(uring_create_polled, NULL)
+            if status:
+                raise OSError(-status, f"io_uring with IOPOLL: {os.strerror(-status)}")
+            iothread.add_poller(uring_poll_devices, NULL)
+            if iothread.lifeline >= 0:
+                self._register(iothread, LIFELINE_SLOT, iothread.lifeline, polled=True)
+        self._register(iothread, self.medium.direct, self.opened.direct_fd, polled=True)
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
@@ -559,13 +594,16 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.buffered, -1)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, -1)
+        if self.polled:
+            self._register(iothread, self.medium.direct, -1, polled=True)
         return 0
 
-    cdef int _register(self, IOThread iothread, uint32_t slot, int fd) except -1:
+    cdef int _register(self, IOThread iothread, uint32_t slot, int fd, bint polled=False) except -1:
         cdef uring_file_slot_t argument
         cdef int status
         argument.slot = slot
         argument.fd = fd
+        argument.polled = polled
         status = iothread.call(uring_register_file, &argument)
         if status:
             raise OSError(-status, f"io_uring: {os.strerror(-status)}", self.name)
