@@ -50,7 +50,7 @@ with NvmeHost(sys.argv[1]) as host:
 #: The host's part: serve the block device, and wait until it is ready.
 ATTACH = """cd /run
 attach() {
-    nvme-mdev host-attach host "$@" >attach.log 2>&1 & echo $! >attach.pid
+    nvme-mdev host-attach "$@" >attach.log 2>&1 & echo $! >attach.pid
     for i in $(seq 240); do grep -q ready attach.log && return; sleep 0.5; done
     cat attach.log; exit 1
 }
@@ -130,6 +130,24 @@ class TestHardware:
         )
         machine.stop(socket)
 
+    def test_fio_verifies_through_a_controller_on_a_controller_on_passthrough(
+        self, machine: Machine
+    ) -> None:
+        """The host's block device (ublk) is the guest of the upper one."""
+        below = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
+        machine.wait(below)
+        above = machine.serve(f"direct:vfio-user:{below}")
+        machine.wait(above)
+        machine.guest.sh(
+            f"load ublk_drv; {ATTACH}attach {above}\n"
+            f"{FIO} --filename=/dev/ublkb0 --runtime=10\n"
+            "nvme-mdev host-detach 0; while kill -0 $(cat attach.pid); do sleep 0.2; done",
+            timeout=LONG,
+        )
+        machine.stop(above)
+        machine.stop(below)
+        assert machine.untouched()
+
     def conform(self, machine: Machine, target: str) -> None:
         socket = machine.serve(target)
         machine.wait(socket)
@@ -193,25 +211,6 @@ class TestHardware:
     def test_the_conformance_suite_passes_over_queues_of_our_own(self, machine: Machine) -> None:
         self.conform(machine, f"direct:vfio:{machine.behind_vfio('spare')}/n1,length=32M")
 
-    def test_suspending_the_host_under_load_is_a_pause(self, machine: Machine) -> None:
-        """To RAM, which ends the power of the drives, and until the clock's alarm."""
-        passed = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
-        owned = machine.serve(f"direct:vfio:{machine.behind_vfio('spare')}/n1,offset=16M")
-        machine.wait(passed, owned)
-        slept = machine.guest.sh(
-            f"{verify(passed, 12)} >/run/passed.log 2>&1 & first=$!\n"
-            f"{verify(owned, 12)} >/run/owned.log 2>&1 & second=$!\n"
-            "sleep 4; alarm=/sys/class/rtc/rtc0/wakealarm; echo 0 >$alarm; echo +4 >$alarm\n"
-            "echo deep >/sys/power/mem_sleep; echo mem >/sys/power/state\n"
-            "wait $first || { cat /run/passed.log; exit 1; }\n"
-            "wait $second || { cat /run/owned.log; exit 1; }\n"
-            "cat /sys/power/suspend_stats/success",
-            timeout=LONG,
-        )
-        assert int(slept) == 1
-        machine.stop(passed)
-        machine.stop(owned)
-
     def test_the_host_has_its_part_of_a_drive_behind_vfio(self, machine: Machine) -> None:
         """A file system on /dev/ublkbN beside a guest's part; the daemon and whoever serves the
         block device are killed under verified I/O."""
@@ -222,7 +221,7 @@ class TestHardware:
         machine.wait(socket)
         guest.sh(
             f"nvme-mdev controller add host {below},offset=32M --socket /run/guest.sock\n"
-            f"load ublk_drv; mkdir -p /mnt/ublk; cd /run\n{ATTACH}attach\n"
+            f"load ublk_drv; mkdir -p /mnt/ublk; cd /run\n{ATTACH}attach host\n"
             "mkfs.ext4 -q /dev/ublkb0; mount /dev/ublkb0 /mnt/ublk"
         )
         (parent,) = json.loads(guest.sh(f"nvme-mdev types vfio:{address} -o json"))["parents"]
@@ -238,7 +237,7 @@ class TestHardware:
             'for i in 1 2; do before=$(said "carrying on")\n'
             "kill -9 $(cat /proc/$keeper/task/$keeper/children)\n"
             'while [ "$(said "carrying on")" = "$before" ]; do sleep 0.2; done; sleep 5; done\n'
-            "kill -9 $(cat attach.pid); attach --id 0\n"
+            "kill -9 $(cat attach.pid); attach host --id 0\n"
             "wait $fio || { cat fio.log; exit 1; }\n"
             f"{verify('/run/guest.sock', 2)}",
             timeout=LONG,
@@ -300,3 +299,27 @@ class TestHardware:
         assert '"active"' in state
         # What is left goes on.
         machine.guest.sh(verify(socket, 2), timeout=LONG)
+
+
+@pytest.mark.xdist_group("hardware")
+class TestSuspendedHost:
+    """On a machine of its own: after a suspend QEMU's slots tell Linux of no more unplugging."""
+
+    def test_suspending_the_host_under_load_is_a_pause(self, machine: Machine) -> None:
+        """To RAM, which ends the power of the drives, and until the clock's alarm."""
+        passed = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
+        owned = machine.serve(f"direct:vfio:{machine.behind_vfio('spare')}/n1,offset=16M")
+        machine.wait(passed, owned)
+        slept = machine.guest.sh(
+            f"{verify(passed, 12)} >/run/passed.log 2>&1 & first=$!\n"
+            f"{verify(owned, 12)} >/run/owned.log 2>&1 & second=$!\n"
+            "sleep 4; alarm=/sys/class/rtc/rtc0/wakealarm; echo 0 >$alarm; echo +4 >$alarm\n"
+            "echo deep >/sys/power/mem_sleep; echo mem >/sys/power/state\n"
+            "wait $first || { cat /run/passed.log; exit 1; }\n"
+            "wait $second || { cat /run/owned.log; exit 1; }\n"
+            "cat /sys/power/suspend_stats/success",
+            timeout=LONG,
+        )
+        assert int(slept) == 1
+        machine.stop(passed)
+        machine.stop(owned)
