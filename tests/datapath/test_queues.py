@@ -6,9 +6,8 @@ import os
 import socket
 import struct
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -235,81 +234,86 @@ def test_a_polling_thread_is_not_rung_and_a_parked_one_is() -> None:
         assert driver.registers == polled + 1
 
 
-@pytest.fixture
-def parked() -> Iterator[tuple[Guest, socket.socket]]:
+class Listening(NamedTuple):
     """A guest whose thread parks as soon as it is idle, and hears of what is sent here."""
-    with null_guest(poll_timeout_ms=0) as guest, ExitStack() as closed:
+
+    guest: Guest
+    client: socket.socket
+    server: socket.socket
+    task: Path
+
+    def wait_until_asleep(self) -> None:
+        """The thread is in the system call that it parks in."""
+
+        def sleeps() -> bool:
+            state = (self.task / "stat").read_text().rpartition(")")[2].split()[0]
+            return self.guest.iothread.asleep and state == "S"
+
+        wait_for(sleeps, "the thread to park")
+
+    def ring_in_memory(self, queue: QueuePair, pages: tuple[int, int]) -> None:
+        """A command, rung in the shadow page; the register is not, though the thread is parked."""
+        event_idx = pages[1] + 8 * queue.qid
+        wait_for(lambda: peek32(self.guest, event_idx) == queue.tail, "an event to be asked for")
+        self.wait_until_asleep()
+        queue.put(read_command(queue, self.guest.allocate(1)))
+        self.guest.poke(pages[0] + 8 * queue.qid, struct.pack("<I", queue.tail))
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    client, server = socket.socketpair()
+    with client, server, null_guest(poll_timeout_ms=0) as guest:
+        (task,) = set(tasks.iterdir()) - before
         guest.table.doorbells_mapped = False
-        client, server = socket.socketpair()
-        closed.callback(client.close)
-        closed.callback(server.close)
         guest.iothread.listen(server.fileno())
-        yield guest, client
+        yield Listening(guest, client, server, task)
         guest.iothread.ignore(server.fileno())
-        guest.iothread.ignore(server.fileno())
-
-
-def ring_in_memory(guest: Guest, queue: QueuePair, pages: tuple[int, int]) -> None:
-    """A command, rung in the shadow page; the register is not, though the thread is parked."""
-    event_idx = pages[1] + 8 * queue.qid
-    wait_for(lambda: peek32(guest, event_idx) == queue.tail, "the thread to park")
-    time.sleep(0.01)
-    queue.put(read_command(queue, guest.allocate(1)))
-    guest.poke(pages[0] + 8 * queue.qid, struct.pack("<I", queue.tail))
 
 
 def test_any_message_makes_a_parked_thread_look_at_its_shadow_doorbells(
-    parked: tuple[Guest, socket.socket],
+    listening: Listening,
 ) -> None:
     """Nobody reads the message, or writes the register that it asks for."""
-    guest, client = parked
-    pages = shadow(guest)
-    queue = guest.queue(1, 16)
+    pages = shadow(listening.guest)
+    queue = listening.guest.queue(1, 16)
     for _ in range(3):
-        ring_in_memory(guest, queue, pages)
+        listening.ring_in_memory(queue, pages)
         assert queue.poll() is None
-        client.send(b"anything")
+        listening.client.send(b"anything")
         assert queue.wait(ring=False).status == 0
 
 
-def test_a_socket_that_is_ignored_wakes_nobody() -> None:
-    with null_guest(poll_timeout_ms=0) as guest:
-        guest.table.doorbells_mapped = False
-        pages = shadow(guest)
-        queue = guest.queue(1, 16)
-        client, server = socket.socketpair()
-        with client, server:
-            guest.iothread.listen(server.fileno())
-            guest.iothread.ignore(server.fileno())
-            ring_in_memory(guest, queue, pages)
-            client.send(b"anything")
-            time.sleep(0.05)
-            assert queue.poll() is None
-            guest.iothread.wake()
-            assert queue.wait(ring=False).status == 0
+def test_a_socket_that_is_ignored_wakes_nobody(listening: Listening) -> None:
+    """To ignore it twice is no error."""
+    pages = shadow(listening.guest)
+    queue = listening.guest.queue(1, 16)
+    listening.guest.iothread.ignore(listening.server.fileno())
+    listening.ring_in_memory(queue, pages)
+    listening.client.send(b"anything")
+    time.sleep(0.05)
+    assert queue.poll() is None
+    listening.guest.iothread.wake()
+    assert queue.wait(ring=False).status == 0
 
 
 @pytest.mark.parametrize(("shadowed", "wakes"), [(True, 1), (False, 0)])
 def test_what_nobody_reads_wakes_once_and_not_without_shadow_doorbells(
-    shadowed: bool, wakes: int
+    listening: Listening, shadowed: bool, wakes: int
 ) -> None:
-    tasks = Path("/proc/self/task")
-    before = set(tasks.iterdir())
-    with null_guest(poll_timeout_ms=0) as guest:
-        (task,) = set(tasks.iterdir()) - before
-        guest.table.doorbells_mapped = False
-        if shadowed:
-            shadow(guest)
-        guest.queue(1, 16)
-        client, server = socket.socketpair()
-        with client, server:
-            guest.iothread.listen(server.fileno())
-            time.sleep(0.05)
-            at_first = slept(task)
-            client.send(b"anything")
-            time.sleep(0.05)
-            assert slept(task) - at_first == wakes
-            guest.iothread.ignore(server.fileno())
+    if shadowed:
+        shadow(listening.guest)
+    listening.guest.queue(1, 16)
+    listening.guest.iothread.wake()
+    listening.wait_until_asleep()
+    time.sleep(0.05)
+    at_first = slept(listening.task)
+    listening.client.send(b"anything")
+    wait_for(lambda: slept(listening.task) - at_first >= wakes, "the thread to wake")
+    time.sleep(0.05)
+    assert slept(listening.task) - at_first == wakes
 
 
 def test_shadow_pages_that_are_not_memory_are_refused() -> None:
