@@ -203,8 +203,7 @@ def _sgls(namespaces: Namespaces) -> Sgls:
 def _controller_nvm(controller: Controller, command: AdminCommand) -> IdentifyControllerNvm:
     """The limits of the drives below: what we do by ourselves takes all that fits NLB."""
     check_csi(command)
-    told = (namespace.backend.command_limits for namespace in controller.namespaces)
-    limits = CommandLimits.least(one for one in told if one is not None)
+    limits = CommandLimits.least(one.backend.command_limits for one in controller.namespaces)
     return IdentifyControllerNvm(
         vsl=limits.verify,
         wzsl=limits.write_zeroes,

@@ -27,10 +27,10 @@ cdef class Backend:
     cdef readonly unsigned int optimal_io_boundary
     cdef readonly unsigned int preferred_write_granularity
     cdef readonly unsigned int preferred_deallocate_granularity
-    #: CopyLimits, CommandLimits and Atomicity of `drive.py`, or None.
+    #: CopyLimits and Atomicity of `drive.py`, or None; CommandLimits.
     cdef readonly object copy_limits
-    cdef readonly object command_limits
     cdef readonly object atomicity
+    cdef readonly object command_limits
     #: Where reservations are kept through a loss of power (str), None: nowhere.
     cdef public object ptpl_file
     #: Get ready on a thread that will serve it (paused), and leave it.

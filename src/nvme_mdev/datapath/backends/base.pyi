@@ -36,8 +36,8 @@ class Backend:
     can_verify: bool
     can_copy: bool
     copy_limits: CopyLimits | None
-    #: Of commands without data; None: what we do has no limits.
-    command_limits: CommandLimits | None
+    #: Of commands without data; what we do ourselves has no limits.
+    command_limits: CommandLimits
     #: Deallocated blocks read as zeroes (DLFEAT 001b), else unspecified.
     deallocate_zeroes: bool
     #: Blocks; 0 where the backend has no preference (NOIOB; NPWG, NPDG as counts, not 0's based).

@@ -9,6 +9,7 @@ from nvme_mdev.datapath.runtime cimport ATTENTION_LIMITED, LIMITS, bucket_t
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_look_again
 from nvme_mdev.datapath.token_bucket cimport TICK_SHIFT, bucket_set
 
+from nvme_mdev.datapath.backends.drive import NO_LIMITS
 from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
 from nvme_mdev.spec.nvme_identify import Sgls
 
@@ -18,6 +19,7 @@ cdef class Backend:
 
     def __cinit__(self, *args, **kwargs):
         self.can_compare = self.can_verify = self.can_copy = self.emulates = True
+        self.command_limits = NO_LIMITS
         self.sgls = int(Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET)
         self.served_on = {}
         self.limits = {}
