@@ -92,8 +92,6 @@ class KernelDrive:
     fd: int
     """The character device."""
     namespace: DriveNamespace
-    polled: bool
-    """The driver has poll queues for it."""
     controller: str | None
     """The kernel's name of it, ``nvme0``."""
     host_queues: int
@@ -175,10 +173,9 @@ def open_drive(
         limit = transfer_limit(disk) or described.max_transfer
         described = replace(described, max_transfer=min(described.max_transfer, limit))
         undo.pop_all()
-    polled = queue_limit(disk, "io_poll") == 1
     name = controller_of(disk)
-    host_queues = polled_queues(name) if polled and name else 0
-    return KernelDrive(medium, fd, described, polled, name, host_queues)
+    host_queues = polled_queues(name) if medium.polled and name else 0
+    return KernelDrive(medium, fd, described, name, host_queues)
 
 
 def locate(major: int, minor: int, sysfs: Path = SYSFS) -> tuple[str, int]:

@@ -378,7 +378,7 @@ cdef class PassthruBackend(DriveBackend):
         self.iothreads = []
         self.drive = open_drive(path, read_only=read_only, offset=offset, length=length)
         self.describe(self.drive.namespace)
-        self.polled = self.drive.polled
+        self.polled = self.drive.medium.polled
         self.served.below.fd = self.drive.fd
         self.backend.ops = &passthru_ops
         self.backend.uses_buffers = True
