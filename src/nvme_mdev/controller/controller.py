@@ -23,6 +23,7 @@ from nvme_mdev.controller.lifecycle import LifeCycle
 from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
+from nvme_mdev.controller.overdue import OverdueCommands
 from nvme_mdev.controller.registers import Registers
 from nvme_mdev.controller.reservation_commands import ReservationCommands
 from nvme_mdev.controller.reservation_notices import ReservationNotices
@@ -126,6 +127,7 @@ class Controller:
         self.erasing = Erasing(self)
         self.self_test = SelfTest(self)
         self.namespace_changes = NamespaceChanges(self)
+        self._overdue = OverdueCommands(queues)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._writers: dict[Register, Callable[[int], None]] = {
@@ -463,11 +465,4 @@ class Controller:
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)
         self.health.tick()
         self.namespace_changes.follow()
-        self._look_for_timeouts()
-
-    def _look_for_timeouts(self) -> None:
-        if not self.queues.inflight():
-            return
-        timeout = self.settings.io_timeout_ms
-        for qid, cid in self.queues.cancel_expired(timeout):
-            _log.warning("SQ %d, CID %d: no answer in %d ms, cancelled", qid, cid, timeout)
+        self._overdue.cancel(self.settings.io_timeout_ms)

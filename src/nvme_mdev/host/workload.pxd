@@ -93,6 +93,9 @@ cdef struct job_t:
     uint64_t timeout
     #: When something completed last, and the doorbell time of the last submission.
     uint64_t now
+    #: The last look at the clock without a completion, and how long nobody looked in all.
+    uint64_t looked
+    uint64_t stood_still
     uint32_t outstanding
     uint32_t unacknowledged
     uint32_t issuing

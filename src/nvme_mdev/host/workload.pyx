@@ -68,6 +68,8 @@ cdef enum:
     FAILURE_ABANDONED = 6
     #: Empty looks at the completion queue between two looks at the clock and the stop flag.
     SPINS_PER_LOOK = 1024
+    #: A look that comes this part of a time-out (a shift) after the last one: nobody looked meanwhile.
+    STANDSTILL_SHIFT = 3
     #: Longest sleep for an interrupt without looking at the stop flag (milliseconds).
     SLEEP_MS = 100
     MIN_BLOCK_SIZE = 512
@@ -352,7 +354,13 @@ cdef void look_around(job_t *job) noexcept nogil:
     if stop == STOP_ABANDON:
         job.failure = FAILURE_ABANDONED
     # Signed: the counters of two processors need not agree to the last tick.
-    if <long long>(now - job.now) > <long long>job.timeout:
+    if <long long>(job.now - job.looked) > 0:
+        job.looked = job.now
+    if <long long>(now - job.looked) > <long long>(job.timeout >> STANDSTILL_SHIFT):
+        # This thread did not run: it was stopped, or its machine was suspended.
+        job.stood_still += now - job.looked
+    job.looked = now
+    if <long long>(now - job.now) > <long long>(job.timeout + job.stood_still):
         job.failure = FAILURE_TIMEOUT
 
 
@@ -370,7 +378,8 @@ cdef void begin(job_t *job) noexcept nogil:
     cdef uint32_t cid
     cdef uint32_t posted = 0
     decide_ahead(job)
-    job.now = read_tsc()
+    job.now = job.looked = read_tsc()
+    job.stood_still = 0
     for cid in range(job.depth):
         issue(job, &job.slots[cid], cid)
         if job.slots[cid].next != NEXT_NONE:

@@ -30,6 +30,8 @@ BOOT_TIMEOUT = 120.0
 SCRIPT_TIMEOUT = 120.0
 END_TIMEOUT = 60.0
 QMP_TIMEOUT = 30.0
+RESUMED = "PM: suspend exit"
+"""What Linux says at the end of a suspend."""
 
 CONSOLE_LINES_IN_ERROR = 40
 
@@ -255,6 +257,19 @@ class Guest:
         cause()
         self.wait_ready()
         self.qmp("set-action", reboot="shutdown")
+
+    def suspend(self, timeout: float) -> None:
+        """Have the guest suspend itself to RAM, and wake it up again if nothing else does."""
+        before = self.console.count(RESUMED)
+        self.sh("echo deep >/sys/power/mem_sleep")
+        self.sh("(sleep 1; echo mem >/sys/power/state) >/run/suspend.log 2>&1 &")
+        deadline = time.monotonic() + timeout
+        while self.console.count(RESUMED) == before:
+            if self.qmp("query-status")["status"] == "suspended":
+                self.qmp("system_wakeup")
+            if time.monotonic() > deadline:
+                raise self._failure("the guest did not suspend itself and wake up")
+            time.sleep(0.1)
 
     def power_off(self, timeout: float = END_TIMEOUT) -> None:
         """Power off from inside the guest and wait until QEMU has ended well."""
