@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from nvme_mdev.controller.overdue import STOOD_STILL_S, OverdueCommands
 
 TIMEOUT_MS = 10_000

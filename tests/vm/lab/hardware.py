@@ -35,7 +35,9 @@ FILL = 0xA5
 PARTITIONS = {1: (1, 40), 2: (48, 24), 3: (80, 24)}
 """By number: first MiB and size in MiB; between them nobody has any business."""
 MAIN_SIZE = 112 * MIB
-_APPEND = "intel_iommu=on nvme.poll_queues=2 no_console_suspend lab.modules=vfio_pci,vfio_iommu_type1"
+_APPEND = (
+    "intel_iommu=on nvme.poll_queues=2 no_console_suspend lab.modules=vfio_pci,vfio_iommu_type1"
+)
 _SECTORS_PER_MIB = 2048
 _READY = 240
 """Seconds for a daemon inside an emulated machine to start, while others use the real one."""
