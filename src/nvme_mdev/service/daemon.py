@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import fdstore
@@ -31,7 +31,6 @@ from nvme_mdev.service.controllers import close_all
 from nvme_mdev.service.definition import from_options
 from nvme_mdev.service.endpoint import why_not_listening
 from nvme_mdev.service.keeper import EXIT_RESTART
-from nvme_mdev.service.methods import handle
 from nvme_mdev.service.registry import Registry
 from nvme_mdev.service.runtime import default_name
 from nvme_mdev.units import format_size
@@ -198,6 +197,13 @@ async def _plans_of_record(record: Record, registry: Registry) -> list[Plan]:
     return plans
 
 
+async def _handle(registry: Registry, method: str, params: dict[str, Any]) -> Any:
+    # Half of all our data classes: without them a daemon is ready a twelfth sooner.
+    from nvme_mdev.service.methods import handle
+
+    return await handle(registry, method, params)
+
+
 async def _start_control(
     registry: Registry,
     definitions: Sequence[Definition],
@@ -207,7 +213,7 @@ async def _start_control(
     """The control socket, and the names under which the controllers are found."""
     path = definitions[0].control
     assert path is not None
-    server = ControlServer(path, partial(handle, registry))
+    server = ControlServer(path, partial(_handle, registry))
     cleanup.push_async_callback(server.close)
     inherited = kept.control() if kept is not None else None
     try:

@@ -17,13 +17,13 @@ from nvme_mdev.controller.registers import admin_queues
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.service.relay.files import RELAY, SHADOW, RelayFiles
 from nvme_mdev.service.relay.guest import Guest, PrivateWindow, PrivateWindows
-from nvme_mdev.service.relay.pump import Pump
 from nvme_mdev.service.relay.shadow import Shadow
 from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE_SIZE
 
 if TYPE_CHECKING:
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.service.relay.files import Keeper
+    from nvme_mdev.service.relay.pump import Pump
     from nvme_mdev.vfio_user.client_memory import ClientMemory
 
 _log = logging.getLogger(__name__)
@@ -192,6 +192,9 @@ class Relay:
             raise
 
     def _begin_with(self, files: RelayFiles) -> None:
+        # Most daemons never need it, and are ready sooner without it.
+        from nvme_mdev.service.relay.pump import Pump
+
         shadow = Shadow(files)
         memory = GuestMemory(sparse=True)
         private = {window.iova: window for window in self._private}
