@@ -536,6 +536,22 @@ def test_waiting_is_no_time_that_the_host_takes() -> None:
         assert guest.table.cancel_expired(0) == []
 
 
+def test_limits_set_again_hold_on_a_clock_that_has_begun_anew() -> None:
+    """As the processor's does when it was without power: until they are, nobody's turn comes."""
+    backend = NullBackend(1 << 24)
+    with a_guest(backend, iops=Limit(1, 1)) as guest:
+        queue = guest.queue(1, ENTRIES)
+        put(queue, 3)
+        assert done(queue) == 1
+        seconds(guest, -100)
+        seconds(guest, 50)
+        assert done(queue) == 0
+        backend.set_limits(backend.limits)
+        assert done(queue) == 1
+        seconds(guest, 1)
+        assert done(queue) == 1
+
+
 def test_a_slot_is_had_again_by_what_comes_later() -> None:
     """Nothing is lost of a queue, however often it fills up."""
     with a_guest(NullBackend(1 << 24), iops=Limit(1000, 10)) as guest:

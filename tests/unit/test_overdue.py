@@ -16,6 +16,10 @@ class Commands:
         self.now = 1000.0
         self.begun = self.now
         self.cancelled_after: float | None = None
+        self.standstills = 0
+
+    def on_standstill(self) -> None:
+        self.standstills += 1
 
     def inflight(self) -> int:
         return int(self.cancelled_after is None)
@@ -34,7 +38,7 @@ def commands() -> Commands:
 
 @pytest.fixture
 def overdue(commands: Commands) -> OverdueCommands:
-    return OverdueCommands(commands, lambda: commands.now)
+    return OverdueCommands(commands, commands.on_standstill, lambda: commands.now)
 
 
 def run(commands: Commands, overdue: OverdueCommands, seconds: int) -> None:
@@ -62,6 +66,7 @@ def test_a_pause_of_the_whole_process_is_not_the_commands(
     assert commands.cancelled_after is None
     run(commands, overdue, 2)
     assert commands.cancelled_after == 3600 + 13
+    assert commands.standstills == 1
 
 
 def test_a_look_that_comes_a_little_late_changes_nothing(
@@ -71,3 +76,4 @@ def test_a_look_that_comes_a_little_late_changes_nothing(
     commands.now += STOOD_STILL_S - 1
     run(commands, overdue, 4)
     assert commands.cancelled_after == 6 + STOOD_STILL_S - 1 + 3
+    assert commands.standstills == 0

@@ -127,7 +127,7 @@ class Controller:
         self.erasing = Erasing(self)
         self.self_test = SelfTest(self)
         self.namespace_changes = NamespaceChanges(self)
-        self._overdue = OverdueCommands(queues)
+        self._overdue = OverdueCommands(queues, self._after_standstill)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._writers: dict[Register, Callable[[int], None]] = {
@@ -466,3 +466,8 @@ class Controller:
         self.health.tick()
         self.namespace_changes.follow()
         self._overdue.cancel(self.settings.io_timeout_ms)
+
+    def _after_standstill(self) -> None:
+        for namespace in self.namespaces:
+            # Its buckets know when they will be full, on a clock that may have begun anew.
+            namespace.backend.set_limits(namespace.backend.limits)

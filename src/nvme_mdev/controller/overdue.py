@@ -2,7 +2,8 @@
 
 Time in which this process did not run is nobody's delay: the host was suspended, the daemon was
 stopped or frozen (SIGSTOP, a cgroup's freezer), its virtual machine did not run. What was in flight
-then has a whole time-out once more.
+then has a whole time-out once more. A processor that was without power counts its time from 0
+again, so whoever keeps a point of time has to be told.
 """
 
 from __future__ import annotations
@@ -39,8 +40,15 @@ def _time_with_suspends() -> float:
 class OverdueCommands:
     """Those of one controller."""
 
-    def __init__(self, queues: Queues, clock: Callable[[], float] = _time_with_suspends) -> None:
+    def __init__(
+        self,
+        queues: Queues,
+        on_standstill: Callable[[], None],
+        clock: Callable[[], float] = _time_with_suspends,
+    ) -> None:
+        """``on_standstill``: called after time in which the process did not run."""
         self._queues = queues
+        self._on_standstill = on_standstill
         self._clock = clock
         self._looked = clock()
         self._ran_since = -math.inf
@@ -50,6 +58,7 @@ class OverdueCommands:
         now = self._clock()
         if now - self._looked > STOOD_STILL_S:
             self._ran_since = now
+            self._on_standstill()
         self._looked = now
         if not self._queues.inflight() or (now - self._ran_since) * 1000 < timeout_ms:
             return

@@ -142,7 +142,8 @@ cdef void send_held_back(iothread_t *thread) noexcept nogil:
     cdef cq_t *cq
     while aggregation != NULL:
         following = aggregation.next
-        if <int64_t> (now - aggregation.deadline) >= 0:
+        # Also if it is further off than it ever was: the counter began anew while the host slept.
+        if aggregation.deadline - now - 1 >= aggregation.cq.controller.irq.aggregation_time:
             cq = raise_held_back(thread, aggregation)
             if cq != NULL:
                 cq.path_counters.interrupts += 1

@@ -12,7 +12,7 @@ def stop_clock(iothread: IOThread) -> None:
     """For limits it stays as late as it is now, on this thread, but for `pass_time`."""
 
 def pass_time(iothread: IOThread, ticks: int) -> None:
-    """Let time pass for limits, in ticks of the time-stamp counter (`tsc_hz`).
+    """Let time pass for limits, in ticks of the time-stamp counter (`tsc_hz`); below 0: go back.
 
     RuntimeError: the clock was not stopped.
     """

@@ -3,7 +3,7 @@
 For counting what a turn costs: nothing depends on when the thread looks, as it does when it spins.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.iothread cimport IOThread, take_turns as take_turns_of
@@ -24,9 +24,9 @@ def stop_clock(IOThread iothread not None):
     iothread.resume()
 
 
-def pass_time(IOThread iothread not None, uint64_t ticks):
+def pass_time(IOThread iothread not None, int64_t ticks):
     if not iothread.thread.clock:
         raise RuntimeError("the clock has not been stopped")
     iothread.pause()
-    iothread.thread.clock += ticks
+    iothread.thread.clock += <uint64_t> ticks
     iothread.resume()

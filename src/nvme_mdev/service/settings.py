@@ -99,7 +99,11 @@ SETTINGS: dict[str, Setting] = {
         When.AT_ONCE, "poll so long after the last command, then sleep", 0, MAX_TIMEOUT_MS
     ),
     "io_timeout_ms": Setting(
-        When.AT_ONCE, "cancel I/O that the host has not completed by then", 1, MAX_TIMEOUT_MS
+        When.AT_ONCE,
+        "cancel I/O that the host has not completed by then, not counting time in which the daemon"
+        " did not run",
+        1,
+        MAX_TIMEOUT_MS,
     ),
     "shadow_doorbell": Setting(When.AT_RESET, "offer Doorbell Buffer Config"),
     "mapped_doorbells": Setting(When.UNCONNECTED, "let the client map the doorbell registers"),

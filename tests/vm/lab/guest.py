@@ -266,7 +266,8 @@ class Guest:
         deadline = time.monotonic() + timeout
         while self.console.count(RESUMED) == before:
             if self.qmp("query-status")["status"] == "suspended":
-                self.qmp("system_wakeup")
+                with contextlib.suppress(QMPError):  # it has woken up meanwhile
+                    self.qmp("system_wakeup")
             if time.monotonic() > deadline:
                 raise self._failure("the guest did not suspend itself and wake up")
             time.sleep(0.1)

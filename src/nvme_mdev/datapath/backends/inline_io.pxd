@@ -100,7 +100,8 @@ cdef inline bint inline_io(
     cdef uint64_t before = read_tsc()
     cdef uint64_t now
     cdef ssize_t count
-    if <int64_t> (before - inline_.resume) < 0:
+    # Not where it is further off than it ever was: the counter began anew while the host slept.
+    if inline_.resume - before - 1 < inline_.pause:
         return False
     if thread.rests != uring_of(thread).rests:
         # It slept of its own accord meanwhile.
