@@ -1,6 +1,6 @@
 """Completions: counted, recorded in the slot, posted as a batch, and the interrupts for them."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.coalescing cimport hold_back, raise_held_back
