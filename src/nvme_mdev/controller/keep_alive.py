@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.overdue import STOOD_STILL_S
 from nvme_mdev.controller.transitions import State
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_status import GenericStatus, status_field
@@ -32,7 +33,8 @@ class KeepAlive:
         timeout_ms = self._controller.features[Fid.KEEP_ALIVE_TIMER]
         if timeout_ms:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(timeout_ms / 1000, self._expired)
+            due = loop.time() + timeout_ms / 1000
+            self._timer = loop.call_at(due, self._expired, due)
 
     def stop(self) -> None:
         """No timer runs any more."""
@@ -40,8 +42,12 @@ class KeepAlive:
             self._timer.cancel()
             self._timer = None
 
-    def _expired(self) -> None:
+    def _expired(self, due: float) -> None:
         """Log it, process no more commands, and say so with CSTS.CFS (Base 3.9.3.1)."""
+        if asyncio.get_running_loop().time() - due > STOOD_STILL_S:
+            # Nobody was there to hear it.
+            self.restart()
+            return
         self._timer = None
         if self._controller.life_cycle.state is State.READY:
             _log.warning("the guest has let its Keep Alive timer expire")
