@@ -469,5 +469,6 @@ class Controller:
 
     def _after_standstill(self) -> None:
         for namespace in self.namespaces:
-            # Its buckets know when they will be full, on a clock that may have begun anew.
-            namespace.backend.set_limits(namespace.backend.limits)
+            if namespace.backend.limits:
+                # Its buckets know when they will be full, on a clock that may have begun anew.
+                namespace.backend.set_limits(namespace.backend.limits)

@@ -33,8 +33,7 @@ class KeepAlive:
         timeout_ms = self._controller.features[Fid.KEEP_ALIVE_TIMER]
         if timeout_ms:
             loop = asyncio.get_running_loop()
-            due = loop.time() + timeout_ms / 1000
-            self._timer = loop.call_at(due, self._expired, due)
+            self._timer = loop.call_later(timeout_ms / 1000, self._expired)
 
     def stop(self) -> None:
         """No timer runs any more."""
@@ -42,9 +41,10 @@ class KeepAlive:
             self._timer.cancel()
             self._timer = None
 
-    def _expired(self, due: float) -> None:
+    def _expired(self) -> None:
         """Log it, process no more commands, and say so with CSTS.CFS (Base 3.9.3.1)."""
-        if asyncio.get_running_loop().time() - due > STOOD_STILL_S:
+        assert self._timer is not None
+        if asyncio.get_running_loop().time() - self._timer.when() > STOOD_STILL_S:
             # Nobody was there to hear it.
             self.restart()
             return

@@ -97,6 +97,7 @@ class Guest:
         self._logs: dict[str, str] | None = None  # the logs' content, once their files are gone
         self._loop = asyncio.new_event_loop()
         self._qmp = QMPClient("lab")
+        self._booted_again = False
         self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
         linux = kernel is not None or firmware == "ovmf"
@@ -173,17 +174,12 @@ class Guest:
     def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> Self:
         """Wait until the guest's kernel is up and scripts can be run."""
         try:
-            try:
-                self.release = self._agent.wait_ready(timeout)
-            except AgentError:
-                if not self._hangs_before_devices():
-                    raise
-                self.qmp("set-action", reboot="reset")
-                self.qmp("system_reset")
-                self.release = self._agent.wait_ready(timeout)
-                self.qmp("set-action", reboot="shutdown")
+            self.release = self._agent.wait_ready(timeout)
         except AgentError as error:
-            raise self._failure(f"the guest did not boot: {error}") from error
+            if self._booted_again or not self._hangs_before_devices():
+                raise self._failure(f"the guest did not boot: {error}") from error
+            self._booted_again = True
+            self.reset()
         return self
 
     def _hangs_before_devices(self) -> bool:
