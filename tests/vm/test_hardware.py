@@ -167,6 +167,7 @@ class TestHardware:
             "direct:/dev/vda": "vda is no NVMe namespace: serve it without direct:",
             f"direct:vfio:{address}": "its driver is nvme: bind it to vfio-pci",
             "direct:vfio:0000:00:1f.7": "there is no such PCI function",
+            f"direct:vfio:{machine.behind_vfio('twin')}": "is not viable: bind all its functions",
             f"direct:/dev/{spare}n1,offset=64M": "offset and length do not lie within",
         }
         script = (
@@ -206,6 +207,13 @@ class TestHardware:
         machine.wait(socket)
         machine.guest.sh(verify(socket), timeout=LONG)
         machine.guest.sh(verify(socket, 3, "128k"), timeout=LONG)
+        # With iommufd where this kernel has it.
+        held = machine.guest.sh(f"ls -l /proc/$(cat {socket}.pid)/fd").split()
+        files = {"/dev/iommu", "/dev/vfio/vfio"} & set(held)
+        has_iommufd = machine.guest.run("test -e /dev/iommu").status == 0
+        assert files == {"/dev/iommu" if has_iommufd else "/dev/vfio/vfio"}
+        refused = machine.guest.run(f"nvme-mdev bench vfio:{address}")
+        assert (refused.status, "another program holds it" in refused.output) == (2, True)
         machine.stop(socket)
 
     def test_the_conformance_suite_passes_over_queues_of_our_own(self, machine: Machine) -> None:

@@ -1,7 +1,7 @@
 """A PCI function behind VFIO: a drive that the user has bound to vfio-pci.
 
-The kernel's VFIO with a type 1 container (``<linux/vfio.h>``; Documentation/driver-api/vfio.rst).
-The function sees this process' memory through its IOMMU, at the IOVAs that we map and nothing else.
+The kernel's VFIO (``<linux/vfio.h>``; Documentation/driver-api/vfio.rst). The function sees this
+process' memory through its IOMMU (:mod:`.iommu`), at the IOVAs that we map and nothing else.
 Nothing is bound or unbound here: what is not as it must be is said, with what to do.
 
 `VfioTransport` is a `nvme_mdev.host.transport.Transport` without a socket.
@@ -9,7 +9,6 @@ Nothing is bound or unbound here: what is not as it must be is said, with what t
 
 from __future__ import annotations
 
-import array
 import ctypes
 import errno
 import fcntl
@@ -17,11 +16,12 @@ import mmap
 import os
 import re
 import struct
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.host.errors import AttachError, TransportError
+from nvme_mdev.host.iommu import SYSFS, Place, open_function
 from nvme_mdev.host.transport import Transport
 from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
 from nvme_mdev.spec.vfio_user import IrqSetFlags, PciIrq, PciRegion, RegionInfoFlags
@@ -31,30 +31,17 @@ if TYPE_CHECKING:
 
     from nvme_mdev.host.memory import DmaMemory
 
-SYSFS = Path("/sys")
-DEV_VFIO = Path("/dev/vfio")
 PREFIX = "vfio:"
 _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.ASCII)
 
 #: ``<linux/vfio.h>``: _IO(';', 100 + n).
 _BASE = 0x3B64
-_GET_API_VERSION, _CHECK_EXTENSION, _SET_IOMMU = _BASE, _BASE + 1, _BASE + 2
-_GROUP_GET_STATUS, _GROUP_SET_CONTAINER = _BASE + 3, _BASE + 4
-_GROUP_GET_DEVICE_FD = _BASE + 6
 _DEVICE_GET_REGION_INFO = _BASE + 8
 _DEVICE_GET_IRQ_INFO, _DEVICE_SET_IRQS, _DEVICE_RESET = _BASE + 9, _BASE + 10, _BASE + 11
-_IOMMU_MAP_DMA, _IOMMU_UNMAP_DMA = _BASE + 13, _BASE + 14
-_API_VERSION = 0
-_TYPE1V2_IOMMU = 3
-_GROUP_VIABLE = 1
-_MAP_READ, _MAP_WRITE = 1, 2
 
-_GROUP_STATUS = struct.Struct("@II")
 _REGION_INFO = struct.Struct("@IIIIQQ")
 _IRQ_INFO = struct.Struct("@IIII")
 _IRQ_SET = struct.Struct("@IIIII")
-_DMA_MAP = struct.Struct("@IIQQQ")
-_DMA_UNMAP = struct.Struct("@IIQQ")
 
 
 class VfioTransport(Transport):
@@ -63,51 +50,29 @@ class VfioTransport(Transport):
     def __init__(self, address: str) -> None:
         """Open the function at a PCI address; AttachError says why not, and what to do."""
         self.path = Path(f"{PREFIX}{address}")
-        group = group_of(address)
-        with ExitStack() as opened:
+        place = Place(str(self.path), address, group_of(address))
+        try:
+            self._function = open_function(place)
             try:
-                self._container = _open(DEV_VFIO / "vfio", self.path)
-                opened.callback(os.close, self._container)
-                self._group = _open(DEV_VFIO / group, self.path)
-                opened.callback(os.close, self._group)
-                self._join(group)
-                device = ctypes.create_string_buffer(address.encode())
-                self._device = fcntl.ioctl(self._group, _GROUP_GET_DEVICE_FD, device)
-                opened.callback(os.close, self._device)
                 self._regions = {
                     index: self._region_info(index) for index in (PciRegion.BAR0, PciRegion.CONFIG)
                 }
-            except OSError as error:
-                raise AttachError(f"{self.path}: {os.strerror(error.errno or 0)}") from error
-            self._opened = opened.pop_all()
-
-    def _join(self, group: str) -> None:
-        """Put the group into the container, and the container to use."""
-        if fcntl.ioctl(self._container, _GET_API_VERSION) != _API_VERSION:
-            raise AttachError(f"{self.path}: this kernel speaks another version of VFIO")
-        status = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
-        fcntl.ioctl(self._group, _GROUP_GET_STATUS, status)
-        if not _GROUP_STATUS.unpack(status)[1] & _GROUP_VIABLE:
-            raise AttachError(
-                f"{self.path}: IOMMU group {group} is not viable: bind all its functions to"
-                f" vfio-pci, or to no driver ({', '.join(_members(group))})"
-            )
-        container = array.array("i", [self._container])
-        fcntl.ioctl(self._group, _GROUP_SET_CONTAINER, container)
-        if not fcntl.ioctl(self._container, _CHECK_EXTENSION, _TYPE1V2_IOMMU):
-            raise AttachError(f"{self.path}: this machine's IOMMU is not one of type 1")
-        fcntl.ioctl(self._container, _SET_IOMMU, _TYPE1V2_IOMMU)
+            except OSError:
+                self._function.close()
+                raise
+        except OSError as error:
+            raise AttachError(f"{self.path}: {os.strerror(error.errno or 0)}") from error
 
     def _region_info(self, index: PciRegion) -> tuple[int, int, int]:
         """Flags, size, and offset in the device's file."""
         info = bytearray(_REGION_INFO.pack(_REGION_INFO.size, 0, index, 0, 0, 0))
-        fcntl.ioctl(self._device, _DEVICE_GET_REGION_INFO, info)
+        fcntl.ioctl(self._function.fd, _DEVICE_GET_REGION_INFO, info)
         _, flags, _, _, size, offset = _REGION_INFO.unpack(info)
         return flags, size, offset
 
     def close(self) -> None:
         """Let go of it; the kernel resets the function and unmaps everything."""
-        self._opened.close()
+        self._function.close()
 
     @property
     def disconnected(self) -> bool:
@@ -128,19 +93,19 @@ class VfioTransport(Transport):
 
     # -- the function --------------------------------------------------------------------------
     def _read(self, region: PciRegion, offset: int, size: int) -> bytes:
-        data = os.pread(self._device, size, self._regions[region][2] + offset)
+        data = os.pread(self._function.fd, size, self._regions[region][2] + offset)
         if len(data) != size:
             raise OSError(errno.EIO, "short read")
         return data
 
     def _write(self, region: PciRegion, offset: int, data: bytes) -> None:
-        if os.pwrite(self._device, data, self._regions[region][2] + offset) != len(data):
+        if os.pwrite(self._function.fd, data, self._regions[region][2] + offset) != len(data):
             raise OSError(errno.EIO, "short write")
 
     def reset(self) -> None:
         """Function-level reset, or what the function has instead."""
         with self._errors("resetting the device"):
-            fcntl.ioctl(self._device, _DEVICE_RESET)
+            fcntl.ioctl(self._function.fd, _DEVICE_RESET)
 
     def read_bar0(self, offset: int, size: int) -> bytes:
         """Bytes of BAR0, in accesses of 4 bytes at most."""
@@ -167,7 +132,7 @@ class VfioTransport(Transport):
             return None, 0
         with self._errors("mapping the doorbells"):
             doorbells = mmap.mmap(
-                self._device, size - REGISTERS_SIZE, offset=offset + REGISTERS_SIZE
+                self._function.fd, size - REGISTERS_SIZE, offset=offset + REGISTERS_SIZE
             )
         return doorbells, REGISTERS_SIZE
 
@@ -179,13 +144,8 @@ class VfioTransport(Transport):
         )
 
     def _map(self, address: int, iova: int, size: int, *, writable: bool = True) -> None:
-        flags = _MAP_READ | (_MAP_WRITE if writable else 0)
         with self._errors(f"mapping {size} bytes at IOVA {iova:#x}"):
-            fcntl.ioctl(
-                self._container,
-                _IOMMU_MAP_DMA,
-                _DMA_MAP.pack(_DMA_MAP.size, flags, address, iova, size),
-            )
+            self._function.map(address, iova, size, writable=writable)
 
     def dma_unmap(self, window: DmaMemory) -> None:
         """Take a window away from the controller."""
@@ -198,17 +158,13 @@ class VfioTransport(Transport):
     def unmap_file(self, iova: int, size: int) -> None:
         """Take it away again."""
         with self._errors(f"unmapping {size} bytes at IOVA {iova:#x}"):
-            fcntl.ioctl(
-                self._container,
-                _IOMMU_UNMAP_DMA,
-                bytearray(_DMA_UNMAP.pack(_DMA_UNMAP.size, 0, iova, size)),
-            )
+            self._function.unmap(iova, size)
 
     def msix_vectors(self) -> int:
         """How many MSI-X vectors there are."""
         info = bytearray(_IRQ_INFO.pack(_IRQ_INFO.size, 0, PciIrq.MSIX, 0))
         with self._errors("asking for MSI-X"):
-            fcntl.ioctl(self._device, _DEVICE_GET_IRQ_INFO, info)
+            fcntl.ioctl(self._function.fd, _DEVICE_GET_IRQ_INFO, info)
         return int(_IRQ_INFO.unpack(info)[3])
 
     def set_msix(self, vector: int, eventfd: int) -> None:
@@ -224,22 +180,7 @@ class VfioTransport(Transport):
     def _set_irq(self, index: PciIrq, start: int, eventfd: int) -> None:
         flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
         request = _IRQ_SET.pack(_IRQ_SET.size + 4, flags, index, start, 1)
-        fcntl.ioctl(self._device, _DEVICE_SET_IRQS, request + struct.pack("@i", eventfd))
-
-
-def _open(path: Path, name: object) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise AttachError(f"{name}: there is no {path}: load vfio-pci") from error
-    except PermissionError as error:
-        raise AttachError(f"{name}: not allowed to open {path}: give yourself its group") from error
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise AttachError(
-            f"{name}: another program holds it ({path}): stop that one first"
-        ) from error
+        fcntl.ioctl(self._function.fd, _DEVICE_SET_IRQS, request + struct.pack("@i", eventfd))
 
 
 def group_of(address: str, sysfs: Path = SYSFS) -> str:
@@ -261,9 +202,3 @@ def group_of(address: str, sysfs: Path = SYSFS) -> str:
             f"{name}: it is behind no IOMMU: enable it (intel_iommu=on, the firmware)"
         )
     return (function / "iommu_group").resolve().name
-
-
-def _members(group: str, sysfs: Path = SYSFS) -> list[str]:
-    return sorted(
-        path.name for path in (sysfs / "kernel/iommu_groups" / group / "devices").iterdir()
-    )

@@ -9,9 +9,13 @@ drive      what it is for
 ``main``   namespace 1 with three partitions, namespace 2 with blocks of 4096 bytes
 ``spare``  to be bound to vfio-pci
 ``lost``   to be taken away while it is used
+``twin``   and ``other``: two functions that the IOMMU cannot tell apart
 =========  ==============================================================================
 
 The kernel's driver has two poll queues for each (nvme.poll_queues=2).
+
+No kernel of Debian's has iommufd so far. Whoever has VFIO's modules with it, made for the lab's
+kernel, names their folder in ``NVME_MDEV_VFIO_MODULES``: the machine loads these instead.
 """
 
 from __future__ import annotations
@@ -19,13 +23,12 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import program_disk
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .guest import Guest
     from .rig import Rig
 
@@ -35,9 +38,14 @@ FILL = 0xA5
 PARTITIONS = {1: (1, 40), 2: (48, 24), 3: (80, 24)}
 """By number: first MiB and size in MiB; between them nobody has any business."""
 MAIN_SIZE = 112 * MIB
-_APPEND = (
-    "intel_iommu=on nvme.poll_queues=2 no_console_suspend lab.modules=vfio_pci,vfio_iommu_type1"
-)
+_APPEND = "intel_iommu=on nvme.poll_queues=2 no_console_suspend"
+_VFIO = "load vfio_pci vfio_iommu_type1"
+#: Of a folder with modules of one's own; what is missing there is not loaded.
+_OWN_VFIO = f"""insmod /modules/irqbypass.ko
+for name in iommufd vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do
+    module={program_disk.MOUNT}/modules/$name.ko
+    test ! -e $module || insmod $module
+done"""
 _SECTORS_PER_MIB = 2048
 _READY = 240
 """Seconds for a daemon inside an emulated machine to start, while others use the real one."""
@@ -141,14 +149,17 @@ def boot(rig: Rig) -> Machine:
         "small": rig.image(16 * MIB, "small"),
         "spare": rig.image(64 * MIB, "spare"),
         "lost": rig.image(16 * MIB, "lost"),
+        "twin": rig.image(MIB, "twin"),
+        "other": rig.image(MIB, "other"),
         "program": rig.directory / "program.img",
     }
-    program_disk.make(images["program"])
+    own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
+    program_disk.make(images["program"], Path(own_modules) if own_modules else None)
     devices: list[dict[str, object]] = [
         {"driver": "intel-iommu", "intremap": "on", "caching-mode": True},
         *(
             {"driver": "pcie-root-port", "id": f"{name}-port", "chassis": n, "slot": n}
-            for n, name in enumerate(("main", "spare", "lost"), 1)
+            for n, name in enumerate(("main", "spare", "lost", "twin"), 1)
         ),
         {"driver": "nvme", "id": "main-drive", "serial": "main", "bus": "main-port"},
         {"driver": "nvme-ns", "drive": "main", "bus": "main-drive", "nsid": 1},
@@ -170,6 +181,17 @@ def boot(rig: Rig) -> Machine:
             }
             for name in ("spare", "lost")
         ),
+        *(
+            {
+                "driver": "nvme",
+                "serial": name,
+                "bus": "twin-port",
+                "addr": f"0.{function}",
+                "multifunction": True,
+                "drive": name,
+            }
+            for function, name in enumerate(("twin", "other"))
+        ),
         {"driver": "virtio-blk-pci", "drive": "program"},
     ]
     guest = rig.start(
@@ -179,7 +201,7 @@ def boot(rig: Rig) -> Machine:
         append=_APPEND,
     ).wait_ready()
     guest.allow(r"Ignoring bogus Namespace Identifiers$")
-    guest.sh(program_disk.setup("/dev/vdb"))
+    guest.sh(f"{program_disk.setup('/dev/vdb')}\n{_OWN_VFIO if own_modules else _VFIO}")
     return Machine(guest, main)
 
 

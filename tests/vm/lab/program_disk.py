@@ -48,11 +48,13 @@ def setup(disk: str) -> str:
     return SETUP.format(mount=MOUNT, disk=disk)
 
 
-def make(image: Path) -> None:
-    """Write the disk; the image must not exist."""
+def make(image: Path, modules: Path | None = None) -> None:
+    """Write the disk; the image must not exist. `modules` is a folder with kernel modules."""
     tree = image.with_suffix(".tree")
     try:
         _fill(tree)
+        if modules is not None:
+            shutil.copytree(modules, tree / "modules")
         size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
         kibibytes = size * 5 // 4 // 1024 + 8192
         subprocess.run(
