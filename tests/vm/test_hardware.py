@@ -54,6 +54,10 @@ attach() {
     for i in $(seq 240); do grep -q ready attach.log && return; sleep 0.5; done
     cat attach.log; exit 1
 }
+detach() {
+    nvme-mdev host-detach 0; while kill -0 $(cat attach.pid) 2>/dev/null; do sleep 0.2; done
+}
+said() { until grep "$1" attach.log; do sleep 0.2; done; }
 """
 FIO = (
     "fio --name=host --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --rw=randrw"
@@ -257,8 +261,11 @@ class TestHardware:
             "dd if=/dev/urandom of=/dev/ublkb0 bs=1M count=2 oflag=direct status=none\n"
             "blkdiscard -z -l 1M /dev/ublkb0\n"
             "cmp -n 1048576 /dev/ublkb0 /dev/zero\n"
-            "nvme-mdev host-detach 0; while kill -0 $(cat attach.pid); do sleep 0.2; done\n"
-            'test ! -e /dev/ublkb0; test -z "$(grep -v ready attach.log)"',
+            'detach; test ! -e /dev/ublkb0; test -z "$(grep -v ready attach.log)"\n'
+            # This kernel cannot give a block device another size.
+            "nvme-mdev namespace add host memory:1M --nsid 2; attach host --nsid 2\n"
+            "nvme-mdev namespace resize host 2 2M\n"
+            "said 'its namespace has 2 MiB now, which this kernel'; detach",
             timeout=LONG,
         )
         machine.stop(socket)
@@ -307,6 +314,39 @@ class TestHardware:
         assert '"active"' in state
         # What is left goes on.
         machine.guest.sh(verify(socket, 2), timeout=LONG)
+
+
+@pytest.mark.xdist_group("hardware")
+def test_a_block_device_of_the_host_is_what_its_namespace_becomes(rig: Rig) -> None:
+    """Bigger under its file system, bigger while nobody serves it, gone, and the controller is
+    asked for back: on a kernel whose ublk can follow."""
+    machine = hardware.boot(rig, kernel="7")
+    socket = machine.serve("/run/disk.img --size 16M", options="--no-keeper --name host")
+    machine.wait(socket)
+    machine.guest.sh(
+        f"load ublk_drv; mkdir /mnt/ublk; cd /run\n{ATTACH}attach host\n"
+        "mkfs.ext4 -q /dev/ublkb0; mount /dev/ublkb0 /mnt/ublk\n"
+        f"{FIO} --directory=/mnt/ublk --runtime=8 >fio.log 2>&1 & fio=$!\n"
+        "nvme-mdev namespace resize host 1 32M; said 'ublkb0: has 32 MiB now'\n"
+        "test $(blockdev --getsize64 /dev/ublkb0) = $((32 << 20)); resize2fs /dev/ublkb0\n"
+        "dd if=/dev/urandom of=/mnt/ublk/data bs=1M count=12 conv=fsync status=none\n"
+        "wait $fio || { cat fio.log; exit 1; }\n"
+        "umount /mnt/ublk; fsck.ext4 -fn /dev/ublkb0\n"
+        "kill -9 $(cat attach.pid); nvme-mdev namespace resize host 1 48M\n"
+        "attach host --id 0; said 'ublkb0: has 48 MiB now'\n"
+        "test $(blockdev --getsize64 /dev/ublkb0) = $((48 << 20)); fsck.ext4 -fn /dev/ublkb0",
+        timeout=LONG,
+    )
+    machine.guest.allow("ublkb0")
+    machine.guest.sh(
+        f"cd /run\n{ATTACH}nvme-mdev unplug host; said 'was asked for back: /dev/ublkb0 waits'\n"
+        "attach host --id 0; fsck.ext4 -fn /dev/ublkb0\n"
+        "nvme-mdev namespace remove host 1; said 'is gone: every request fails; detach it'\n"
+        "! dd if=/dev/ublkb0 of=/dev/null iflag=direct bs=4k count=1 2>/dev/null; detach\n"
+        "test ! -e /dev/ublkb0",
+        timeout=LONG,
+    )
+    machine.stop(socket)
 
 
 @pytest.mark.xdist_group("hardware")

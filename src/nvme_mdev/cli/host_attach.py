@@ -75,12 +75,13 @@ def host_attach(
         device = BlockDevice(host, nsid)
         try:
             _flush_io()
-            device.attach(number=number, queues=queues, depth=depth, read_only=read_only)
+            resized = device.attach(number=number, queues=queues, depth=depth, read_only=read_only)
             size = format_size(device.namespace.size)
             click.echo(
                 f"nvme-mdev: {device.path}: ready (namespace {nsid} of {controller}, {size})",
                 err=True,
             )
+            _say(resized)
             _until_detached(device)
         finally:
             device.leave()
@@ -121,6 +122,11 @@ def _flush_io() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
 
 
+def _say(line: str | None) -> None:
+    if line is not None:
+        click.echo(f"nvme-mdev: {line}", err=True)
+
+
 class _Signals:
     """How often this process was asked to end."""
 
@@ -154,6 +160,7 @@ def _until_detached(device: BlockDevice) -> None:
     seen = 0
     try:
         while device.is_served():
+            _say(device.follow())
             count = signals.wait()
             if count == seen:
                 continue
@@ -163,10 +170,6 @@ def _until_detached(device: BlockDevice) -> None:
             elif count > 1:
                 raise UserError(waits)
             else:
-                click.echo(
-                    f"nvme-mdev: {device.path} is in use: unmount it, or stop the program that"
-                    " holds it",
-                    err=True,
-                )
+                _say(f"{device.path} is in use: unmount it, or stop the program that holds it")
     except HostError as error:
         raise UserError(f"{error}: {waits}") from error

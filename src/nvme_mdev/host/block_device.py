@@ -27,6 +27,7 @@ from nvme_mdev.host.memory import PAGE_SIZE, round_up
 from nvme_mdev.host.ublk import UblkQueue, control
 from nvme_mdev.spec import ublk
 from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Oncs, Vwc
+from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,11 @@ def character_device(number: int) -> Path:
 def block_device(number: int) -> Path:
     """The block device itself."""
     return Path(f"/dev/ublkb{number}")
+
+
+def _attribute(number: int, name: str) -> str:
+    """What the kernel says of the block device."""
+    return Path(f"/sys/block/{block_device(number).name}/{name}").read_text()
 
 
 class Control:
@@ -106,6 +112,10 @@ class Control:
         """Take a device over from a process that has ended."""
         self._call(ublk.ControlCommand.START_USER_RECOVERY, number)
 
+    def update_size(self, number: int, sectors: int) -> None:
+        """Give a device another size; OSError: this kernel cannot."""
+        self._call(ublk.ControlCommand.UPDATE_SIZE, number, value=sectors)
+
     def stop(self, number: int) -> None:
         """End the block device; its process sees that."""
         self._call(ublk.ControlCommand.STOP_DEV, number)
@@ -150,6 +160,8 @@ class BlockDevice:
             )
         if not host.doorbells_mapped:
             raise AttachError("its doorbells cannot be mapped: serve it with --mapped-doorbells")
+        host.listen_for_request()
+        host.watch_namespaces()
         limit = host.max_transfer or MAX_BUFFER
         self.buffer_size = min(MAX_BUFFER, limit)
         self.number = -1
@@ -170,10 +182,11 @@ class BlockDevice:
         return sum(lane.queue.requests for lane in self._lanes)
 
     # -- its life ------------------------------------------------------------------------------
-    def attach(self, *, number: int | None, queues: int, depth: int, read_only: bool) -> None:
+    def attach(self, *, number: int | None, queues: int, depth: int, read_only: bool) -> str | None:
         """Make the device, or go on with the one of this number, and serve it.
 
-        Returns when it can be used; UserError: it cannot be made.
+        Returns a line about a device whose namespace has got another size while nobody served it,
+        when it can be used; UserError: it cannot be made.
         """
         info = self._control.info(number) if number is not None else None
         with _said():
@@ -192,6 +205,45 @@ class BlockDevice:
                     with suppress(OSError):
                         self._control.delete(self.number)
                 raise
+        return self._follow_size()
+
+    def follow(self) -> str | None:
+        """Be what the namespace has become: a line about it, if that is something else.
+
+        HostError: the controller is wanted back, or does not answer.
+        """
+        if self.host.is_wanted_back:
+            raise HostError(f"{self.path}: the controller was asked for back")
+        if not self.host.namespaces_changed():
+            return None
+        nsid, block_size = self.namespace.nsid, self.namespace.block_size
+        if nsid not in self.host.active_namespaces():
+            return self._refuse("is gone")
+        namespace = self.host.namespace(nsid)
+        if namespace.block_size != block_size:
+            return self._refuse(f"has blocks of {namespace.block_size} bytes now")
+        self.namespace = namespace
+        return self._follow_size()
+
+    def _refuse(self, why: str) -> str:
+        """Its file system is not that of what is there now."""
+        for lane in self._lanes:
+            lane.queue.refuse()
+        return f"{self.path}: its namespace {why}: every request fails; detach it"
+
+    def _follow_size(self) -> str | None:
+        sectors = self.namespace.size // _SECTOR
+        if sectors == int(_attribute(self.number, "size")):
+            return None
+        size = format_size(self.namespace.size)
+        try:
+            self._control.update_size(self.number, sectors)
+        except OSError:
+            return (
+                f"{self.path}: its namespace has {size} now, which this kernel's ublk cannot follow"
+                " (Linux 6.16): detach it, and attach it again"
+            )
+        return f"{self.path}: has {size} now"
 
     def _take_over(self, info: ublk.DeviceInfo) -> None:
         if info.state != ublk.DeviceState.QUIESCED:
@@ -203,6 +255,12 @@ class BlockDevice:
             raise UserError(
                 f"{block_device(info.dev_id)} has requests of {info.max_io_buf_bytes} bytes, more"
                 f" than this controller takes ({self.buffer_size}): attach the one that it had"
+            )
+        had = int(_attribute(info.dev_id, "queue/logical_block_size"))
+        if had != self.namespace.block_size:
+            raise UserError(
+                f"{block_device(info.dev_id)} has blocks of {had} bytes, the namespace of"
+                f" {self.namespace.block_size}: attach the one that it had"
             )
         self._control.recover(info.dev_id)
         self.buffer_size = info.max_io_buf_bytes

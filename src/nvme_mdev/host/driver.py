@@ -27,7 +27,7 @@ from nvme_mdev.host.transport import Transport
 from nvme_mdev.host.vfio import PREFIX as VFIO
 from nvme_mdev.host.vfio import VfioTransport
 from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE, SQE_SIZE
-from nvme_mdev.spec.nvme_features import Fid, NumberOfQueues
+from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, NumberOfQueues
 from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     Cns,
@@ -36,6 +36,7 @@ from nvme_mdev.spec.nvme_identify import (
     IdentifyNamespace,
     Oacs,
 )
+from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ _READY_POLL = 0.0001
 _MIN_READY_TIMEOUT = 5.0
 """Seconds to wait for CSTS.RDY when CAP.TO promises less: we share our processor with it."""
 _SHUTDOWN_TIMEOUT = 10.0
+_CHANGED_LIST_SIZE = 4096
 """Seconds for a normal shutdown; arbitrary, above what a flush of an image takes."""
 
 
@@ -692,6 +694,20 @@ class NvmeHost:
             if found or time.monotonic() >= deadline:
                 return found
             time.sleep(_REGISTER_POLL)
+
+    def watch_namespaces(self) -> None:
+        """From now on until the controller is disabled :meth:`namespaces_changed` tells."""
+        self.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+        self.request_events()
+
+    def namespaces_changed(self) -> bool:
+        """Whether a namespace may have come, gone or changed since the last call."""
+        if not self.events():
+            return False
+        # Read, or the next change is no event.
+        self.get_log_page(LogPage.CHANGED_NAMESPACES, _CHANGED_LIST_SIZE)
+        self.request_events()
+        return True
 
 
 def _open_transport(path: str | os.PathLike[str], *, share_memory: bool) -> Transport:

@@ -25,7 +25,6 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, DmaMemoryError, HostError
 from nvme_mdev.host.memory import PAGE_SIZE
 from nvme_mdev.host.partitions import Extent, find_partition
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ _HEALTH_S = 30.0
 """How often its SMART log is read."""
 _SHUTDOWN_S = 2.0
 """For a controller to shut down that may have gone already."""
-_CHANGED_LIST_SIZE = 4096
 _ATTACH_AGAIN_S = 0.02
 _ATTACH_WITHIN_S = 2.0
 """How long the session of a process before us may take to end."""
@@ -171,8 +169,7 @@ class Parent:
             )
         self._namespaces.clear()
         host.listen_for_request()
-        host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-        host.request_events()
+        host.watch_namespaces()
         with self._own_lock:
             self._own = host.create_queue_pair(_OWN_ENTRIES)
         for share in self._shares.values():
@@ -414,11 +411,8 @@ class Parent:
             _log.warning("%s: it has failed or was reset: starting it again", self.address)
             self._reset(host)
             return
-        if host.events():
-            # Read, or the next change is no event.
-            host.get_log_page(LogPage.CHANGED_NAMESPACES, _CHANGED_LIST_SIZE)
+        if host.namespaces_changed():
             self._namespaces.clear()
-            host.request_events()
         if now >= self._health_at:
             self._health_at = now + _HEALTH_S
             self._smart = host.get_log_page(LogPage.SMART, ctypes.sizeof(SmartLog))

@@ -39,6 +39,9 @@ class UblkQueue:
     def stop(self) -> None:
         """Serve no more: what the controller has not finished is given to who comes next."""
 
+    def refuse(self) -> None:
+        """From now on every request ends with EIO, and no command is made of it."""
+
     def close(self) -> None:
         """Let go of the memory; it does not run any more."""
 

@@ -147,8 +147,9 @@ cdef struct device_queue_t:
     uint32_t ended
     uint64_t requests
     uint64_t errors
-    #: Another thread sets it.
+    #: Another thread sets them.
     uint32_t stop
+    uint32_t refuses
 
 
 # -- control commands -----------------------------------------------------------------------------
@@ -220,6 +221,8 @@ cdef int translate(device_queue_t *queue, uint32_t tag, sqe_t *sqe) noexcept nog
     cdef uint32_t operation = request.op_flags & UBLK_OP_MASK
     cdef uint64_t size = <uint64_t>request.sectors << SECTOR_SHIFT
     cdef uint32_t blocks = request.sectors >> queue.block_shift
+    if load_relaxed32(&queue.refuses):
+        return EIO
     memset(sqe, 0, sizeof(sqe_t))
     sqe.cid = <uint16_t>tag
     sqe.nsid = queue.nsid
@@ -498,6 +501,9 @@ cdef class UblkQueue:
         cdef uint64_t one = 1
         store_relaxed32(&self.queue.stop, 1)
         write(self.queue.eventfd, &one, 8)
+
+    def refuse(self):
+        store_relaxed32(&self.queue.refuses, 1)
 
     def close(self):
         self.data = self.descriptors = None

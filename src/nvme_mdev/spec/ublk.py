@@ -23,6 +23,8 @@ class ControlCommand(enum.IntEnum):
     SET_PARAMS = 0xC0207508
     START_USER_RECOVERY = 0xC0207510
     END_USER_RECOVERY = 0xC0207511
+    UPDATE_SIZE = 0xC0207515
+    """Linux 6.16."""
 
 
 NEW_DEVICE = 0xFFFF_FFFF

@@ -140,7 +140,7 @@ def _first_mebibyte() -> bytes:
     return table.ljust(MIB, bytes([FILL]))
 
 
-def boot(rig: Rig) -> Machine:
+def boot(rig: Rig, kernel: str = "6.12") -> Machine:
     """Boot the machine, with nvme-mdev in it."""
     main = rig.image(MAIN_SIZE, "main")
     main.write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
@@ -199,6 +199,7 @@ def boot(rig: Rig) -> Machine:
         blocks=[_block(name, image) for name, image in images.items()],
         memory_mib=1024,
         append=_APPEND,
+        kernel=kernel,
     ).wait_ready()
     guest.allow(r"Ignoring bogus Namespace Identifiers$")
     guest.sh(f"{program_disk.setup('/dev/vdb')}\n{_OWN_VFIO if own_modules else _VFIO}")

@@ -120,6 +120,7 @@ GUEST_PROGRAMS: Final = (
     "/usr/sbin/fstrim",
     "/usr/sbin/mkfs.ext4",
     "/usr/sbin/nvme",
+    "/usr/sbin/resize2fs",
 )
 PACKAGES_OF_GUEST_PROGRAMS: Final = (
     "busybox-static",
