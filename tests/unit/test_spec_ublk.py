@@ -47,6 +47,8 @@ def test_a_commands_number_is_the_headers() -> None:
         name: int(value, 0)
         for name, value in re.findall(r"#define\s+UBLK_CMD_(\w+)\s+(0x\w+)", HEADER.read_text())
     }
+    # The headers of this machine may be older than the command.
+    numbers.setdefault("UPDATE_SIZE", 0x15)
     for command in ublk.ControlCommand:
         assert command & 0xFF == numbers[command.name]
         assert command >> 16 & 0x3FFF == ctypes.sizeof(ublk.ControlHeader)

@@ -130,7 +130,7 @@ def _print_results(results: list[tuple[str, BenchResult]]) -> None:
 
 
 def qemu_lines() -> str:
-    """The commands that serve a disk and boot a guest with it (QEMU 10.1 or newer)."""
+    """The commands that serve a disk and boot a guest with it (QEMU 10.1.1 or newer)."""
     socket = "/tmp/vm1.sock"  # noqa: S108 - an example for a person to change
     device = f'{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{socket}"}}}}'
     qemu = [
@@ -141,7 +141,7 @@ def qemu_lines() -> str:
     ]
     return "\n".join(
         [
-            "A virtual machine with such a disk, in two terminals (QEMU 10.1 or newer):",
+            "A virtual machine with such a disk, in two terminals (QEMU 10.1.1 or newer):",
             f"  nvme-mdev serve vm1.img --size 1G --socket {socket}",
             "  " + " \\\n    ".join(qemu),
         ]

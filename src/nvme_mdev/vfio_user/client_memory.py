@@ -6,6 +6,9 @@ answers, on the socket on which the client asks, too: a reply is told by its typ
 Nobody may wait here who has a request of the client's to answer: QEMU answers us on its main loop,
 which cannot run while a vCPU waits, with QEMU's lock held, for our reply to a register access.
 
+The first message is one that moves nothing: its reply tells how the client lays them out
+(:mod:`.dma_layout`).
+
 What is outstanding is bounded so that all of it fits into the buffers of the socket, both ways. So
 neither side can come to wait until the other one reads.
 """
@@ -13,7 +16,6 @@ neither side can come to wait until the other one reads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -21,10 +23,12 @@ from typing import TYPE_CHECKING
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags
 
-from . import codec
+from . import codec, dma_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+
+    from .dma_layout import DmaLayout
 
 CHUNK = 32 << 10
 """Bytes that a message moves at most. One of this size is put into a Unix socket whole or not at
@@ -68,6 +72,8 @@ class ClientMemory:
         self._count = 0
         self._waiting: dict[int, tuple[Command, asyncio.Future[codec.Message]]] = {}
         self._late: set[int] = set()
+        self._layout: DmaLayout | None = None
+        self._learning = asyncio.Lock()
         self._room = asyncio.Condition()
         self._outstanding = 0
         self._closed = False
@@ -119,22 +125,32 @@ class ClientMemory:
                 future.set_exception(ConnectionResetError(errno.ECONNRESET, "the client has gone"))
         self._waiting.clear()
 
+    async def _known_layout(self) -> DmaLayout:
+        """What the client speaks; asked for with the first access."""
+        if self._layout is None:
+            async with self._learning:
+                if self._layout is None:
+                    self._layout = await self._learn()
+        return self._layout
+
+    async def _learn(self) -> DmaLayout:
+        try:
+            reply = await self._call(Command.DMA_WRITE, dma_layout.PROBE, 0)
+        except (TimeoutError, ConnectionError):
+            raise
+        except OSError:
+            return dma_layout.SPECIFIED  # which does not say that no bytes can be written
+        return dma_layout.told_by(reply)
+
     async def _read(self, address: int, size: int) -> bytes:
-        reply = await self._call(Command.DMA_READ, codec.DmaAccess(address, size).pack(), size)
-        with _malformed():
-            answer = codec.DmaWrite.unpack(reply)
-        if (answer.address, len(answer.data)) != (address, size):
-            raise OSError(errno.EPROTO, f"{len(answer.data)} bytes of {answer.address:#x} instead")
-        return answer.data
+        layout = await self._known_layout()
+        reply = await self._call(Command.DMA_READ, layout.read(address, size), size)
+        return layout.data(reply, address, size)
 
     async def _write(self, address: int, data: bytes) -> None:
-        reply = await self._call(Command.DMA_WRITE, codec.DmaWrite(address, data).pack(), len(data))
-        if not reply:
-            return  # libvfio-user's clients repeat the range, others have nothing to say
-        with _malformed():
-            answer = codec.DmaAccess.unpack(reply)
-        if (answer.address, answer.count) != (address, len(data)):
-            raise OSError(errno.EPROTO, f"{answer.count} bytes written at {answer.address:#x}")
+        layout = await self._known_layout()
+        reply = await self._call(Command.DMA_WRITE, layout.write(address, data), len(data))
+        layout.check_written(reply, address, len(data))
 
     async def _call(self, command: Command, body: bytes, size: int) -> bytes:
         """Ask, and wait for the answer's body."""
@@ -180,15 +196,6 @@ class ClientMemory:
             number = self._epoch << _EPOCH_SHIFT | self._count
             if number not in self._waiting and number not in self._late:
                 return number
-
-
-@contextlib.contextmanager
-def _malformed() -> Iterator[None]:
-    """A reply that makes no sense is the end of the access, not of the session."""
-    try:
-        yield
-    except codec.RemoteProtocolError as error:
-        raise OSError(errno.EPROTO, str(error)) from error
 
 
 def _chunks(address: int, size: int, chunk: int) -> list[tuple[int, int]]:
