@@ -6,9 +6,12 @@ K, M, G, T, P and E are powers of 1024, as in qemu-img.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from nvme_mdev.errors import UserError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 _SUFFIXES = "KMGTPE"
 _SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?(?:([{_SUFFIXES}])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)
@@ -18,13 +21,22 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ns|us|ms|s)", re.ASCII)
 MAX_SIZE = 2**63 - 1
 
 
+def _exact(number: str) -> int | Fraction:
+    """Most numbers are whole ones; the others wait for what calculates with them to be loaded."""
+    if "." not in number:
+        return int(number)
+    from fractions import Fraction
+
+    return Fraction(number)
+
+
 def parse_size(text: str) -> int:
     """Bytes for ``512``, ``4K``, ``1.5G``, ``10GiB``; UserError when it is not a positive size."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise UserError(f"{text!r} is not a size: write bytes, or a number with K, M, G or T (10G)")
     number, suffix = match.groups()
-    size = Fraction(number) * 1024 ** (_SUFFIXES.index(suffix.upper()) + 1 if suffix else 0)
+    size = _exact(number) * 1024 ** (_SUFFIXES.index(suffix.upper()) + 1 if suffix else 0)
     if size.denominator != 1:
         raise UserError(f"{text!r} is not a whole number of bytes: use a smaller unit")
     if not 0 < size <= MAX_SIZE:
@@ -38,7 +50,7 @@ def parse_duration_ns(text: str) -> int:
     if not match:
         raise UserError(f"{text!r} is not a duration: write a number with ns, us or ms (6.4us)")
     number, unit = match.groups()
-    nanoseconds = round(Fraction(number) * _NANOSECONDS[unit])
+    nanoseconds = round(_exact(number) * _NANOSECONDS[unit])
     if not 0 < nanoseconds <= _NANOSECONDS["s"]:
         raise UserError(f"{text!r} is out of range: a duration is at least 1 ns and at most 1 s")
     return nanoseconds
@@ -46,10 +58,10 @@ def parse_duration_ns(text: str) -> int:
 
 def format_size(size: int) -> str:
     """``1 GiB``, ``1.5 MiB``, ``512 B``: at most two decimals, in the largest unit that fits."""
-    value, unit = Fraction(size), "B"
+    value, unit = float(size), "B"
     for suffix in _SUFFIXES:
         if value < 1024:
             break
         value, unit = value / 1024, f"{suffix}iB"
-    number = f"{float(value):.2f}".rstrip("0").rstrip(".")
+    number = f"{value:.2f}".rstrip("0").rstrip(".")
     return f"{number} {unit}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nvme_mdev import __version__
+from nvme_mdev.cli.loading import loading
 from nvme_mdev.errors import UserError, describe_os_error
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), name or cmd_name)
+        with loading():
+            command: click.Command = getattr(import_module(module), name or cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

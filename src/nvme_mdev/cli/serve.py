@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import resource
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nvme_mdev.cli.controller_options import controller_options, medium_options
+from nvme_mdev.cli.loading import loading
 from nvme_mdev.cli.parameters import CPUS
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import (
@@ -162,17 +162,9 @@ def serve(
 
 
 def _load_daemon() -> Callable[[Sequence[Definition]], None]:
-    """Import the data path and all that serves it; a wrong argument is answered without it.
-
-    Nothing that is loaded becomes garbage. So the collector does not look for any meanwhile, which
-    takes a twentieth of the time, nor ever again: the event loop would wait for it.
-    """
-    gc.disable()
-    try:
+    """Import the data path and all that serves it; a wrong argument is answered without it."""
+    with loading():
         from nvme_mdev.service.daemon import serve_until_stopped
-    finally:
-        gc.freeze()
-        gc.enable()
     return serve_until_stopped
 
 
