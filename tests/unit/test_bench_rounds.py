@@ -268,6 +268,21 @@ def test_fio_is_asked_for_the_same_job_and_never_to_write():
         fio.command_line("/a", Job(rw=Pattern.WRITE))
 
 
+@pytest.mark.parametrize(
+    ("job", "polls"),
+    [
+        (Job(cpus=(0,)), True),
+        (Job(cpus=(0, 1), numjobs=2), True),
+        (Job(cpus=(0,), numjobs=2), False),  # they would wait for each other
+        (Job(cpus=(0,), interrupts=True), False),
+    ],
+)
+def test_fio_polls_a_device_that_can_be_polled(monkeypatch, job, polls):
+    monkeypatch.setattr(fio, "device_polls", lambda target: target == "/dev/nvme0n1")
+    assert ("--hipri" in fio.command_line("/dev/nvme0n1", job)) == polls
+    assert "--hipri" not in fio.command_line("/dev/sda", job)
+
+
 def test_fios_numbers_become_ours():
     latency = {"min": 100, "max": 5000, "mean": 300.0, "stddev": 50.0, "N": 4}
     read = {

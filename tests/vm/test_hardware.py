@@ -158,6 +158,21 @@ class TestHardware:
         machine.guest.sh(f"nvme-mdev conformance {socket} --destructive", timeout=LONG)
         machine.stop(socket)
 
+    def test_a_report_compares_both_ways_to_a_drive_with_the_drive(self, machine: Machine) -> None:
+        partition = machine.guest.disk("main") + "p2"
+        printed = machine.guest.sh(
+            f"nvme-mdev bench report {partition} --quick --rounds 1 --runtime 0.2 --controllers 1"
+            " --json",
+            timeout=LONG,
+        )
+        report = json.loads(printed)
+        assert not report["left_out"]
+        for test in report["tests"].values():
+            assert list(test) == ["host", "mdev/block", "mdev/passthrough", "null", "memory"]
+            for row in ("mdev/block", "mdev/passthrough"):
+                assert test[row]["iops_to_host"]["median"] > 0
+                assert test[row]["counters"]["commands_translated"]["count"] > 0
+
     def test_what_cannot_be_had_is_said_in_one_line(self, machine: Machine) -> None:
         main, spare = machine.controller("main"), machine.controller("spare")
         second = machine.guest.disk("main", 2)

@@ -34,6 +34,8 @@ HOST = "host"
 """Name of the row that the others are compared with."""
 HARDWARE, DIRECT = "hardware", "mdev/direct"
 """A controller that takes its time, bare and below another: direct mode is compared with that."""
+PASSTHROUGH = "mdev/passthrough"
+"""Direct mode over the kernel's driver, on a drive of this host."""
 
 
 class Point(NamedTuple):
@@ -52,6 +54,7 @@ NOTES = (
     "4 KiB random reads at depth 1, as in the original's tables.",
     "BW, IOPS: medians of the rounds, ± over the rounds. Latencies: means and ± over all commands.",
     "host: fio (io_uring, O_DIRECT) on the bare target; mdev/block: the same through the daemon.",
+    "mdev/passthrough: in direct mode over the kernel's driver, on the other half of the target.",
     "hardware: a controller with a service time; mdev/direct: on its queues, IOPS/host is to it.",
     "IOPS/host, LAT/floor: medians of the ratios within each round.",
     "The floor is a command's round trip to a controller that does nothing.",

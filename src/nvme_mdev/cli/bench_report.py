@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -30,6 +31,9 @@ _FLOOR_RUNTIME = 0.05
 _COUNTS, _QUICK_COUNTS = (1, 8, 64), (1, 4)
 """Controllers on one IOThread."""
 _SCALE_DEPTH = 32
+_NULL, _MEMORY, _TARGET = 1, 2, 3
+"""The daemon's namespaces, and a fourth one if TARGET is served in two ways."""
+_ALIGNED = 1 << 20
 _POLL_TIMEOUT_MS = 20
 """Less than fio needs to start."""
 
@@ -49,6 +53,16 @@ class Peer(click.ParamType[tuple[str, str]]):
         if not (name and equals and socket):
             self.fail(f"{value!r} is not NAME=SOCKET", param, ctx)
         return name, socket
+
+
+class Bare(NamedTuple):
+    """TARGET, as it is measured."""
+
+    path: str
+    half: int | None
+    """Bytes of the part that goes through the block layer; the rest is passed commands."""
+    size: int | None
+    """Bytes that are read from; None: all."""
 
 
 @click.command()
@@ -114,20 +128,22 @@ def report(
     """Compare the bare TARGET, the daemon on it, and other servers: polling and interrupt test.
 
     TARGET is an image file or block device, which is only read; a sparse image is measured as the
-    holes that it has. A daemon is started for it, for a null and for a memory namespace. Each
-    --peer is the socket of another server, whose namespace 1 is read. The row "host" is fio on
-    the bare TARGET, where fio is installed. With --hardware there are two rows more: a null
+    holes that it has. A daemon is started for it, for a null and for a memory namespace. One that
+    is an NVMe namespace or partition of the kernel's is halved: the second half is served in direct
+    mode. Each --peer is the socket of another server, whose namespace 1 is read. The row "host" is
+    fio on the bare TARGET, where fio is installed. With --hardware there are two rows more: a null
     controller that takes its time, and the daemon in direct mode on the queues of another such.
     """
     _check(target, html)
     seconds = runtime or (_QUICK_RUNTIME if quick else _RUNTIME)
     floor_cpus = two_cpus(cpus)
     job_cpus = _job_cpus(cpus, floor_cpus[1])
+    bare = Bare(target, _half_of_a_drive(target), size) if target else None
     with Interrupts() as interrupts, host_errors(), ExitStack() as stack:
         daemon = stack.enter_context(
-            serve_privately(interrupts, lambda _folder: _arguments(target), floor_cpus[1])
+            serve_privately(interrupts, lambda _folder: _arguments(bare), floor_cpus[1])
         )
-        subjects = _subjects(stack, daemon, target, size, peers)
+        subjects = _subjects(stack, daemon, bare, peers)
         if hardware_ns is not None:
             subjects += _direct_subjects(stack, interrupts, hardware_ns, floor_cpus[1])
         found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
@@ -161,38 +177,59 @@ def _job_cpus(cpus: tuple[int, ...], daemon_cpu: int) -> tuple[int, ...]:
     return tuple(cpu for cpu in chosen if cpu != daemon_cpu)
 
 
-def _arguments(target: str | None) -> list[str]:
+def _half_of_a_drive(target: str) -> int | None:
+    """Bytes of half of an NVMe namespace or partition; None: it is none, or we may not pass it
+    commands."""
+    from nvme_mdev.datapath.backends.kernel_drive import character_device, locate
+
+    device = Path(target).stat()
+    if not stat.S_ISBLK(device.st_mode):
+        return None
+    try:
+        disk, _ = locate(os.major(device.st_rdev), os.minor(device.st_rdev))
+        passes = character_device(disk, target)
+    except OSError:
+        return None
+    with Path(target).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+    return size // 2 // _ALIGNED * _ALIGNED if os.access(passes, os.R_OK | os.W_OK) else None
+
+
+def _arguments(bare: Bare | None) -> list[str]:
     """The daemon's: it goes to sleep soon, so that it does not poll while the host is measured."""
-    targets = [*([target] if target else []), f"null:{NULL_SIZE}", f"memory:{MEMORY_SIZE}"]
+    targets = [f"null:{NULL_SIZE}", f"memory:{MEMORY_SIZE}"]
+    if bare and bare.half:
+        targets += [f"{bare.path},length={bare.half}", f"direct:{bare.path},offset={bare.half}"]
+    elif bare:
+        targets.append(bare.path)
     return [*targets, "--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
 
 
 def _subjects(
     stack: ExitStack,
     daemon: Daemon,
-    target: str | None,
-    size: int | None,
+    bare: Bare | None,
     peers: tuple[tuple[str, str], ...],
 ) -> list[Subject]:
     """The rows, in their order; controllers stay attached until the end."""
     from nvme_mdev.bench import fio
-    from nvme_mdev.bench.report import BareTarget, Namespace
+    from nvme_mdev.bench.report import PASSTHROUGH, BareTarget, Namespace
     from nvme_mdev.host.driver import NvmeHost
 
     host = stack.enter_context(NvmeHost(daemon.socket))
     subjects: list[Subject] = []
-    if target is not None:
-        whole = host.namespace(1).size
-        if size is not None and size > whole:
-            raise UserError(f"--size {size} is more than {target} has: {whole} bytes")
+    if bare is not None:
+        whole, part = host.namespace(_TARGET).size, "half of " if bare.half else ""
+        if bare.size is not None and bare.size > whole:
+            raise UserError(f"--size {bare.size} is more than {part}{bare.path} has: {whole} bytes")
         if fio.available():
-            subjects.append(BareTarget(target, size or whole))
-        subjects.append(Namespace("mdev/block", host, 1, size))
-    first = 1 if target is None else 2
-    subjects.append(Namespace("null", host, first))
-    memory = Namespace("memory", host, first + 1)
+            subjects.append(BareTarget(bare.path, bare.size or whole))
+        subjects.append(Namespace("mdev/block", host, _TARGET, bare.size))
+        if bare.half:
+            subjects.append(Namespace(PASSTHROUGH, host, _TARGET + 1, bare.size))
+    memory = Namespace("memory", host, _MEMORY)
     _fill(memory)
-    subjects.append(memory)
+    subjects += [Namespace("null", host, _NULL), memory]
     for name, socket in peers:
         subjects.append(Namespace(name, stack.enter_context(NvmeHost(socket)), 1))
     return subjects

@@ -29,11 +29,18 @@ _LIBC = re.compile(r"(libc|libm|libdl|libpthread|librt|libutil|ld-linux-x86-64)\
 _WRAPPER = f"""#!/bin/sh
 export PYTHONHOME={MOUNT} PYTHONPATH={MOUNT}/site PYTHONDONTWRITEBYTECODE=1
 export LD_LIBRARY_PATH={MOUNT}/libraries NVME_MDEV_RUNTIME_DIR=/run/nvme-mdev
+export PATH={MOUNT}/programs:$PATH
 case $0 in
 */nvme-mdev) exec {MOUNT}/bin/python3 -m nvme_mdev.cli.main "$@" ;;
 *) exec {MOUNT}/bin/python3 "$@" ;;
 esac
 """
+# What nvme-mdev starts is the guest's own, with the guest's libraries.
+_PROGRAM = """#!/bin/sh
+unset LD_LIBRARY_PATH
+exec /usr/bin/{name} "$@"
+"""
+_STARTED = ("fio",)
 # Run in the guest once it is attached as the given disk.
 SETUP = """
 mkdir -p {mount} /run/nvme-mdev && chmod 700 /run/nvme-mdev
@@ -88,9 +95,15 @@ def _fill(tree: Path) -> None:
     (tree / "libraries").mkdir()
     for library in _libraries([python, *tree.rglob("*.so")]):
         shutil.copy2(library, tree / "libraries" / library.name)
-    wrapper = tree / "nvme-mdev"
-    wrapper.write_text(_WRAPPER)
-    wrapper.chmod(0o755)
+    _script(tree / "nvme-mdev", _WRAPPER)
+    (tree / "programs").mkdir()
+    for name in _STARTED:
+        _script(tree / "programs" / name, _PROGRAM.format(name=name))
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def _folder_of(package: str) -> Path:
