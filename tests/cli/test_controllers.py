@@ -14,7 +14,6 @@ from tests.cli.deaths import kill, serving_pid
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_commands import AsyncEventType
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Fuses, Nmic
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     directory = tmp_path_factory.mktemp("run")
     monkeypatch.setenv("NVME_MDEV_RUNTIME_DIR", str(directory))
     return directory
-
-
-def _watch_namespaces(host: NvmeHost) -> None:
-    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-    host.request_events()
 
 
 def _notified(host: NvmeHost) -> bool:
@@ -132,7 +126,7 @@ def test_a_controller_that_shares_joins_the_subsystem_and_both_guests_know(
     serve("memory:1M", "--socket", tmp_path / "a")
     with NvmeHost(tmp_path / "a") as a:
         assert a.identify_namespace(1).nmic == 0
-        _watch_namespaces(a)
+        a.watch_namespaces()
         ask("controller", "add", "a", "--share", "--socket", tmp_path / "b")
         assert _notified(a)
         assert a.identify_namespace(1).nmic == Nmic.SHRNS
@@ -167,7 +161,7 @@ def test_a_namespace_is_attached_resized_and_removed_for_all_that_share_it(
             assert host.active_namespaces() == ([1, 2] if host is c else [1, 2, 5])
         queues = {host: host.create_queue_pair() for host in (a, b, c)}
         queues[a].write(5, 7, b"a" * 512, block_size=512)
-        _ = [_watch_namespaces(host) for host in (a, b)]
+        _ = [host.watch_namespaces() for host in (a, b)]
         ask("namespace", "resize", "b", 5, "4M")
         assert _notified(a)
         assert _notified(b)

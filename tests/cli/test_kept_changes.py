@@ -16,7 +16,6 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.service import api
 from nvme_mdev.service.client import ControlClient
 from nvme_mdev.spec.nvme_commands import AsyncEventType
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_identify import Oacs
 
 if TYPE_CHECKING:
@@ -30,11 +29,6 @@ MIB = 1 << 20
 def _call(path: Path, method: api.Method[Any, Any], **params: Any) -> Any:
     with ControlClient(path) as client:
         return client.call(method, method.params(**params))
-
-
-def _watch_namespaces(host: NvmeHost) -> None:
-    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-    host.request_events()
 
 
 def _namespaces(path: Path) -> dict[int, tuple[str, int]]:
@@ -198,7 +192,7 @@ def test_the_guest_knows_of_a_namespace_wherever_adding_it_was_cut_off(
     doom = die(module, function, before=before)
     serve("null:1M", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
-        _watch_namespaces(host)
+        host.watch_namespaces()
         doom()
         with pytest.raises(UserError):
             _call(tmp_path / "s.ctl", api.NAMESPACE_ADD, target="memory:1M", nsid=5)
@@ -229,7 +223,7 @@ def test_a_removal_that_was_cut_off_has_not_happened_and_the_guest_is_told(
     doom = die(module, function, before=before)
     serve("null:1M", "memory:1M", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
-        _watch_namespaces(host)
+        host.watch_namespaces()
         doom()
         with pytest.raises(UserError):
             _call(tmp_path / "s.ctl", api.NAMESPACE_REMOVE, nsid=2)
@@ -247,7 +241,7 @@ def test_an_image_that_has_gone_meanwhile_takes_only_its_namespace_along(
 ) -> None:
     daemon = serve("null:1M", tmp_path / "a", "--size", "1M", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
-        _watch_namespaces(host)
+        host.watch_namespaces()
         (tmp_path / "a").unlink()
         kill(daemon)
         assert [event.event_type for event in host.events(30)] == [AsyncEventType.NOTICE]
@@ -260,7 +254,7 @@ def test_an_image_that_others_have_enlarged_meanwhile_is_told_to_the_guest(
 ) -> None:
     daemon = serve(tmp_path / "a", "--size", "1M", "--socket", tmp_path / "s")
     with NvmeHost(tmp_path / "s") as host:
-        _watch_namespaces(host)
+        host.watch_namespaces()
         pid = serving_pid(daemon)
         os.kill(pid, signal.SIGSTOP)
         os.truncate(tmp_path / "a", 2 * MIB)

@@ -27,7 +27,7 @@ from nvme_mdev.host.errors import HostError, NvmeStatusError
 from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent
 from nvme_mdev.spec.nvme_commands import Psdt, SglDescriptor, SglType
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
+from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_identify import IdentifyControllerNvm, Nsattr, Oncs, Sgls, Vwc
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
@@ -519,11 +519,6 @@ def test_guest_memory_is_the_drives_only_while_the_guest_has_it(nest: Callable[.
 # -- when the drive changes ------------------------------------------------------------------------
 
 
-def listen(host: NvmeHost) -> None:
-    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-    host.request_events()
-
-
 def wait_changed(host: NvmeHost) -> None:
     assert host.events(PATIENCE) == [AsyncEvent(2, 0, LogPage.CHANGED_NAMESPACES)]
     host.request_events()
@@ -533,7 +528,7 @@ def wait_changed(host: NvmeHost) -> None:
 def test_another_size_of_the_drives_namespace_is_followed(nest: Callable[..., Nest]) -> None:
     tree = nest()
     with NvmeHost(tree.above().path) as host:
-        listen(host)
+        host.watch_namespaces()
         for size in (2 * SIZE, SIZE // 2):
             tree.below.run(tree.below.controller.resize_namespace(1, size))
             wait_changed(host)
@@ -544,7 +539,7 @@ def test_another_size_of_the_drives_namespace_is_followed(nest: Callable[..., Ne
 def test_write_protection_of_the_drive_is_followed(nest: Callable[..., Nest]) -> None:
     tree = nest()
     with NvmeHost(tree.above().path) as host:
-        listen(host)
+        host.watch_namespaces()
         below = tree.below
         for protected in (True, False):
             below.call(below.controller.queues.protect_namespace, 1, protected)
@@ -557,7 +552,7 @@ def test_a_namespace_that_the_drive_loses_is_lost_and_found(nest: Callable[..., 
     tree = nest()
     below = tree.below
     with NvmeHost(tree.above().path) as host:
-        listen(host)
+        host.watch_namespaces()
         backend = below.run(below.controller.remove_namespace(1))
         wait_changed(host)
         assert host.active_namespaces() == []
@@ -605,7 +600,7 @@ def test_a_drive_that_goes_away_takes_its_namespace_and_brings_it_back(
     tree = nest(NullBackend(SIZE, latency_ns=900_000_000))
     below = tree.below
     with NvmeHost(tree.above().path) as host:
-        listen(host)
+        host.watch_namespaces()
         queue = host.create_queue_pair()
         sqe = commands.read(1, 0, 8)
         sqe.prp1 = host.memory.allocate(4096).iova
@@ -637,7 +632,7 @@ def test_a_drive_that_is_asked_for_back_is_let_go_of_and_taken_again_later(
     tree = nest(NullBackend(SIZE, latency_ns=600_000_000))
     below = tree.below
     with NvmeHost(tree.above().path) as host:
-        listen(host)
+        host.watch_namespaces()
         queue = host.create_queue_pair()
         sqe = commands.read(1, 0, 8)
         sqe.prp1 = host.memory.allocate(4096).iova

@@ -14,7 +14,7 @@ from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
+from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_identify import Nsattr, Vwc
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import GenericStatus
@@ -45,11 +45,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def listen(host: NvmeHost) -> None:
-    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-    host.request_events()
-
-
 def changed(host: NvmeHost) -> list[int]:
     """Wait for the event; the Changed Namespace List, which is read and so cleared."""
     assert host.events(PATIENCE) == [NS_CHANGED]
@@ -73,13 +68,36 @@ def resize(served: Served, nsid: int, size: int) -> None:
 def test_a_file_joins_a_controller_that_had_only_memory(
     served: Served, host: NvmeHost, image: Path
 ) -> None:
-    listen(host)
+    host.watch_namespaces()
     attach(served, 7, UringBackend(str(image)))
     assert changed(host) == [7]
     queue = host.create_queue_pair()
     queue.write(7, 8, DATA)
     queue.flush(7)
     assert image.read_bytes()[4096:8192] == DATA
+
+
+def test_a_driver_hears_of_each_change_once(served: Served, host: NvmeHost) -> None:
+    host.watch_namespaces()
+    assert not host.namespaces_changed()
+    for nsid in (2, 3):
+        attach(served, nsid, NullBackend(SIZE))
+        deadline = time.monotonic() + PATIENCE
+        while not host.namespaces_changed():
+            assert time.monotonic() < deadline
+        assert not host.namespaces_changed()
+
+
+def test_a_controller_without_notices_is_not_asked_for_them(
+    served: Served, host: NvmeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = host.identify_controller()
+    silent.oaes = 0
+    monkeypatch.setattr(host, "identify_controller", lambda: silent)
+    monkeypatch.setattr(host, "set_features", pytest.fail)
+    host.watch_namespaces()
+    attach(served, 2, NullBackend(SIZE))
+    assert not host.namespaces_changed()
 
 
 def test_a_cache_that_the_guest_was_not_told_of_is_off_until_it_identifies_again(
@@ -143,7 +161,7 @@ def test_removal_under_load_ends_every_command_with_success_or_invalid_field(
 
 
 def test_a_namespace_can_be_replaced_under_its_number(served: Served, host: NvmeHost) -> None:
-    listen(host)
+    host.watch_namespaces()
     uuid = host.namespace_descriptors(1)
     served.run(served.controller.remove_namespace(1))
     attach(served, 1, NullBackend(2 * SIZE, 4096))
@@ -166,7 +184,7 @@ def test_a_namespace_grows_and_shrinks_with_events_and_the_right_end(
     }[kind]()
     served = serve(backend)
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         queue = host.create_queue_pair()
         queue.write(1, 0, DATA, block_size=512)
         with refused(GenericStatus.LBA_OUT_OF_RANGE):
@@ -185,7 +203,7 @@ def test_a_namespace_grows_and_shrinks_with_events_and_the_right_end(
 
 
 def test_the_same_size_is_no_event(served: Served, host: NvmeHost) -> None:
-    listen(host)
+    host.watch_namespaces()
     resize(served, 1, SIZE)
     assert host.events(0.05) == []
 
@@ -216,7 +234,7 @@ def test_a_size_that_the_medium_cannot_have_leaves_everything_as_it_was(
 ) -> None:
     served = serve(UringBackend(str(image)))
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         with pytest.raises(OSError):  # noqa: PT011  # EFBIG or EINVAL, as the file system says
             resize(served, 1, 2**63 - 512)
         assert host.identify_namespace(1).nsze == BLOCKS
@@ -230,7 +248,7 @@ def test_the_size_that_others_give_a_file_is_followed(
 ) -> None:
     served = serve(UringBackend(str(image)))
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         queue = host.create_queue_pair()
         os.truncate(image, size)
         assert changed(host) == [1]
@@ -246,7 +264,7 @@ def test_the_size_of_the_rest_of_a_file_is_followed_and_that_of_a_part_is_not(
     rest = UringBackend(str(image), offset=SIZE // 2)
     served = serve(part, rest)
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         os.truncate(image, 2 * SIZE)
         assert changed(host) == [2]
         assert host.identify_namespace(1).nsze == BLOCKS // 2
@@ -262,7 +280,7 @@ def test_an_emptied_file_is_a_namespace_lost_until_the_file_has_data_again(
 ) -> None:
     served = serve(UringBackend(str(image)), MemoryBackend(SIZE))
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         queue = host.create_queue_pair()
         os.truncate(image, 0)
         assert changed(host) == [1]
@@ -283,7 +301,7 @@ def test_a_device_that_becomes_read_only_is_a_write_protected_namespace(
     with loop_device(image) as device:
         served = serve(UringBackend(device))
         with NvmeHost(served.path) as host:
-            listen(host)
+            host.watch_namespaces()
             queue = host.create_queue_pair()
             queue.write(1, 0, DATA)
             for option, protected in (("--setro", True), ("--setrw", False)):
@@ -303,7 +321,7 @@ def test_a_lost_namespace_can_be_removed_and_its_number_used_again(
 ) -> None:
     served = serve(UringBackend(str(image)))
     with NvmeHost(served.path) as host:
-        listen(host)
+        host.watch_namespaces()
         os.truncate(image, 0)
         assert changed(host) == [1]
         with pytest.raises(ValueError, match="namespace 1 exists"):

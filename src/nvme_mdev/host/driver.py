@@ -35,6 +35,7 @@ from nvme_mdev.spec.nvme_identify import (
     IdentifyControllerNvm,
     IdentifyNamespace,
     Oacs,
+    Oaes,
 )
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
@@ -696,9 +697,13 @@ class NvmeHost:
             time.sleep(_REGISTER_POLL)
 
     def watch_namespaces(self) -> None:
-        """From now on until the controller is disabled :meth:`namespaces_changed` tells."""
-        self.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
-        self.request_events()
+        """From now on until the controller is disabled :meth:`namespaces_changed` tells.
+
+        Of a controller that does not tell it is always False (Base 5.1.13.2.1, OAES).
+        """
+        if self.identify_controller().oaes & Oaes.NSAN:
+            self.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+            self.request_events()
 
     def namespaces_changed(self) -> bool:
         """Whether a namespace may have come, gone or changed since the last call."""
