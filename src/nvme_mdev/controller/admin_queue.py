@@ -111,12 +111,18 @@ class AdminQueue:
         self._post()
 
     def report_event(self, result: int) -> bool:
-        """Complete one Asynchronous Event Request; False when none is outstanding."""
+        """Complete one Asynchronous Event Request.
+
+        False: none is outstanding, or the completion queue is full. The event waits then where a
+        process after us finds it, and is tried again.
+        """
         requests = self.outstanding(AdminOpcode.ASYNC_EVENT_REQUEST)
-        if not requests:
+        if not requests or not self._post():
             return False
-        self.complete(requests[0][0], result)
-        return True
+        posted = self._queues.complete_admin(requests[0][0], result, 0)
+        if not posted:
+            self._retry_soon()
+        return posted
 
     def waiting(self, opcode: int) -> list[AdminCommand]:
         """Commands of this opcode whose handlers wait for something."""

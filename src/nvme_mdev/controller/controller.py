@@ -222,6 +222,7 @@ class Controller:
             self.reservation_commands.process()
             if self.life_cycle.state is State.READY:
                 self.admin_queue.process()
+                self.events.deliver()
         except Exception:
             _log.exception("admin queue")
             self.fail()

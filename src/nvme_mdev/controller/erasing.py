@@ -148,6 +148,11 @@ class Erasing:
 
     # -- format ------------------------------------------------------------------------------
 
+    def formatting(self, nsid: int) -> Format | None:
+        """The format that is in progress."""
+        word = int(self._words[Lifetime.FORMAT + nsid - 1])
+        return Format.of_word(word) if word else None
+
     def format(self, nsid: int, what: Format) -> asyncio.Task[None]:
         """Begin to format a namespace, or find the format that is in progress.
 

@@ -94,13 +94,17 @@ class NamespaceChanges:
             await self.unused(nsid)
             self.queues.clear_uncorrectable(nsid)
             self.queues.set_namespace(nsid, None)
-            self.controller.subsystem.forget(nsid)
-            self.controller.erasing.detached(nsid)
-            # The next namespace with this NSID is another one.
-            self.controller.features.set_error_recovery(nsid, 0)
+            self.forget(nsid)
         finally:
             self.busy.discard(nsid)
         return namespace.backend
+
+    def forget(self, nsid: int) -> None:
+        """There is no such namespace any more; the next one with this NSID is another one."""
+        self.queues.forget_uncorrectable(nsid)
+        self.controller.subsystem.forget(nsid)
+        self.controller.erasing.detached(nsid)
+        self.controller.features.set_error_recovery(nsid, 0)
 
     async def resize(self, nsid: int, size: int) -> None:
         """Give a namespace another size in bytes, its medium included, and tell the guests.

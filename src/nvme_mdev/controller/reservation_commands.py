@@ -239,7 +239,15 @@ async def persist(namespace: Namespace, before: Reservations, after: Reservation
 
 
 async def set_persistence(controller: Controller, nsid: int, *, ptpl: bool) -> None:
-    """Set the Persist Through Power Loss State (feature 83h); NvmeError: it cannot be kept."""
+    """Set the Persist Through Power Loss State (feature 83h); NvmeError: it cannot be kept.
+
+    It is done to its end when the command is forgotten, by a reset: or the file would say one thing
+    and the feature another.
+    """
+    await asyncio.shield(asyncio.ensure_future(_set_persistence(controller, nsid, ptpl=ptpl)))
+
+
+async def _set_persistence(controller: Controller, nsid: int, *, ptpl: bool) -> None:
     subsystem = controller.subsystem
     async with subsystem.changing:
         while True:

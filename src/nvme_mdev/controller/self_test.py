@@ -114,7 +114,7 @@ class SelfTest:
         """The log page: what runs, and the results, the newest first."""
         data = SelfTestLog(current=self.current)
         if self.current != SelfTestCode.NONE:
-            total = sum(1 for _ in self._pieces())
+            total = 1 + sum(self._steps(one)[2] for one in self._tested())
             data.completion = min(100 * int(self._words[Lifetime.SELF_TEST_DONE]) // total, 100)
         count = int(self._words[Lifetime.SELF_TEST_COUNT])
         for index in range(SELF_TEST_ENTRIES):
@@ -130,25 +130,35 @@ class SelfTest:
         nsid = int(self._words[Lifetime.SELF_TEST_NSID])
         return [one for one in self._controller.namespaces if nsid in (NSID_ALL, one.nsid)]
 
-    def _pieces(self) -> Iterator[_Piece]:
-        """What there is to read. The first piece, of nothing, is the controller's own test."""
-        yield _Piece(0, 0, 0)
+    def _steps(self, namespace: Namespace) -> tuple[int, int, int]:
+        """Bytes from one piece of a namespace to the next, bytes of a piece, and how many."""
+        size = namespace.backend.size
+        if self.current == SelfTestCode.EXTENDED:
+            step = length = CHUNK
+        else:
+            step = max(size // _SAMPLES // CHUNK * CHUNK, _SAMPLE_SIZE)
+            length = _SAMPLE_SIZE
+        return step, length, -(-size // step)
+
+    def _pieces(self, done: int) -> Iterator[_Piece]:
+        """What there is to read but for the first ones.
+
+        The very first, of nothing, is the controller's own test.
+        """
+        if done == 0:
+            yield _Piece(0, 0, 0)
+        skipped = max(done - 1, 0)
         for namespace in self._tested():
+            step, length, count = self._steps(namespace)
             size = namespace.backend.size
-            if self.current == SelfTestCode.EXTENDED:
-                step = length = CHUNK
-            else:
-                step = max(size // _SAMPLES // CHUNK * CHUNK, _SAMPLE_SIZE)
-                length = _SAMPLE_SIZE
-            for offset in range(0, size, step):
+            for offset in range(skipped * step, size, step):
                 yield _Piece(namespace.nsid, offset, min(length, size - offset))
+            skipped = max(skipped - count, 0)
 
     async def _run(self) -> None:
         _log.info("self-test, %s", self.current.name.lower())
         done = int(self._words[Lifetime.SELF_TEST_DONE])
-        for number, piece in enumerate(self._pieces()):
-            if number < done:
-                continue
+        for number, piece in enumerate(self._pieces(done), done):
             if piece.length and not await self._read(piece):
                 return
             self._words[Lifetime.SELF_TEST_DONE] = number + 1

@@ -115,7 +115,8 @@ cdef bint abort_throttled(sq_t *sq, uint32_t cid) noexcept:
         request = &sq.requests[i]
         if (sq.slots[i].state == SLOT_BUSY and request.flags & REQUEST_THROTTLED
                 and sq.slots[i].sqe.cid == cid and not sq.cq.held & HELD_MEMORY):
-            throttle_forget(sq.thread, request, &partner)
+            if not throttle_forget(sq.thread, request, &partner):
+                return False
             throttle_end(sq.thread, request, SC_ABORT_REQUESTED)
             if partner != NULL:
                 throttle_end(sq.thread, partner, SC_ABORT_FAILED_FUSED)

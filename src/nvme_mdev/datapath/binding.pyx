@@ -30,6 +30,10 @@ cdef uint32_t page_count(uint64_t entries, uint64_t entry_size) noexcept:
     return <uint32_t> ((entries * entry_size + PAGE_SIZE - 1) >> PAGE_SHIFT)
 
 
+#: What the completions of a queue go to that the guest has taken away from under its commands.
+cdef uint8_t nowhere[PAGE_SIZE]
+
+
 # -- looking up ---------------------------------------------------------------------------------
 
 
@@ -158,6 +162,13 @@ cdef void bind_cq(controller_t *controller, uint32_t qid) noexcept:
     cdef uint32_t count = page_count(cq.size, CQE_SIZE)
     cdef bint complete = (bind_list if cq.state.noncontiguous else bind_pages)(
         controller, cq.pages, count, cq.state.iova, True)
+    cdef uint32_t i
+    if not complete:
+        # The guest may have changed the list of a queue that has commands in flight: they complete to
+        # nowhere. No more are fetched meanwhile.
+        for i in range(count):
+            if cq.pages[i] == NULL:
+                cq.pages[i] = nowhere
     if not bind_cq_doorbell(controller, qid):
         complete = False
     cq.held = cq.held & ~HELD_MEMORY if complete else cq.held | HELD_MEMORY

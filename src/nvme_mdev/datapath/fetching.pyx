@@ -18,7 +18,7 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport COMPOUND, LIMITED, SC_SUCCESS
-from nvme_mdev.datapath.throttle cimport limit_time, throttle_hold, throttle_next
+from nvme_mdev.datapath.throttle cimport limit_time, throttle_charge, throttle_hold, throttle_next
 
 
 cdef void doorbell_error(sq_t *sq, uint32_t *record) noexcept nogil:
@@ -194,6 +194,7 @@ cdef uint32_t begin_throttled(iothread_t *thread) noexcept nogil:
     """Begin commands whose namespaces' limits allow it now, a batch at most; how many."""
     cdef request_t *batch[2]
     cdef uint64_t now = limit_time(thread)
+    cdef uint64_t charged
     cdef uint32_t count, i, begun
     cdef uint32_t work = 0
     while work < BATCH:
@@ -203,7 +204,9 @@ cdef uint32_t begin_throttled(iothread_t *thread) noexcept nogil:
         for i in range(count):
             # From here on it is the host that takes time.
             batch[i].started = read_tsc()
+            charged = batch[i].length
             batch[i].status = <uint16_t> command_parse(batch[i])
+            throttle_charge(thread, batch[i], charged, now)
         begun = 0
         while begun < count:
             if batch[begun].status:

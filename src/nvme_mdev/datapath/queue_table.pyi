@@ -318,6 +318,9 @@ class QueueTable:
         Whoever erases the medium, or takes it away, has to.
         """
 
+    def forget_uncorrectable(self, nsid: int) -> None:
+        """What Write Uncorrectable has left of a namespace that there is no more."""
+
     def retire_namespace(self, nsid: int, retired: bool = True) -> None:
         """New commands find the namespace inactive; those in flight complete normally.
 

@@ -50,7 +50,7 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.state cimport ControllerState
 from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR, SC_MORE
-from nvme_mdev.datapath.uncorrectable cimport bad_clear
+from nvme_mdev.datapath.uncorrectable cimport bad_clear, bad_forget
 from nvme_mdev.datapath.uring cimport uring_buffers_t, uring_drop_buffers
 
 import os
@@ -912,6 +912,9 @@ cdef class QueueTable:
         self._pause()
         bad_clear(ns.backend, 0, <uint64_t> -1)
         self._resume()
+
+    def forget_uncorrectable(self, nsid):
+        bad_forget(self.controller, nsid)
 
     def retire_namespace(self, nsid, retired=True):
         cdef namespace_t *ns = self._namespace(nsid)

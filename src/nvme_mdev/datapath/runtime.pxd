@@ -283,6 +283,8 @@ cdef struct request_t:
     uint32_t reserved
     #: The first block at fault, with REQUEST_LBA.
     uint64_t error_lba
+    #: Aligned copy of what is written, for a backend that needs one; NULL: there is none.
+    uint8_t *bounce
 
 #: A command that is more than one operation of a backend, or that has to wait (`compound.pyx`).
 cdef struct compound_t:
@@ -582,6 +584,8 @@ cdef struct iothread_t:
     #: A ring of those that have commands that wait for limits, and how many it has; this one is next.
     throttled_t *throttled
     uint32_t throttled_count
+    #: Bytes of aligned copies of what is being written.
+    uint64_t bounced
     #: The next sleep, when it may not park.
     uint64_t nap_ns
     #: Somebody computes on its processor (`give_way.pxd`): until when it dozes and does not yield, and

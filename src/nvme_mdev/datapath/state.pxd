@@ -10,6 +10,8 @@ cdef class ControllerState:
     cdef uint32_t *doorbell_page
     cdef readonly int fd
     cdef readonly int doorbell_fd
+    #: For clients: another open file, since they can send back what they are given.
+    cdef readonly int offered_doorbell_fd
     cdef readonly object registers
     cdef readonly object config_space
     cdef readonly object msix

@@ -30,6 +30,11 @@ class ControllerState:
         """The doorbell page's memfd, two pages: the doorbells are at 1000h, as in BAR0, so that an
         offset in the one is the offset in the other (vfio-user gives a region one fd offset)."""
 
+    @property
+    def offered_doorbell_fd(self) -> int:
+        """For clients: the same, opened once more. They can send back what they are given, and
+        systemd's store keeps no open file twice."""
+
     #: The register page, BAR0 0000h-0FFFh, 4096 bytes, little endian; reads are served from it.
     registers: memoryview
     #: PCI configuration space, 4096 bytes.

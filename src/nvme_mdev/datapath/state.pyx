@@ -90,12 +90,13 @@ cdef class ControllerState:
     """One controller's guest-visible state (see state.pyi)."""
 
     def __cinit__(self):
-        self.fd = self.doorbell_fd = -1
+        self.fd = self.doorbell_fd = self.offered_doorbell_fd = -1
 
     def __init__(self, fd=-1, doorbell_fd=-1):
         cdef bint fresh = fd < 0
         self.fd = _create("nvme-mdev-state", sizeof(controller_state_t)) if fresh else fd
         self.doorbell_fd = _create("nvme-mdev-doorbells", DOORBELL_FILE) if fresh else doorbell_fd
+        self.offered_doorbell_fd = os.open(f"/proc/self/fd/{self.doorbell_fd}", os.O_RDWR | os.O_CLOEXEC)
         self.state = <controller_state_t *> _map(self.fd, sizeof(controller_state_t))
         self.doorbell_page = <uint32_t *> _map(self.doorbell_fd, DOORBELL_PAGE, DOORBELL_OFFSET)
         if fresh:
@@ -179,7 +180,7 @@ cdef class ControllerState:
         if self.doorbell_page != NULL:
             munmap(self.doorbell_page, DOORBELL_PAGE)
             self.doorbell_page = NULL
-        for fd in (self.fd, self.doorbell_fd):
+        for fd in (self.fd, self.doorbell_fd, self.offered_doorbell_fd):
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.doorbell_fd = -1
+        self.fd = self.doorbell_fd = self.offered_doorbell_fd = -1

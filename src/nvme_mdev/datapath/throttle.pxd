@@ -21,9 +21,11 @@ cdef uint32_t throttle_hold(
 #: Take the next command that need not wait any more, with the other of its fused pair, out of the
 #: thread's ring; how many that is. It has to be parsed anew.
 cdef uint32_t throttle_next(iothread_t *thread, uint64_t now, request_t **batch) noexcept nogil
-#: Have one command wait no longer; with it (`partner`, else NULL) the other of its fused pair. The
-#: thread stands.
-cdef void throttle_forget(iothread_t *thread, request_t *request, request_t **partner) noexcept nogil
+#: Copy reads its list anew when it begins: take what that has become more than it waited for.
+cdef void throttle_charge(iothread_t *thread, request_t *request, uint64_t charged, uint64_t now) noexcept nogil
+#: Have one command wait no longer; with it (`partner`, else NULL) the other of its fused pair. False:
+#: it does not wait. The thread stands.
+cdef bint throttle_forget(iothread_t *thread, request_t *request, request_t **partner) noexcept nogil
 #: End commands that wait with a status: those of an SQ, or (NULL) of all, of a namespace or (NULL) of
 #: all. Their completions are in `thread.done`; True: there are some, call again. The thread stands.
 cdef bint throttle_give_up(

@@ -203,6 +203,9 @@ cdef uint32_t throttle_hold(
     cdef cost_t cost
     if has_no_limits(request):
         return 0
+    if second != NULL and (second.ns != request.ns or second.compound.parsed != 0):
+        # It fails, and nobody who looks for the second would find it in this namespace's queue.
+        return 0
     queue = queue_of(request, second)
     cost = cost_of(request, second)
     now = limit_time(thread)
@@ -291,10 +294,22 @@ cdef void throttle_look_again(iothread_t *thread) noexcept nogil:
         throttled = throttled.next
 
 
+cdef void throttle_charge(iothread_t *thread, request_t *request, uint64_t charged, uint64_t now) noexcept nogil:
+    cdef throttle_t *throttle = request.ns.backend.throttle
+    cdef uint64_t more
+    cdef uint32_t kind
+    if throttle == NULL or request.operation != OP_COPY or request.length <= charged:
+        return
+    more = request.length - charged
+    for kind in range(LIMITS):
+        if throttle.bytes[kind].token_time:
+            bucket_take(&throttle.bytes[kind], 2 * more if kind == LIMIT_TOTAL else more, now)
+
+
 # -- giving up ------------------------------------------------------------------------------------------
 
 
-cdef void throttle_forget(iothread_t *thread, request_t *request, request_t **partner) noexcept nogil:
+cdef bint throttle_forget(iothread_t *thread, request_t *request, request_t **partner) noexcept nogil:
     cdef throttled_t *throttled = &request.ns.throttled[request.sq.host_queue]
     cdef request_t *before
     cdef request_t *one
@@ -316,7 +331,7 @@ cdef void throttle_forget(iothread_t *thread, request_t *request, request_t **pa
         if one != NULL:
             break
     else:
-        return
+        return False
     if first.flags & REQUEST_PAIRED:
         one = chain_next(first)
         if first == request:
@@ -327,6 +342,7 @@ cdef void throttle_forget(iothread_t *thread, request_t *request, request_t **pa
         take(throttled, queue, before, first)
     if throttled.waiting == 0:
         leave(thread, throttled)
+    return True
 
 
 cdef bint is_meant(

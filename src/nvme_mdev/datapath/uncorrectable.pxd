@@ -11,6 +11,8 @@ cdef bint bad_add(
     controller_t *controller, namespace_t *ns, uint64_t slba, uint64_t blocks) noexcept nogil
 #: The range was written: it is readable again.
 cdef void bad_clear(backend_t *backend, uint64_t slba, uint64_t blocks) noexcept nogil
+#: What a namespace that there is no more has left in the controller's state.
+cdef void bad_forget(controller_t *controller, uint64_t nsid) noexcept
 #: A namespace's table speaks for the backend from now on, and does not any more.
 cdef void bad_attach(backend_t *backend, bad_table_t *table) noexcept
 cdef void bad_detach(backend_t *backend, bad_table_t *table) noexcept

@@ -159,6 +159,13 @@ cdef void bad_clear(backend_t *backend, uint64_t slba, uint64_t blocks) noexcept
     release(backend)
 
 
+cdef void bad_forget(controller_t *controller, uint64_t nsid) noexcept:
+    cdef uint32_t i
+    for i in range(BAD_RANGES):
+        if controller.state.bad_ranges[i].nsid == nsid:
+            store_release64(&controller.state.bad_ranges[i].nsid, 0)
+
+
 cdef void bad_attach(backend_t *backend, bad_table_t *table) noexcept:
     acquire(backend)
     table.next = backend.bad

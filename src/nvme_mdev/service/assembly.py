@@ -56,6 +56,8 @@ class Plan:
     """By NSID."""
     untold: frozenset[int] = field(default_factory=frozenset)
     """NSIDs that the guest of the process before us may not know of."""
+    gone: frozenset[int] = field(default_factory=frozenset)
+    """NSIDs of namespaces that the process before us had, and that cannot be opened any more."""
 
 
 class Assembly:
@@ -164,6 +166,8 @@ def _make_device(plan: Plan, controller: Controller, continuity: Continuity | No
         keeper=continuity,
     )
     if continuity is not None and continuity.resuming:
+        for nsid in sorted(plan.gone):
+            controller.namespace_changes.forget(nsid)
         device.restore(continuity.tables, continuity.files)
         device.carry_on()
         for nsid in sorted(plan.untold):

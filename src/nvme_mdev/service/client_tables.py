@@ -60,7 +60,7 @@ class ClientTables:
     def __init__(self, files: KeptFds, fd: int | None = None) -> None:
         """Make them, or adopt those of a process before us (ValueError: of another version).
 
-        KeyError: a file that they name is not kept any more.
+        Without the windows and eventfds whose file is not kept any more.
         """
         self.fd = os.memfd_create("nvme-mdev-client") if fd is None else fd
         self._files = files
@@ -88,7 +88,10 @@ class ClientTables:
 
     def _adopt(self) -> None:
         for position, window, valid in self._entries():
-            if valid:
+            if valid and window.file and window.file not in self._files:
+                at = _WINDOWS + position * _WINDOW.size
+                _VALID.pack_into(self._map, at + _VALID_AT, 0)
+            elif valid:
                 self._windows[window.iova] = position
                 self._end = position + 1
                 if window.file:
@@ -97,8 +100,11 @@ class ClientTables:
         taken = set(self._windows.values())
         self._free = [n for n in range(self._end) if n not in taken]
         for index in range(_TYPES):
-            for _, number in self.eventfds(index):
-                self._files.claim(number)
+            for interrupt, number in self.eventfds(index):
+                if number in self._files:
+                    self._files.claim(number)
+                else:
+                    _EVENTFD.pack_into(self._map, _eventfd_at(index, interrupt), 0)
 
     def _entries(self) -> Iterator[tuple[int, Window, int]]:
         """Every entry up to the first that was never used: entries are used in order."""
@@ -149,7 +155,7 @@ class ClientTables:
 
     def set_eventfd(self, index: int, interrupt: int, fd: int | None) -> None:
         """Remember an eventfd, None: there is none."""
-        at = _EVENTFDS + (index * _TYPE_SIZE + interrupt) * _EVENTFD.size
+        at = _eventfd_at(index, interrupt)
         (old,) = _EVENTFD.unpack_from(self._map, at)
         number = self._files.keep(fd) if fd is not None else 0
         _EVENTFD.pack_into(self._map, at, number)
@@ -160,3 +166,7 @@ class ClientTables:
         """Forget the eventfds of an interrupt type."""
         for interrupt, _ in self.eventfds(index):
             self.set_eventfd(index, interrupt, None)
+
+
+def _eventfd_at(index: int, interrupt: int) -> int:
+    return _EVENTFDS + (index * _TYPE_SIZE + interrupt) * _EVENTFD.size

@@ -192,6 +192,7 @@ async def _plans_of_record(record: Record, registry: Registry) -> list[Plan]:
                 {nsid: found[number] for nsid, number in namespaces.items() if number in found},
                 frozenset(one.untold)
                 | {nsid for nsid, number in namespaces.items() if number in changed},
+                frozenset(nsid for nsid, number in namespaces.items() if number not in found),
             )
         )
     return plans

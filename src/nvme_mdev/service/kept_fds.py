@@ -47,6 +47,10 @@ class KeptFds:
         """The descriptor of a number; it stays ours."""
         return self._fds[number]
 
+    def __contains__(self, number: int) -> bool:
+        """Whether there is one of this number."""
+        return number in self._fds
+
     def keep(self, fd: int) -> int:
         """The number (from 1) of the file behind ``fd``, which is stored when this returns."""
         number, position = self._find(fd)

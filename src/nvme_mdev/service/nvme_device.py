@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import select
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END
@@ -35,7 +36,7 @@ from nvme_mdev.spec.vfio_user import (
 from nvme_mdev.vfio_user.device import DeviceError, DeviceInfo, IrqInfo, RegionInfo, SparseArea
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from nvme_mdev.pci.function import PciFunction
     from nvme_mdev.service.client_tables import ClientTables
@@ -124,7 +125,7 @@ class NvmeDevice:
                 BAR0_SIZE,
                 _READ_WRITE | RegionInfoFlags.MMAP,
                 (area,),
-                self._controller.state.doorbell_fd,
+                self._controller.state.offered_doorbell_fd,
             )
         return {
             PciRegion.BAR0: bar0,
@@ -133,22 +134,32 @@ class NvmeDevice:
         }
 
     def restore(self, tables: ClientTables, files: KeptFds) -> None:
-        """Take up what the client told the process before us. OSError, ValueError: in vain."""
+        """Take up what the client told the process before us.
+
+        What the client has spoilt since (it may truncate a file) is its guest's loss alone.
+        OSError: there is no room for a relay.
+        """
         for window in tables.windows():
-            self._relay.map(
-                window.iova,
-                window.size,
-                files[window.file] if window.file else None,
-                window.offset,
-                readable=bool(window.flags & DmaMapFlags.READ),
-                writable=bool(window.flags & DmaMapFlags.WRITE),
-            )
+            try:
+                self._relay.map(
+                    window.iova,
+                    window.size,
+                    files[window.file] if window.file else None,
+                    window.offset,
+                    readable=bool(window.flags & DmaMapFlags.READ),
+                    writable=bool(window.flags & DmaMapFlags.WRITE),
+                )
+            except (OSError, ValueError) as error:
+                _log.warning("memory that the client had mapped is lost: %s", error)
+                tables.remove_windows(window.iova, window.size)
         for index in self._irqs:
             for number, file in tables.eventfds(index):
-                self._use_eventfd(index, number, files[file])
+                with _spoilt(tables, index, number):
+                    self._use_eventfd(index, number, files[file])
         for masker in (MASK, UNMASK):
-            for _, file in tables.eventfds(masker):
-                self._set_masker(masker == MASK, files[file])
+            for number, file in tables.eventfds(masker):
+                with _spoilt(tables, masker, number):
+                    self._set_masker(masker == MASK, files[file])
         self._relay.resume()
 
     def carry_on(self) -> None:
@@ -223,11 +234,12 @@ class NvmeDevice:
             if index != PciIrq.INTX:
                 raise DeviceError(errno.EINVAL)
             masks = action == IrqSetFlags.ACTION_MASK
-            self._note_eventfd(MASK if masks else UNMASK, 0, fd)
             self._set_masker(masks, fd)
+            self._note_eventfd(MASK if masks else UNMASK, 0, fd)
             return
-        self._note_eventfd(index, number, fd)
+        # Noted once it is of use: the process after us must be able to use it, too.
         self._use_eventfd(index, number, fd)
+        self._note_eventfd(index, number, fd)
 
     def _note_eventfd(self, index: int, number: int, fd: int | None) -> None:
         if self._tables is not None:
@@ -437,6 +449,16 @@ class NvmeDevice:
             await asyncio.sleep(_RETRY_S)
 
 
+@contextmanager
+def _spoilt(tables: ClientTables, index: int, number: int) -> Iterator[None]:
+    """An eventfd that is of no use any more is forgotten."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("an eventfd of the client's is lost: %s", error)
+        tables.set_eventfd(index, number, None)
+
+
 def _takes_more(fd: int) -> bool:
     """Whether a write to the eventfd would not block: the client may have filled it up."""
     poll = select.poll()  # select() takes no descriptor above 1023
@@ -449,5 +471,9 @@ def _keep(fd: int | None) -> int | None:
     if fd is None:
         return None
     kept = os.dup(fd)
-    os.set_blocking(kept, False)
+    try:
+        os.set_blocking(kept, False)
+    except OSError:
+        os.close(kept)
+        raise
     return kept

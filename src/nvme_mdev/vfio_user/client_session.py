@@ -108,6 +108,8 @@ class ClientSession:
                 finally:
                     close_all(message.fds)
                     self._again = False
+                # A client that always has a next message must not keep the others from theirs.
+                await asyncio.sleep(0)
                 message = await self._next_message()
         except codec.RemoteProtocolError as error:
             log.warning("%s: protocol error: %s; connection closed", self._name, error)

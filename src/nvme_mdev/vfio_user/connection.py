@@ -195,6 +195,9 @@ class JournalledConnection(Connection):
         """The connection of a process that died, with the journal set right."""
         peeked = sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
         connection = cls(sock, journal)  # which sets it to 0
+        if journal.target == journal.received:
+            # Killed when all of it was taken but for the last word.
+            journal.target = 0
         if journal.target:
             consumed = journal.peeked - peeked
             if consumed:

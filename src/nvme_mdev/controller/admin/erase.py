@@ -59,6 +59,10 @@ def check_not_sanitizing(controller: Controller, opcode: int) -> None:
 def format_nvm(controller: Controller, command: AdminCommand) -> Outcome:
     """Erase one namespace or all, and give them blocks of the size that was asked for."""
     wanted = _formats(controller, command)
+    for nsid, what in wanted.items():
+        # The same one is this command, executed again by a process after the one that began it.
+        if controller.erasing.formatting(nsid) not in (None, what):
+            raise NvmeError(GenericStatus.FORMAT_IN_PROGRESS, dnr=False)
     for nsid in wanted:
         controller.self_test.abort(SelfTestResult.ABORTED_BY_FORMAT, nsid)
     tasks = [controller.erasing.format(nsid, what) for nsid, what in wanted.items()]

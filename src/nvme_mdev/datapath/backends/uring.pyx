@@ -1,9 +1,11 @@
 """A namespace on a file or block device, through io_uring.
 
 Data moves without a copy, between guest memory and the kernel. I/O that suits O_DIRECT goes through
-a descriptor opened so; the rest (addresses or sizes below the medium's alignment, media that have no
-direct I/O) through a second, buffered one: the kernel keeps the two coherent, and both are made
-durable by the same fdatasync. A medium that answers at once is not asked through io_uring
+a descriptor opened so, what does not through a second, buffered one; both are made durable by the same
+fdatasync. The kernel does not keep direct and buffered *writes* to one page of a file coherent: one can
+be lost, and the next fsync of whomever fails. So no medium gets both. Where blocks are smaller than its
+direct I/O wants, all goes through the buffered descriptor; data that only lies wrongly in memory is
+copied before it is written directly. (A buffered read harms nobody.) A medium that answers at once is not asked through io_uring
 (`inline_io.pxd`).
 """
 
@@ -12,9 +14,10 @@ from libc.errno cimport (
 )
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
+from nvme_mdev.datapath.atomics cimport store_relaxed64
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.inline_io cimport (
     INLINE_MOST, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, inline_io, inline_t,
@@ -83,6 +86,9 @@ cdef enum:
     PAGE_ALIGNMENT = 4096
     #: Bytes of a file deallocated before others have their turn.
     DEALLOCATE_PART = 64 << 20
+    #: Bytes that an IOThread copies to where direct I/O takes them, at a time. More than any guest has
+    #: that is not out for memory.
+    BOUNCED_MOST = 32 << 20
     #: Segments that the kernel takes at once (UIO_MAXIOV); the rest is a short read or write's.
     IOV_MOST = 1024
 
@@ -125,12 +131,18 @@ cdef uint32_t allocate_slot() except? 0xfffffffe:
 # -- what to ask of the kernel --------------------------------------------------------------------
 
 
+cdef inline bint goes_direct(medium_t *medium, request_t *request) noexcept nogil:
+    """Each block of the namespace can be written directly."""
+    return medium.direct != NO_SLOT and not (
+        medium.offset_mask >> request.ns.block_shift or medium.start & medium.offset_mask)
+
+
 cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nogil:
     """Offset, length and every segment are aligned as direct I/O wants them."""
-    cdef uint64_t offsets = (medium.start + request.offset) | request.length
+    cdef uint64_t offsets = request.offset | request.length
     cdef uint64_t addresses = 0
     cdef uint32_t i
-    if medium.direct == NO_SLOT:
+    if not goes_direct(medium, request):
         return False
     for i in range(request.iov_count):
         addresses |= <uint64_t> request.iov[i].iov_base
@@ -249,10 +261,46 @@ cdef void prepare_discard(
 # -- starting -------------------------------------------------------------------------------------
 
 
+cdef bint bounce(iothread_t *thread, request_t *request) noexcept nogil:
+    """Copy what is written to where direct I/O takes it. False: there is no room, and a status."""
+    cdef uint64_t size = request.length - request.done
+    cdef uint8_t *copy = NULL
+    cdef uint64_t at = 0
+    cdef uint32_t i
+    if thread.bounced + size <= BOUNCED_MOST:
+        copy = <uint8_t *> aligned_alloc(
+            PAGE_ALIGNMENT, (size + PAGE_ALIGNMENT - 1) & ~<uint64_t> (PAGE_ALIGNMENT - 1))
+    if copy == NULL:
+        request.status = SC_NAMESPACE_NOT_READY
+        return False
+    for i in range(request.iov_count):
+        memcpy(copy + at, request.iov[i].iov_base, request.iov[i].iov_len)
+        at += request.iov[i].iov_len
+    thread.bounced += size
+    request.bounce = copy
+    request.inline_iov[0].iov_base = copy
+    request.inline_iov[0].iov_len = size
+    request.iov = request.inline_iov
+    request.iov_count = 1
+    request.buffer = NO_BUFFER
+    return True
+
+
+cdef void end_bounce(iothread_t *thread, request_t *request) noexcept nogil:
+    thread.bounced -= request.length
+    free(request.bounce)
+    request.bounce = NULL
+
+
 cdef void start_io(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
     """Read or Write."""
     cdef uint32_t slot
     if suits_direct(medium, request):
+        slot = medium.direct
+    elif (request.operation == OP_WRITE and request.done == 0 and request.bounce == NULL
+            and goes_direct(medium, request)):
+        if not bounce(thread, request):
+            return
         slot = medium.direct
     else:
         slot = medium.buffered
@@ -277,8 +325,9 @@ cdef void start_zeroes(iothread_t *thread, request_t *request, medium_t *medium)
         if sqe == NULL:
             return
         length = request.length - request.done
-        io_uring_prep_write(sqe, medium.buffered, zeroes, <uint32_t> min(length, <uint64_t> ZEROES),
-                            position(request))
+        io_uring_prep_write(
+            sqe, medium.direct if goes_direct(medium, request) else medium.buffered, zeroes,
+            <uint32_t> min(length, <uint64_t> ZEROES), position(request))
         send(sqe, request)
 
 
@@ -327,6 +376,8 @@ cdef void start(iothread_t *thread, request_t *request) noexcept nogil:
 cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept nogil:
     """Complete the request when no operation of it is under way."""
     if request.pending == 0:
+        if request.bounce != NULL:
+            end_bounce(thread, request)
         request.result = 0
         request_done(thread, request)
 
@@ -337,7 +388,12 @@ cdef inline bint done_inline(iothread_t *thread, request_t *request, inline_t *a
     cdef int fd
     if request.operation > OP_WRITE or request.length > INLINE_MOST:
         return False
-    fd = at_once.direct if suits_direct(medium, request) else at_once.buffered
+    if suits_direct(medium, request):
+        fd = at_once.direct
+    elif request.operation == OP_WRITE and goes_direct(medium, request):
+        return False
+    else:
+        fd = at_once.buffered
     return fd >= 0 and inline_io(
         thread, request, at_once, fd, <off_t> (medium.start + request.offset))
 
@@ -426,8 +482,9 @@ cdef bint succeeded(request_t *request, uint64_t count) noexcept nogil:
 
 
 cdef void start_buffered(iothread_t *thread, request_t *request) noexcept nogil:
-    """Direct I/O said EINVAL: this medium wants more than it told. Go the other way."""
+    """Direct I/O said EINVAL: this medium wants more than it told. All goes the other way from now on."""
     cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    store_relaxed64(&medium.offset_mask, <uint64_t> -1)
     request.flags |= REQUEST_BUFFERED
     if request.operation == OP_WRITE:
         prepare_write(thread, request, medium.buffered)
