@@ -107,3 +107,10 @@ def test_the_command_line_loads_nothing_heavy_before_it_is_needed() -> None:
 )
 def test_errors_of_the_kernel_name_the_file_and_what_to_do(error: OSError, line: str) -> None:
     assert describe_os_error(error) == line
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf"])
+def test_seconds_are_a_number(nvme_mdev: RunCommand, seconds: str) -> None:
+    for command in (("bench", "x"), ("demo",), ("bench", "scale"), ("bench", "floor")):
+        result = nvme_mdev(*command, f"--runtime={seconds}")
+        assert (result.status, result.err.count("\n")) == (2, 1)

@@ -49,8 +49,19 @@ def test_nothing_is_written_unasked(nvme_mdev: RunCommand, serve: Serve, tmp_pat
     assert image.read_bytes() == b"\x5a" * (1 << 20)
 
 
-def test_a_controller_that_fails_is_exit_status_1(nvme_mdev: RunCommand, socket: Path) -> None:
-    # A namespace that is not there: what needs one fails.
+def test_a_namespace_that_is_not_there_is_said_before_the_first_check(
+    nvme_mdev: RunCommand, socket: Path
+) -> None:
+    result = nvme_mdev("conformance", socket, "--nsid", "9")
+    assert (result.status, result.out) == (2, "")
+    assert "there is no namespace 9: the controller has 1" in result.err
+
+
+def test_a_controller_that_fails_is_exit_status_1(
+    nvme_mdev: RunCommand, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A namespace that has gone meanwhile: what needs one fails.
+    monkeypatch.setattr("nvme_mdev.cli.conformance._check_namespace", lambda *_, **__: None)
     result = nvme_mdev("conformance", socket, "-k", "flush_of_a_namespace", "--nsid", "9")
     assert result.status == 1
     assert "failed          read_write.flush_of_a_namespace_succeeds (Base 7.2)" in result.out

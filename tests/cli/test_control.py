@@ -7,13 +7,15 @@ import os
 import re
 import select
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.cli.deaths import serving_pid
 
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
-from nvme_mdev.service import api
+from nvme_mdev.service import api, client
 from nvme_mdev.service.client import ControlClient
 from nvme_mdev.spec.nvme_identify import Oacs
 from nvme_mdev.spec.vfio_user import PciIrq
@@ -123,10 +125,39 @@ def test_a_control_socket_that_cannot_be_had_is_refused(
 
 def test_who_is_not_there_is_said_to_be_so(refuse: Callable[..., str], tmp_path: Path) -> None:
     assert "no controller is named vm: none is served" in refuse("show", "vm")
-    assert "No such file" in refuse("show", tmp_path / "vm")
+    assert "no daemon has this control socket" in refuse("show", tmp_path / "vm")
     (tmp_path / "file").touch()
     assert "file" in refuse("show", tmp_path / "file")
     assert "too long" in refuse("show", tmp_path / ("x" * 200))
+
+
+def test_a_daemon_that_stands_still_hides_no_other(
+    serve: Serve, nvme_mdev: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_PATIENCE_S", 0.5)
+    serve("null:1M", "--socket", tmp_path / "a")
+    still = serve("null:1M", "--socket", tmp_path / "b")
+    os.kill(serving_pid(still), signal.SIGSTOP)
+    try:
+        listed = nvme_mdev("list")
+        shown = nvme_mdev("show", "b")
+    finally:
+        os.kill(serving_pid(still), signal.SIGCONT)
+    assert (listed.status, " a " in listed.out) == (0, True)
+    assert "the daemon does not answer" in listed.err
+    assert (shown.status, "the daemon does not answer" in shown.err) == (2, True)
+
+
+def test_a_namespace_whose_medium_has_gone_is_shown_as_lost(
+    serve: Serve, nvme_mdev: RunCommand, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    image = tmp_path / "a.img"
+    serve(image, "--size", "1M", "--socket", tmp_path / "a")
+    os.truncate(image, 0)
+    deadline = time.monotonic() + 60
+    while "lost" not in (shown := nvme_mdev("namespace", "list", "a")).out:
+        assert (shown.status, time.monotonic() < deadline) == (0, True)
+    assert "is gone: bring it back, or remove" in refuse("namespace", "resize", "a", "1", "2M")
 
 
 # -- showing ------------------------------------------------------------------------------------

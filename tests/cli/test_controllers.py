@@ -182,6 +182,8 @@ def test_a_namespace_is_attached_resized_and_removed_for_all_that_share_it(
     [
         (["null:1M", "--share"], "takes no target or serial"),
         (["--share", "--serial", "x"], "takes no target or serial"),
+        (["--share", "--read-only"], "has them as they are: leave size, block size, read-only"),
+        (["--share", "--block-size", "4096"], "has them as they are"),
         (["{tmp}/a.img"], "is a namespace of this daemon already: share"),
         (["null:1M", "--serial", "S1"], "serial S1 is that of a: give another"),
         (["null:1M", "--name", "a"], "named a is being served: choose another"),
@@ -211,7 +213,7 @@ def test_a_socket_in_use_is_refused(
     serve: Serve, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:
     serve("null:1M", "--socket", tmp_path / "a")
-    assert "in use by another process" in refuse(
+    assert "is in use: somebody listens there" in refuse(
         "controller", "add", "a", "null:2M", "--socket", tmp_path / "a"
     )
     assert (tmp_path / "a").exists()

@@ -17,12 +17,15 @@ from tests.cli.deaths import kill, killed_again_and_again, serving_pid
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import AsyncEventType
+from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.vfio_user import Command, PciRegion
 from nvme_mdev.vfio_user import codec
 from nvme_mdev.vfio_user.client import Client
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Serve
+    from tests.cli.conftest import RunCommand, Serve
+
+    from nvme_mdev.host.io import CommandQueue
 
 MIB = 1 << 20
 
@@ -127,6 +130,37 @@ def test_an_event_request_that_was_outstanding_is_answered_afterwards(
         kill(daemon)
         host.write_doorbell(60, 1)
         assert [event.event_type for event in host.events(30)] == [AsyncEventType.ERROR]
+
+
+def _posted(queue: CommandQueue) -> set[int]:
+    """Command identifiers in the completion queue, old ones too."""
+    entries = bytes(queue.rings.cq.view)
+    return {
+        int.from_bytes(entries[at + 12 : at + 14], "little") for at in range(0, len(entries), 16)
+    }
+
+
+def test_an_event_that_finds_the_completion_queue_full_is_told_by_the_next_process(
+    serve: Serve, nvme_mdev: RunCommand, tmp_path: Path
+) -> None:
+    daemon = serve("null:1M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        host.watch_namespaces()
+        host.active_namespaces()  # with its completion all of the submission queue is free again
+        queue = host.admin_queue
+        cids = []
+        while queue.room():
+            cids.append(queue.start(commands.get_features(Fid.NUMBER_OF_QUEUES)))
+        assert len(cids) == queue.rings.cq_entries - 1
+        deadline = time.monotonic() + 30
+        while not _posted(queue).issuperset(cids):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert nvme_mdev("namespace", "add", tmp_path / "s", "null:1M").status == 0
+        kill(daemon)
+        for cid in cids:
+            assert queue.finish(cid).ok
+        assert [event.event_type for event in host.events(30)] == [AsyncEventType.NOTICE]
 
 
 def _request(offset: int, size: int, message_id: int) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.cli.deaths import kill
 from tests.controller.statuses import error_log, refused
 
@@ -25,6 +27,9 @@ from nvme_mdev.spec.nvme_maintenance import (
     SelfTestLog,
 )
 from nvme_mdev.spec.nvme_status import GenericStatus
+from nvme_mdev.spec.vfio_user import DmaMapFlags, IrqSetFlags, PciIrq
+from nvme_mdev.vfio_user.client import Client
+from nvme_mdev.vfio_user.device import DmaMap, SetIrqs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,3 +172,91 @@ def test_a_command_that_was_aborted_while_it_waited_is_not_executed_by_the_next_
         assert queue.read(1, 0, 1, block_size=512) == bytes(512)
         queue.collect()
         assert queue.take(aborted) is None
+
+
+def test_the_next_namespace_with_the_number_of_one_whose_image_has_gone_is_another_one(
+    serve: Serve, nvme_mdev: RunCommand, tmp_path: Path
+) -> None:
+    daemon = serve("null:1M", tmp_path / "a", "--size", "1M", "--socket", tmp_path / "s")
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair()
+        queue.write_uncorrectable(2, 0, 8)
+        host.set_features(Fid.NAMESPACE_WRITE_PROTECTION, 1, nsid=2)
+        host.set_features(Fid.ERROR_RECOVERY, 7, nsid=2)
+        (tmp_path / "a").unlink()
+        kill(daemon)
+        assert host.active_namespaces() == [1]
+        added = nvme_mdev("namespace", "add", tmp_path / "s", "memory:2M", "--nsid", "2")
+        assert added.status == 0
+        assert host.get_features(Fid.NAMESPACE_WRITE_PROTECTION, nsid=2) == 0
+        assert host.get_features(Fid.ERROR_RECOVERY, nsid=2) == 0
+        assert queue.read(2, 0, 8, block_size=512) == bytes(4096)
+        queue.write(2, 0, b"x" * 512, block_size=512)
+
+
+def truncate_memory(client: Client) -> None:
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 1 << 20)
+    client.dma_map(DmaMap(0, 1 << 20, 0, DmaMapFlags.READ | DmaMapFlags.WRITE), fd)
+    os.ftruncate(fd, 0)
+    os.close(fd)
+
+
+def mask_by_memory(client: Client) -> None:
+    give_refused(client, PciIrq.INTX, IrqSetFlags.ACTION_MASK, os.memfd_create("no eventfd"))
+
+
+def trigger_by_path(client: Client) -> None:
+    give_refused(client, PciIrq.MSIX, IrqSetFlags.ACTION_TRIGGER, os.open("/", os.O_PATH))
+
+
+def give_refused(client: Client, index: int, action: IrqSetFlags, fd: int) -> None:
+    with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
+        client.set_irqs(SetIrqs(index, 0, 1, IrqSetFlags.DATA_EVENTFD, action), [fd])
+    os.close(fd)
+
+
+@pytest.mark.parametrize("spoil", [truncate_memory, mask_by_memory, trigger_by_path])
+def test_what_a_client_has_spoilt_does_not_keep_the_next_process_from_starting(
+    serve: Serve, tmp_path: Path, spoil: Callable[[Client], None]
+) -> None:
+    daemon = serve("memory:4M", "--socket", tmp_path / "s")
+    with Client(tmp_path / "s") as client:
+        spoil(client)
+        client.device_info()  # the request before is forgotten with this one
+        kill(daemon)
+        assert client.device_info().num_regions == 9
+    with NvmeHost(tmp_path / "s") as host:
+        queue = host.create_queue_pair()
+        queue.write(1, 0, b"x" * 512, block_size=512)
+        assert queue.read(1, 0, 1, block_size=512) == b"x" * 512
+    assert daemon.stop().status == 0
+
+
+DIES_WITH_ITS_FIRST_REPLY_TO_A_FILE = """
+import sys
+if "serve" in sys.orig_argv:
+    import pathlib, time
+    from nvme_mdev.vfio_user.journal import Journal
+    def finish(journal, finish=Journal.finish, once=pathlib.Path({once!r})):
+        if journal.answered and journal.fd_count and not once.exists():
+            once.touch()
+            time.sleep(3600)  # until it is killed
+        finish(journal)
+    Journal.finish = finish
+"""
+
+
+def test_memory_that_is_spoilt_when_the_process_dies_with_the_reply_does_not_keep_the_next_from_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    code = DIES_WITH_ITS_FIRST_REPLY_TO_A_FILE.format(once=str(tmp_path / "once"))
+    (tmp_path / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    daemon = serve("memory:4M", "--socket", tmp_path / "s")
+    with Client(tmp_path / "s") as client:
+        truncate_memory(client)
+        wait_for((tmp_path / "once").exists)
+        kill(daemon)
+        assert client.device_info().num_regions == 9

@@ -7,7 +7,10 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -40,6 +43,30 @@ def test_a_stop_signal_ends_it_cleanly(
     daemon = serve("null:1G", "--socket", tmp_path / "s")
     assert tuple(daemon.stop(number)) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_comes_twice_is_one(serve: Serve, tmp_path: Path) -> None:
+    """timeout(1) sends it to the process, and to its group."""
+    for _ in range(3):
+        daemon = serve("null:1G", "--socket", tmp_path / "s")
+        daemon.process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+        assert daemon.stop().status == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", ">&- <&-"])
+def test_it_serves_with_a_standard_stream_closed(tmp_path: Path, closed: str) -> None:
+    serve = f'exec "$0" -m nvme_mdev.cli.main serve null:1M --socket s {closed}'
+    with subprocess.Popen(
+        ["sh", "-c", serve, sys.executable], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "ready" in process.stderr.readline()
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_it_goes_on_without_its_terminal_under_nohup(serve: Serve, tmp_path: Path) -> None:

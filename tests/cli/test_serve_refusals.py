@@ -220,7 +220,7 @@ def test_a_directory_that_is_not_writable(
 
 def test_an_image_that_another_daemon_serves(image: Path, refuse: Refuse, serve: Serve) -> None:
     serve(image, "--socket", "first")
-    assert "vm1.img is in use by another nvme-mdev" in refuse(image)
+    assert "vm1.img is in use, by a namespace here, by another nvme-mdev" in refuse(image)
     assert "vm1.img is in use" in refuse(image, "--read-only")
 
 
@@ -312,7 +312,7 @@ def test_a_device_node_without_a_device(here: Path, refuse: Refuse) -> None:
 def test_a_socket_that_another_daemon_holds(here: Path, refuse: Refuse, serve: Serve) -> None:
     serve("null:1M", "--socket", "s")
     line = refuse("null:1M", "--socket", "s")
-    assert "s is in use by another process: stop it, or choose another --socket" in line
+    assert "s is in use: somebody listens there" in line
 
 
 def test_a_socket_in_a_directory_that_is_not_there(here: Path, refuse: Refuse) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.pci.config_space import MSI_CONTROL_OFFSET, MSIX_CONTROL_OFFSET
+from nvme_mdev.service.fdstore import FdStore
+from nvme_mdev.service.kept_fds import KeptFds
 from nvme_mdev.spec.vfio_user import (
     DeviceFlags,
     DmaMapFlags,
@@ -525,3 +527,33 @@ def test_no_sequence_of_register_writes_is_fatal_to_the_daemon(
     finally:
         bench.close()
         os.close(fd)
+
+
+@pytest.mark.parametrize("action", [TRIGGER, MASK, UNMASK])
+def test_an_eventfd_that_is_refused_leaves_no_descriptor_open(
+    bench: Bench, memory: int, action: IrqSetFlags
+) -> None:
+    path = os.open("/tmp", os.O_PATH)
+    index, fd = (PciIrq.MSIX, path) if action == TRIGGER else (PciIrq.INTX, memory)
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's choice
+            bench.set_irqs(index, EVENTFD, action, fds=(fd,))
+    assert descriptors() == before
+    os.close(path)
+
+
+def test_the_doorbells_of_a_client_are_another_open_file_than_those_that_are_kept(
+    bench: Bench,
+) -> None:
+    kept = bench.assembly.state.doorbell_fd
+    offered = bench.device.region_info(PciRegion.BAR0).fd
+    assert offered is not None
+    assert os.path.sameopenfile(offered, kept)  # by their inode
+    files = KeptFds(FdStore(None), {})
+    try:
+        number = files.keep(kept)
+        assert files.keep(kept) == number
+        assert files.keep(offered) != number
+    finally:
+        files.close()

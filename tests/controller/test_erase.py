@@ -220,6 +220,25 @@ def test_a_reset_does_not_end_a_format(host: NvmeHost, queue: IoQueue, gate: Gat
     assert ends(again, 1) == {bytes(4096)}
 
 
+def test_of_the_formats_during_one_only_the_same_joins_it(
+    host: NvmeHost, queue: IoQueue, gate: Gate
+) -> None:
+    first = host.admin_queue.start(format_nvm(1, ses=1))
+    while not host.identify_namespace(1).fpi & 0x7F:
+        pass
+    for other in (format_nvm(0, ses=1), format_nvm(1), format_nvm(0, nsid=ALL, ses=1)):
+        with refused(GenericStatus.FORMAT_IN_PROGRESS, dnr=False):
+            host.admin(other)
+    same = host.admin_queue.start(format_nvm(1, ses=1))
+    assert host.identify_namespace(2).fpi == 0x80
+    assert host.admin_queue.take(same) is None
+    gate.opened.set()
+    assert host.admin_queue.finish(first).ok
+    assert host.admin_queue.finish(same).ok
+    assert host.identify_namespace(1).flbas == 1
+    assert ends(queue, 1, 4096) == {bytes(4096)}
+
+
 def test_a_format_that_fails_is_an_internal_error(
     host: NvmeHost, queue: IoQueue, gate: Gate
 ) -> None:

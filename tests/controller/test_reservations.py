@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.controller import ptpl
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.host import commands
@@ -30,7 +32,9 @@ from .statuses import error_log, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from nvme_mdev.controller.reservations import Reservations
     from tests.controller.conftest import Served
 
 A, B = 0xA0, 0xB0
@@ -805,3 +809,30 @@ def test_a_namespace_that_comes_again_begins_anew(
         served.call(served.controller.add_namespace, 1, first)
     assert b.report() == (0, 0, False, [])
     assert not refusals(b, WRITES)
+
+
+def test_a_reset_while_persistence_is_being_set_leaves_file_and_feature_the_same(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "reservations"
+    begun, opened, save = threading.Event(), threading.Event(), ptpl.save
+
+    def gated_save(path: str, reservations: Reservations) -> None:
+        begun.set()
+        opened.wait(60)
+        save(path, reservations)
+
+    monkeypatch.setattr(ptpl, "save", gated_save)
+    backend = MemoryBackend(SIZE)
+    backend.ptpl_file = str(file)
+    with NvmeHost(serve(backend).path) as host:
+        sqe = commands.set_features(Fid.RESERVATION_PERSISTENCE, 1)
+        sqe.nsid = 1
+        host.admin_queue.start(sqe)
+        assert begun.wait(60)
+        host.reset()
+        opened.set()
+        deadline = time.monotonic() + 10
+        while not host.get_features(Fid.RESERVATION_PERSISTENCE, nsid=1):
+            assert time.monotonic() < deadline
+        assert file.exists()

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.raw import RawMedium
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host.driver import NvmeHost
@@ -170,3 +172,29 @@ def test_the_namespace_must_be_there(host: NvmeHost) -> None:
         self_test(host, SHORT, 257)
     with refused(GenericStatus.INVALID_FIELD):
         self_test(host, SHORT, 2)
+
+
+@pytest.mark.parametrize("code", [SHORT, EXTENDED])
+def test_what_is_done_is_the_first_pieces_and_the_progress_counts_all(
+    serve: Callable[..., Served], code: SelfTestCode
+) -> None:
+    served = serve(MemoryBackend(SIZE), NullBackend((5 << 20) + 512), NullBackend(512))
+    words = served.controller.state.lifetime
+    words[Lifetime.SELF_TEST_NSID] = ALL
+    words[Lifetime.SELF_TEST] = code
+    self_test = served.controller.self_test
+    every = list(self_test._pieces(0))
+    assert {piece.nsid for piece in every} == {0, 1, 2, 3}
+    for done in range(len(every) + 1):
+        assert list(self_test._pieces(done)) == every[done:]
+        words[Lifetime.SELF_TEST_DONE] = done
+        assert self_test.log().completion == 100 * done // len(every)
+
+
+def test_the_progress_on_a_huge_namespace_can_be_read(
+    serve: Callable[..., Served], gate: Gate
+) -> None:
+    with NvmeHost(serve(NullBackend(1 << 50)).path) as host:
+        self_test(host, EXTENDED)
+        assert (log(host).current, log(host).completion) == (EXTENDED, 0)
+        self_test(host, ABORT)

@@ -295,6 +295,23 @@ def test_a_memory_namespace_in_huge_pages_keeps_them_and_its_size() -> None:
     adopted.close()
 
 
+def test_deallocating_a_memory_namespace_in_huge_pages_changes_nothing() -> None:
+    """Its pages are not given back, and zeroing them would only take long."""
+    fd = os.memfd_create("namespace")  # adopted as one of huge pages: there may be none
+    os.ftruncate(fd, 2 << 20)
+    os.lseek(fd, 2 << 20, os.SEEK_SET)  # where such a backend keeps its size
+    with Guest(MemoryBackend(2 << 20, fd=fd, huge_pages=True)) as guest:
+        queue = guest.queue()
+        buffer, ranges = guest.allocate(16), guest.allocate(1)
+        guest.poke(buffer, pattern(65536))
+        assert queue.io(WRITE, buffer, 65536, slba=0).status == 0
+        guest.poke(ranges, struct.pack("<IIQ", 0, 4096, 0) * 256)
+        assert queue.run(queue.command(DSM, prp1=ranges, cdw10=255, cdw11=4)).status == 0
+        guest.poke(buffer, bytes(65536))
+        assert queue.io(READ, buffer, 65536, slba=0).status == 0
+        assert guest.peek(buffer, 65536) == pattern(65536)
+
+
 def test_huge_pages_that_are_not_there_are_refused() -> None:
     with pytest.raises(OSError, match="memory"):
         MemoryBackend(1 << 46, huge_pages=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import re
 import subprocess
@@ -12,16 +14,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.datapath.backends.medium import _alignments, open_medium
 from nvme_mdev.datapath.backends.uring import UringBackend
 
 from .guest import FLUSH, PAGE, READ, WRITE, Guest, wait_for
+from .test_block_devices import loop_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIZE = 16 << 20
+MIB = 1 << 20
+SIZE = 16 * MIB
 CAPACITY_EXCEEDED = 0x4081
 ABORT_REQUESTED = 0x007
+NOT_READY = 0x082
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -63,19 +69,20 @@ def test_guest_memory_is_registered_as_it_is_used_and_released_with_its_mapping(
 
 
 @contextmanager
-def small_file_system(tmp_path: Path) -> Iterator[Path]:
+def small_file_system(tmp_path: Path, sectors: int = 512) -> Iterator[Path]:
     """A small ext4 of its own, mounted."""
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m0", str(disk)], check=True)
     mount_point = tmp_path / "mnt"
     mount_point.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(disk), str(mount_point)], check=True)
-    try:
-        yield mount_point
-    finally:
-        subprocess.run(["umount", str(mount_point)], check=True)
+    with loop_device(disk, "--sector-size", str(sectors)) as device:
+        subprocess.run(["mkfs.ext4", "-q", "-m0", "-b4096", device], check=True)
+        subprocess.run(["mount", device, str(mount_point)], check=True)
+        try:
+            yield mount_point
+        finally:
+            subprocess.run(["umount", str(mount_point)], check=True)
 
 
 @as_root
@@ -134,6 +141,28 @@ def frozen(tmp_path: Path) -> Iterator[Frozen]:
 
 
 @as_root
+def test_misaligned_writes_beyond_what_is_copied_at_a_time_are_to_be_tried_again(
+    frozen: Frozen,
+) -> None:
+    with (frozen.mount_point / "image").open("rb") as image:
+        if _alignments(image.fileno(), 512)[0] <= 4:
+            pytest.skip("direct I/O takes all that a PRP can name")
+    guest, queue = frozen.guest, frozen.queue
+    prp1, prp2 = guest.prps(guest.allocate(257) + 4, MIB)
+
+    def write() -> bytes:
+        return queue.command(WRITE, blocks=MIB // 512, prp1=prp1, prp2=prp2)
+
+    for _ in range(34):
+        queue.put(write())
+    queue.ring()
+    assert [queue.wait().status for _ in range(2)] == [NOT_READY] * 2
+    frozen.thaw()
+    assert [queue.wait().status for _ in range(33)] == [0] * 33
+    assert queue.run(write()).status == 0
+
+
+@as_root
 def test_an_expired_command_is_reported_once_and_ends_when_it_can(frozen: Frozen) -> None:
     """Whether the kernel can still cancel it there depends on how far it has come."""
     table = frozen.guest.table
@@ -159,3 +188,68 @@ def test_memory_in_use_by_the_kernel_is_not_unmapped_and_giving_up_goes_on(froze
     assert queue.wait().cid == queue.cid
     frozen.thaw()
     assert queue.wait().cid == frozen.cid
+
+
+def write_uncached(path: Path, size: int) -> None:
+    """An image of zeroes, none of it in the page cache; skips where there is no direct I/O."""
+    with path.open("wb") as file:
+        file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    medium = open_medium(str(path), read_only=False)
+    medium.close()
+    if medium.direct_fd is None:
+        pytest.skip("no direct I/O here")
+    assert cached_pages(path) == []
+
+
+def cached_pages(path: Path) -> list[int]:
+    """The pages of a file that are in the page cache, by mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        pages = (ctypes.c_ubyte * (len(memory) // PAGE))()
+        start = ctypes.c_char.from_buffer(memory)
+        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(len(memory)), pages)
+        del start
+        assert failed == 0
+    return [page for page, flags in enumerate(pages) if flags & 1]
+
+
+def test_a_write_from_misaligned_memory_leaves_nothing_in_the_page_cache(tmp_path: Path) -> None:
+    """It is direct, as its neighbours in a page are: the kernel does not keep both coherent."""
+    path = tmp_path / "image"
+    write_uncached(path, MIB)
+    data = os.urandom(16 * PAGE)
+    with Guest(UringBackend(str(path), block_size=4096)) as guest:
+        queue = guest.queue()
+        buffer = guest.allocate(17) + 4
+        guest.poke(buffer, data)
+        assert queue.io(WRITE, buffer, PAGE, slba=1, block=4096).status == 0
+        assert queue.io(WRITE, buffer, 16 * PAGE, slba=8, block=4096).status == 0
+        assert cached_pages(path) == []
+    image = path.read_bytes()
+    assert image[PAGE : 2 * PAGE] == data[:PAGE]
+    assert image[8 * PAGE : 24 * PAGE] == data
+
+
+@as_root
+@pytest.mark.parametrize(("block", "cached"), [(512, [1, 8, 9, 10, 11]), (4096, [])])
+def test_all_is_buffered_where_blocks_are_smaller_than_direct_io_wants(
+    tmp_path: Path, block: int, cached: list[int]
+) -> None:
+    with small_file_system(tmp_path, sectors=4096) as mount_point:
+        path = mount_point / "image"
+        write_uncached(path, MIB)
+        data = os.urandom(4 * PAGE)
+        with Guest(UringBackend(str(path), block_size=block)) as guest:
+            queue = guest.queue()
+            buffer = guest.allocate(5)
+            for offset, page, size in ((0, 1, PAGE), (4, 8, 4 * PAGE)):
+                guest.poke(buffer + offset, data)
+                slba = page * PAGE // block
+                assert queue.io(WRITE, buffer + offset, size, slba=slba, block=block).status == 0
+            assert cached_pages(path) == cached
+        image = path.read_bytes()
+        assert image[PAGE : 2 * PAGE] == data[:PAGE]
+        assert image[8 * PAGE : 12 * PAGE] == data

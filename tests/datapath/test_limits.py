@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from contextlib import contextmanager
 from fractions import Fraction
@@ -204,6 +205,34 @@ def test_copy_reads_and_writes() -> None:
         queue.doorbell(queue.tail)
         assert done(queue) == 1
         seconds(guest, 1)
+        assert done(queue) == 0
+        seconds(guest, 1)
+        assert done(queue) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "opcode", "times"), [("read_bps", READ, 1), ("write_bps", WRITE, 1), ("bps", READ, 2)]
+)
+def test_a_copy_whose_list_grows_while_it_waits_owes_what_it_has_become(
+    limit: str, opcode: int, times: int
+) -> None:
+    def entries(blocks: int) -> bytes:
+        return struct.pack("<8xQH14x", 0, blocks - 1) * 4
+
+    limits = {limit: Limit(512 * times, 2048 * times)}
+    with a_guest(MemoryBackend(1 << 24), **limits) as guest:
+        queue = guest.queue(1, ENTRIES)
+        guest.poke(DATA + PAGE, entries(1))
+        for _ in range(2):
+            queue.put(queue.command(COPY, cdw10=64, cdw11=0, cdw12=3, prp1=DATA + PAGE))
+        queue.doorbell(queue.tail)
+        assert done(queue) == 1
+        guest.poke(DATA + PAGE, entries(8))
+        seconds(guest, 4)
+        assert done(queue) == 1
+        put(queue, 1, opcode)
+        # Its four entries have become seven blocks longer each; a block is paid off a second.
+        seconds(guest, 28)
         assert done(queue) == 0
         seconds(guest, 1)
         assert done(queue) == 1
@@ -433,6 +462,29 @@ def put_pair(queue: QueuePair) -> None:
     queue.put(queue.command(COMPARE, prp1=DATA + PAGE, flags=FUSED_FIRST))
     queue.put(queue.command(WRITE, prp1=DATA + PAGE, flags=FUSED_SECOND))
     queue.doorbell(queue.tail)
+
+
+@pytest.mark.parametrize("nsid", [0, 2, 3])
+def test_a_fused_pair_of_two_namespaces_does_not_wait_and_an_abort_finds_none_of_it(
+    nsid: int,
+) -> None:
+    """Whether the second's is another, or none."""
+    with a_guest(MemoryBackend(1 << 24), MemoryBackend(1 << 24), iops=Limit(1, 1)) as guest:
+        queue = guest.queue(1, ENTRIES)
+        put(queue, 1)
+        assert done(queue) == 1
+        first = queue.command(COMPARE, prp1=DATA + PAGE, flags=FUSED_FIRST)
+        second = queue.command(WRITE, nsid=nsid, prp1=DATA + PAGE, flags=FUSED_SECOND)
+        queue.put(first)
+        queue.put(second)
+        queue.doorbell(queue.tail)
+        take_turns(guest.iothread, 1)
+        assert guest.table.throttled == 0
+        assert guest.table.abort_command(1, queue.cid) is False
+        assert completions(queue) == [(2, INVALID_FIELD), (3, INVALID_FIELD)]
+        seconds(guest, 100)
+        assert completions(queue) == []
+        assert guest.table.submission_queues()[0].inflight == 0
 
 
 def test_a_fused_pair_waits_as_one_and_is_two_commands() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.probe import take_turns
 
-from .guest import PAGE, READ, WRITE, Completion, Guest, QueuePair
+from .guest import PAGE, READ, WRITE, Completion, Guest, QueuePair, wait_for
 
 SIZE = 1 << 24
 
@@ -100,6 +102,52 @@ def test_a_list_that_names_no_page_holds_the_queue() -> None:
         guest.poke(queue.sq_list, good)
         guest.table.give_up_unmap()
         assert queue.run(queue.command(READ, prp1=guest.allocate(1))).status == 0
+
+
+def map_something(guest: Guest, iova: int) -> None:
+    """Memory that no queue is in; all queues are bound anew."""
+    fd = os.memfd_create("window")
+    os.ftruncate(fd, PAGE)
+    guest.table.map(iova, PAGE, fd, 0, readable=True, writable=True)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("entry", [0, 0x7777_0000_0000], ids=["none", "unmapped"])
+def test_a_completion_lists_page_that_goes_under_a_command_costs_its_completion_alone(
+    entry: int,
+) -> None:
+    """The command ends, the queue is held, and goes on with a list that is right."""
+    with Guest(NullBackend(SIZE, latency_ns=200_000_000), running=False) as guest:
+        queue = ScatteredQueuePair(guest, 300, PAGE)
+
+        def put() -> None:
+            queue.put(queue.command(READ, prp1=guest.allocate(1)))
+            queue.doorbell(queue.tail)
+
+        def turn_until_idle() -> bool:
+            take_turns(guest.iothread, 1)
+            return guest.table.inflight() == 0
+
+        put()
+        take_turns(guest.iothread, 1)
+        assert guest.table.inflight() == 1
+        good = guest.peek(queue.cq_list, 8)
+        guest.poke(queue.cq_list, struct.pack("<Q", entry))
+        map_something(guest, 0x5_0000_0000)
+        wait_for(turn_until_idle, "the command's end")
+        assert queue.poll() is None
+        put()
+        take_turns(guest.iothread, 4)
+        assert guest.table.inflight() == 0, "the queue is held"
+        guest.poke(queue.cq_list, good)
+        map_something(guest, 0x6_0000_0000)
+        take_turns(guest.iothread, 1)
+        assert guest.table.inflight() == 1
+        wait_for(turn_until_idle, "the next command's end")
+        queue.head = 1  # the first entry is lost
+        completion = queue.poll()
+        assert completion is not None
+        assert (completion.cid, completion.status) == (queue.cid, 0)
 
 
 @pytest.mark.parametrize("page_size", [PAGE, 8192, 16384, 32768, 65536])

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import access_body, four_words
+from harness import HEADER, access_body, four_words
 
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags, PciRegion
 from nvme_mdev.vfio_user.device import DeviceError
@@ -126,3 +126,24 @@ def test_a_device_that_gives_the_wrong_number_of_bytes_costs_an_io_error(
 ) -> None:
     running.device.memory[CONFIG] = bytearray(2)
     assert peer.call(READ, access_body(0, CONFIG, 4)).error == errno.EIO
+
+
+def test_a_client_that_always_has_a_next_message_does_not_keep_others_from_their_turn(
+    running: Running, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 300
+    written: list[bytes] = []
+    turns: list[int] = []
+
+    def write(_index: int, _offset: int, data: bytes) -> None:
+        if not written:
+            running.loop.call_soon(lambda: turns.append(len(written)))
+        written.append(data)
+
+    monkeypatch.setattr(running.device, "region_write", write)
+    body = access_body(0, CONFIG, 4, b"1234")
+    header = HEADER.pack(1, WRITE, HEADER.size + len(body), HeaderFlags.NO_REPLY, 0)
+    peer.send_raw((header + body) * count)
+    assert peer.call(Command.DEVICE_GET_INFO, four_words(16)).error == 0
+    assert len(written) == count
+    assert turns[0] < count

@@ -61,7 +61,14 @@ def _kill(*_: object) -> None:
     raise KilledError
 
 
-@pytest.mark.parametrize("moment", ["take", "_consume", "taken", "nowhere"])
+def _store_target(journal: Journal, value: int) -> None:
+    """Killed before the last store of `Journal.taken`."""
+    if not value:
+        raise KilledError
+    journal.words[5] = value
+
+
+@pytest.mark.parametrize("moment", ["take", "_consume", "taken", "target", "nowhere"])
 def test_a_piece_is_received_once(
     session: Session, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -71,6 +78,9 @@ def test_a_piece_is_received_once(
         with monkeypatch.context() as patch:
             if moment == "_consume":
                 patch.setattr(connection, moment, _kill)
+            elif moment == "target":
+                target = property(lambda journal: journal.words[5], _store_target)
+                patch.setattr(Journal, moment, target, raising=False)  # a class has no word
             elif moment != "nowhere":
                 patch.setattr(session.journal, moment, _kill)
             with contextlib.suppress(KilledError):

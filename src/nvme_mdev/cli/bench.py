@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvme_mdev.cli.parameters import SIZE, SizeType
+from nvme_mdev.cli.parameters import SIZE, SecondsType, SizeType
 from nvme_mdev.errors import UserError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
 )
 @click.option(
     "--runtime",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     help="Seconds.  [default: 5, or until --number-ios]",
 )
 @click.option("--number-ios", type=click.IntRange(1), help="Commands of each job.")
@@ -220,7 +220,7 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
 @click.option("--cpu", "cpus", type=CpuList(), default=(), help="Job N runs on CPU N of these.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds a command may take.",

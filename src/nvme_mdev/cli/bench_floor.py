@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.cli.bench import CpuList, progress_bar
+from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--runtime",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     default=0.1,
     show_default=True,
     help="Seconds of each measurement.",

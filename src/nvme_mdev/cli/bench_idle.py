@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.cli.bench import progress_bar
+from nvme_mdev.cli.parameters import SecondsType
 
 if TYPE_CHECKING:
     from nvme_mdev.bench.idle import Idle
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--rest",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     default=2.0,
     show_default=True,
     help="Seconds of each rest; twice as long as it polls, at least.",

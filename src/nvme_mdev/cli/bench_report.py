@@ -14,7 +14,7 @@ import click
 from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
 from nvme_mdev.cli.bench_scale import Counts, fill_in
-from nvme_mdev.cli.parameters import DURATION, SIZE
+from nvme_mdev.cli.parameters import DURATION, SIZE, SecondsType
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.errors import UserError
 
@@ -94,7 +94,7 @@ class Bare(NamedTuple):
 )
 @click.option(
     "--runtime",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     help=f"Seconds of each measurement.  [default: {_RUNTIME}, with --quick {_QUICK_RUNTIME}]",
 )
 @click.option(

@@ -10,6 +10,7 @@ import click
 
 from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
+from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.cli.private_daemon import Interrupts, serve_privately
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Counts(click.ParamType[tuple[int, ...]]):
 )
 @click.option(
     "--runtime",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     default=0.5,
     show_default=True,
     help="Seconds of each measurement.",

@@ -61,6 +61,8 @@ def conformance(
         return 0
     if socket is None:
         raise UserError("which controller? give the socket that it is served on")
+    if nsid is not None:
+        _check_namespace(socket, nsid, share_memory=not private_memory)
     results = _run(
         checks,
         socket,
@@ -77,6 +79,14 @@ def conformance(
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
     return _EXIT_FAILED if counts["failed"] else 0
+
+
+def _check_namespace(socket: Path, nsid: int, *, share_memory: bool) -> None:
+    """HostError: there is none of this NSID, for every check to find out."""
+    from nvme_mdev.host.driver import NvmeHost
+
+    with NvmeHost(socket, share_memory=share_memory) as host:
+        host.namespace(nsid)
 
 
 def _select(words: Sequence[str]) -> list[Check]:

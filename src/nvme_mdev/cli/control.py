@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.cli.output import Show, output_option
+from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.client import ControlClient
@@ -113,7 +114,7 @@ def resume(name: str, show: Show) -> None:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, 3600),
+    type=SecondsType(0, 3600),
     default=api.DEFAULT_UNPLUG_TIMEOUT_S,
     metavar="SECONDS",
     show_default=True,
@@ -131,7 +132,7 @@ def unplug(name: str, timeout_s: float, force: bool, show: Show) -> None:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, 3600),
+    type=SecondsType(0, 3600),
     default=api.DEFAULT_DRAIN_TIMEOUT_S,
     metavar="SECONDS",
     show_default=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.cli.bench import host_errors, run_job
+from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.units import format_size
 
@@ -30,7 +31,7 @@ _DEPTHS = (1, 32)
 @click.command()
 @click.option(
     "--runtime",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(0, min_open=True),
     default=3.0,
     show_default=True,
     help="Seconds for each measurement.",

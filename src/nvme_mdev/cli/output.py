@@ -160,10 +160,16 @@ def _namespaces(result: api.NamespaceList) -> None:
         ("nsid", "target", "size", "blocks of", "access", "limits", "UUID"),
         [
             (one.nsid, one.target, format_size(one.size), f"{one.block_size} B",
-             "read-only" if one.read_only else "read-write", _limits(one.limits), one.uuid)
+             _access(one), _limits(one.limits), one.uuid)
             for one in result.namespaces
         ],
     )  # fmt: skip
+
+
+def _access(namespace: api.NamespaceInfo) -> str:
+    if namespace.state != "active":
+        return namespace.state
+    return "read-only" if namespace.read_only else "read-write"
 
 
 def _limits(limits: Sequence[api.LimitInfo]) -> str:

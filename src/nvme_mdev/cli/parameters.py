@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import click
@@ -43,6 +44,21 @@ class DurationType(click.ParamType[int]):
             return parse_duration_ns(value)
         except UserError as error:
             self.fail(str(error), param, ctx)
+
+
+class SecondsType(click.FloatRange):
+    """A number of seconds; click's own lets nan and inf through."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As of click's, but finite."""
+        seconds: float = super().convert(value, param, ctx)
+        if not isfinite(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 SIZE = SizeType()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 R = TypeVar("R")
 
-_CONNECT_TIMEOUT_S = 10.0
+_PATIENCE_S = 10.0
+"""Seconds to connect, and for a call that only tells something. How long another may take is the
+daemon's to say: it bounds each of them."""
+_TELLS = frozenset({"list", "show", "stats"})
+"""Last words of the methods that only tell something."""
 _CHUNK = 1 << 16
 
 
@@ -41,14 +46,12 @@ class ControlClient:
         self._next_id = 0
         self._lines = Lines()
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(_CONNECT_TIMEOUT_S)
+        self._socket.settimeout(_PATIENCE_S)
         try:
             self._socket.connect(self._path)
         except OSError as error:
             self._socket.close()
             raise UserError(self._unreachable(error)) from error
-        # How long a call may take is the daemon's to say: it bounds each of them.
-        self._socket.settimeout(None)
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +70,7 @@ class ControlClient:
     def call_raw(self, method: str, params: dict[str, Any]) -> Any:
         """Call a method by its name, with JSON values; the result is as it came."""
         self._next_id += 1
+        self._socket.settimeout(_PATIENCE_S if method.rpartition(".")[2] in _TELLS else None)
         try:
             self._socket.sendall(encode_request(method, params, self._next_id))
             return parse_answer(self._receive(), self._next_id)
@@ -96,6 +100,10 @@ class ControlClient:
             ) from error
 
     def _unreachable(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            return f"{self._path}: the daemon does not answer: see what it does, or end it"
+        if error.errno in {errno.ENOENT, errno.ECONNREFUSED}:
+            return f"{self._path}: no daemon has this control socket: start it, or check the name"
         if error.errno is None:  # Python's own: a path that is too long
             return f"{self._path}: {error}"
         return describe_os_error(OSError(error.errno, error.strerror, self._path))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.assembly import Plan
 from nvme_mdev.service.runtime import default_name
+from nvme_mdev.service.targets import Access
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,6 +95,11 @@ async def _alone(registry: Registry, definition: Definition, rollback: ExitStack
 def _sharing(registry: Registry, definition: Definition, other: ServedController) -> _Membership:
     if definition.targets or definition.serial is not None:
         raise UserError("a controller that shares another's namespaces takes no target or serial")
+    if definition.access != Access():
+        raise UserError(
+            "a controller that shares another's namespaces has them as they are: leave size, block"
+            " size, read-only and limits out"
+        )
     subsystem = other.controller.subsystem
     taken = {one.settings.cntlid for one in subsystem}
     joined = replace(

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: What ends `serve`: Ctrl-C, a service manager, the terminal that went away.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SECOND_SIGNAL_S = 1.0
+"""How long after the first one a second stop signal is taken for the same."""
 
 
 def serve_until_stopped(definitions: Sequence[Definition]) -> None:
@@ -98,7 +100,12 @@ def _stop_event() -> asyncio.Event:
     stop = asyncio.Event()
 
     def stop_now() -> None:
-        stop.set()
+        if not stop.is_set():
+            stop.set()
+            # Not at once: some send a signal to a process and to its group, which are two.
+            loop.call_later(_SECOND_SIGNAL_S, give_way)
+
+    def give_way() -> None:
         for number in handled:
             loop.remove_signal_handler(number)
 

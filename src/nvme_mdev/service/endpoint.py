@@ -60,7 +60,10 @@ def why_not_listening(error: OSError, path: Path, option: str = "--socket") -> s
     """What to tell the user about an error that listening on ``path`` raised."""
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{path} is in use by another process: stop it, or choose another {option}"
+            return (
+                f"{path} is in use: somebody listens there (a controller of ours: see list): choose"
+                f" another {option}, or stop that one"
+            )
         case errno.EEXIST | errno.EISDIR:
             return f"{path} exists and is no socket: choose another {option}"
         case _:

@@ -97,8 +97,9 @@ class Keeper:
 
     def _start(self, *, execute: bool) -> bool:
         """Start the serving process. True: this is it."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed when this process started
+                stream.flush()
         # A signal that comes before there is a child to pass it on to waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         keeper = os.getpid()

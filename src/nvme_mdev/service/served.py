@@ -204,6 +204,10 @@ class ServedController:
                 f"namespace {nsid}: its size must be a multiple of {backend.block_size} bytes, and"
                 " not 0"
             )
+        if nsid in self.controller.namespaces.lost:
+            raise UserError(
+                f"namespace {nsid}: {backend.name} is gone: bring it back, or remove the namespace"
+            )
         if backend.read_only:
             raise UserError(f"namespace {nsid} is read-only: resize {backend.name} itself")
         try:

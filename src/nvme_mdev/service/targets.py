@@ -24,7 +24,7 @@ from nvme_mdev.service.direct import PREFIX as DIRECT
 from nvme_mdev.service.direct import DirectName, open_direct
 from nvme_mdev.service.limits import LIMIT_OPTIONS, change_limits, parse_limits
 from nvme_mdev.service.parents import Part
-from nvme_mdev.units import format_size, parse_duration_ns, parse_size
+from nvme_mdev.units import MAX_SIZE, format_size, parse_duration_ns, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -345,6 +345,8 @@ def _check_access(target: Target, access: Access) -> None:
 def _check_creation(targets: Sequence[Target], access: Access) -> None:
     if access.create_size is None:
         return
+    if not 0 < access.create_size <= MAX_SIZE:
+        raise UserError(f"--size {access.create_size}: a size is at least 1 and less than 8E bytes")
     images = [target for target in targets if target.kind == "path"]
     if not images:
         raise UserError(f"--size makes image files, and {targets[0].text} is none: leave it out")
@@ -410,7 +412,8 @@ def _create_image(path: Path, access: Access, rollback: ExitStack) -> None:
     if mistyped := _LOOKS_LIKE_OPTION.search(path.name):
         raise UserError(
             f"{path} does not exist, and {mistyped[1]} is no option of a target: there are offset=,"
-            " length=, block-size=, ptpl-file= and read-only"
+            f" length=, block-size=, read-only, {'=, '.join(LIMIT_OPTIONS)}=, inline-io= and"
+            " ptpl-file="
         )
     if access.create_size is None:
         raise UserError(f"{path} does not exist: give --size to create it (such as --size 10G)")
@@ -490,7 +493,10 @@ def _why_not_opened(target: Target, access: Access, error: Exception) -> str:
         case errno.EBUSY if Path(name).is_block_device():
             return f"{name} is in use: unmount it, or stop the program that holds it"
         case errno.EBUSY:
-            return f"{name} is in use by another nvme-mdev, or by QEMU: stop that one first"
+            return (
+                f"{name} is in use, by a namespace here, by another nvme-mdev, or by QEMU: give"
+                " another, or stop that one first"
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS if not access.read_only:
             if os.access(name, os.R_OK):
                 return f"{name} is not writable: change its mode, or serve it with --read-only"

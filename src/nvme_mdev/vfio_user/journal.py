@@ -52,6 +52,7 @@ class Files(Protocol):
     """Where a client's file descriptors are kept, by number."""
 
     def __getitem__(self, number: int) -> int: ...
+    def __contains__(self, number: int) -> bool: ...
     def keep(self, fd: int) -> int:
         """Keep a duplicate; its number."""
 
@@ -104,6 +105,10 @@ class Journal:
             raise ValueError("the session's journal is of another version of nvme-mdev")
         self._view = memoryview(self._map)
         self.words = self._view[:_BUFFER].cast("I")
+        if not fresh:
+            # What the client has spoilt is given up before :meth:`claim`; this may be part of it.
+            count = max(self.fd_count, self.target_fds if self.target else 0)
+            self._claimed += self._claims(self._numbers(count))
 
     def close(self) -> None:
         """Close the descriptors; what is kept elsewhere stays."""
@@ -146,16 +151,22 @@ class Journal:
 
     def request(self) -> tuple[bytes, list[int]]:
         """What was received so far: the bytes, and duplicates of its file descriptors."""
-        fds = [os.dup(self._files[number]) for number in self._numbers()]
+        numbers = self._numbers(self.fd_count)
+        fds = [os.dup(self._files[number]) for number in numbers if number in self._files]
         return self._map[_BUFFER : _BUFFER + self.received], fds
 
     def claim(self) -> None:
-        """After adopting: the files of the request are in use. KeyError: one of them is lost."""
-        for number in self._numbers():
-            self._claimed.append(self._files.claim(number))
+        """After adopting: the files of the request, and no others, are in use."""
+        before = self._claimed
+        self._claimed = self._claims(self._numbers(self.fd_count))
+        for number in before:
+            self._files.drop(number)
 
-    def _numbers(self) -> list[int]:
-        return self.words[self._FDS : self._FDS + self.fd_count].tolist()
+    def _claims(self, numbers: Sequence[int]) -> list[int]:
+        return [self._files.claim(number) for number in numbers if number in self._files]
+
+    def _numbers(self, count: int) -> list[int]:
+        return self.words[self._FDS : self._FDS + count].tolist()
 
     # -- the reply ---------------------------------------------------------------------------
 
