@@ -145,7 +145,7 @@ class TestHardware:
         machine.guest.sh(
             f"load ublk_drv; {ATTACH}attach {above}\n"
             f"{FIO} --filename=/dev/ublkb0 --runtime=10\n"
-            "nvme-mdev host-detach 0; while kill -0 $(cat attach.pid); do sleep 0.2; done",
+            "detach",
             timeout=LONG,
         )
         machine.stop(above)

@@ -5,8 +5,8 @@ a descriptor opened so, what does not through a second, buffered one; both are m
 fdatasync. The kernel does not keep direct and buffered *writes* to one page of a file coherent: one can
 be lost, and the next fsync of whomever fails. So no medium gets both. Where blocks are smaller than its
 direct I/O wants, all goes through the buffered descriptor; data that only lies wrongly in memory is
-copied before it is written directly. (A buffered read harms nobody.) A medium that answers at once is not asked through io_uring
-(`inline_io.pxd`).
+copied before it is written directly. (A buffered read harms nobody.) A medium that answers at once is
+not asked through io_uring (`inline_io.pxd`).
 """
 
 from libc.errno cimport (
@@ -262,8 +262,9 @@ cdef void prepare_discard(
 
 
 cdef bint bounce(iothread_t *thread, request_t *request) noexcept nogil:
-    """Copy what is written to where direct I/O takes it. False: there is no room, and a status."""
-    cdef uint64_t size = request.length - request.done
+    """Copy what is written, none of it yet, to where direct I/O takes it. False: there is no room, and
+    a status."""
+    cdef uint64_t size = request.length
     cdef uint8_t *copy = NULL
     cdef uint64_t at = 0
     cdef uint32_t i
