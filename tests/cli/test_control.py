@@ -7,6 +7,8 @@ import os
 import re
 import select
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,30 @@ def test_a_control_socket_that_cannot_be_had_is_refused(
     (tmp_path / "file").touch()
     assert message in refuse("serve", "null:1G", "--socket", "s", *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_serve_without_a_runtime_directory_warns_in_one_line_and_serves(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVME_MDEV_RUNTIME_DIR", str(tmp_path / "no/where"))
+    command = [sys.executable, "-m", "nvme_mdev.cli.main", "serve", "null:1M", "--name", "vm"]
+    process = subprocess.Popen(
+        [*command, "--socket", tmp_path / "s"], stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stderr is not None
+            warning, ready = process.stderr.readline(), process.stderr.readline()
+            assert warning == (
+                "nvme-mdev: vm is served, but nvme-mdev list cannot show it:"
+                f" {tmp_path}/no/where: No such file or directory: set NVME_MDEV_RUNTIME_DIR to a"
+                f" directory of yours, or name it by its control socket, {tmp_path}/s.ctl\n"
+            )
+            assert "ready on" in ready
+            assert ask("show", tmp_path / "s.ctl")["summary"]["name"] == "vm"
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_who_is_not_there_is_said_to_be_so(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -155,7 +155,10 @@ def test_the_socket_of_a_killed_daemon_is_taken_over(serve: Serve, tmp_path: Pat
     assert serve("null:1G", "--socket", tmp_path / "s").stop().status == 0
 
 
-def test_an_ordinary_user_serves_an_image(nvme_mdev: RunCommand, ordinary_user: Path) -> None:
+def test_an_ordinary_user_serves_an_image(
+    nvme_mdev: RunCommand, ordinary_user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVME_MDEV_RUNTIME_DIR", str(ordinary_user / "run"))
     path = ordinary_user / "s"
 
     def stop_when_ready() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.subsystem import Subsystem
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.record import FORMAT, Record
-from nvme_mdev.service.runtime import publish
+from nvme_mdev.service.runtime import publish, runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -87,20 +87,32 @@ class Registry:
     def publish(self, served: ServedController, *, exact: bool) -> None:
         """Make a controller known to this user's commands, or, unless ``exact``, by a name like it.
 
-        UserError: another daemon has the name.
+        UserError: another daemon has the name. Where no name can be had at all, a warning says so:
+        the guest needs none.
         """
         if self.control is None:
             return
         try:
             entry = publish(served.name, self.control, exact=exact)
         except OSError as error:
-            _log.debug("not to be found by name: %s", error)
+            self._warn_unlisted(served, f"{runtime_directory()}: {error.strerror}")
             return
-        if entry is not None:
-            served.cleanup.callback(entry.remove)
-            self.remove(served)
-            served.name = entry.name
-            self.add(served)
+        if entry is None:
+            self._warn_unlisted(served, "this user has no runtime directory ($XDG_RUNTIME_DIR)")
+            return
+        served.cleanup.callback(entry.remove)
+        self.remove(served)
+        served.name = entry.name
+        self.add(served)
+
+    def _warn_unlisted(self, served: ServedController, why: str) -> None:
+        _log.warning(
+            "%s is served, but nvme-mdev list cannot show it: %s: set NVME_MDEV_RUNTIME_DIR to a"
+            " directory of yours, or name it by its control socket, %s",
+            served.name,
+            why,
+            self.control,
+        )
 
     def get(self, name: str | None) -> ServedController:
         """The controller of this name, or at this socket; UserError: there is none, or None is not
