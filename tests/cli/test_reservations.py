@@ -297,11 +297,27 @@ def test_a_file_of_something_else_is_refused(
     assert (tmp_path / "r").read_text() == text
 
 
-def test_a_file_without_a_place_or_for_two_namespaces_is_refused(
+def test_a_file_in_a_directory_that_does_not_exist_is_refused_as_that(
     refuse: Callable[..., str], tmp_path: Path
 ) -> None:
-    missing = refuse("serve", f"null:1M,ptpl-file={tmp_path}/no/r", "--socket", tmp_path / "s")
-    assert "directory that can be written" in missing
+    line = refuse("serve", f"null:1M,ptpl-file={tmp_path}/no/r", "--socket", tmp_path / "s")
+    assert f"ptpl-file: the directory {tmp_path}/no does not exist: make it first" in line
+    (tmp_path / "no").touch()
+    line = refuse("serve", f"null:1M,ptpl-file={tmp_path}/no/r", "--socket", tmp_path / "s")
+    assert f"{tmp_path}/no/r: Not a directory: give a file in a directory" in line
+
+
+def test_a_file_in_a_directory_that_cannot_be_written_is_refused(
+    refuse: Callable[..., str], ordinary_user: Path
+) -> None:
+    locked = ordinary_user / "locked"
+    locked.mkdir(mode=0o500)
+    line = refuse("serve", f"null:1M,ptpl-file={locked}/r", "--socket", ordinary_user / "s")
+    assert f"{locked}: Permission denied: " in line
+    assert "give a file in a directory that can be written" in line
+
+
+def test_a_file_for_two_namespaces_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
     target = f"null:1M,ptpl-file={tmp_path}/r"
     twice = refuse("serve", target, target, "--socket", tmp_path / "s")
     assert "give each its own" in twice

@@ -283,7 +283,12 @@ def check_ptpl_files(targets: Sequence[Target], served: Sequence[Target] = ()) -
 def _check_ptpl_file(target: Target, path: Path) -> None:
     try:
         ptpl.load(str(path))
-        if not os.access(path.parent, os.W_OK):
+        if not path.parent.exists():
+            raise UserError(
+                f"{target.text}: ptpl-file: the directory {path.parent} does not exist: make it"
+                " first, or give a file in another"
+            )
+        if not os.access(path.parent, os.W_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     except ValueError:
         raise UserError(
