@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nvme_mdev.cli import main
+from nvme_mdev.cli.standard_output import OutputError, standard_output
 from nvme_mdev.errors import UserError, describe_os_error
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import RunCommand
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.cli.conftest import RunCommand, Serve
 
 
 def test_version_names_program_and_version(nvme_mdev: RunCommand) -> None:
@@ -114,3 +121,77 @@ def test_seconds_are_a_number(nvme_mdev: RunCommand, seconds: str) -> None:
     for command in (("bench", "x"), ("demo",), ("bench", "scale"), ("bench", "floor")):
         result = nvme_mdev(*command, f"--runtime={seconds}")
         assert (result.status, result.err.count("\n")) == (2, 1)
+
+
+# -- standard output that takes nothing ----------------------------------------------------------
+
+#: Those that answer without a controller, by click, by echo and by rich, at length and in short.
+PRINTING = ("", "--help", "--version", "bench --help", "list", "list -o json", "types")
+PRINTING += ("conformance --list", "conformance --list --json")
+#: Those that a controller named vm is needed for.
+ASKING = ("list", "list -o json", "show vm", "stats vm", "stats vm -o json", "namespace list vm")
+ASKING += ("bench {} --runtime 0.01", "conformance {} -k registers. -v")
+
+NO_ROOM = "nvme-mdev: standard output: No space left on device: make room on that file system\n"
+
+
+def run_to(stdout: int, words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nvme_mdev.cli.main", *words.split()]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """A file whose file system is full."""
+    fd = os.open("/dev/full", os.O_WRONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("words", PRINTING)
+def test_a_reader_that_has_gone_ends_a_command_quietly(unread: int, words: str) -> None:
+    result = run_to(unread, words)
+    assert (result.returncode, result.stderr) == (-signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("words", PRINTING)
+def test_output_that_finds_no_room_is_one_line_and_status_2(full: int, words: str) -> None:
+    result = run_to(full, words)
+    assert (result.returncode, result.stderr) == (2, NO_ROOM)
+
+
+def test_no_command_on_a_controller_minds_who_reads_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int, full: int
+) -> None:
+    monkeypatch.setenv("NVME_MDEV_RUNTIME_DIR", str(tmp_path / "run"))
+    serve("memory:1M", "--socket", tmp_path / "s", "--name", "vm")
+    for words in ASKING:
+        command = words.format(tmp_path / "s")
+        result = run_to(unread, command)
+        assert (result.returncode, result.stderr) == (-signal.SIGPIPE, ""), command
+        result = run_to(full, command)
+        assert (result.returncode, result.stderr) == (2, NO_ROOM), command
+
+
+def test_an_error_in_printing_that_somebody_caught_is_told_at_the_end(
+    full: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @standard_output()
+    def print_and_go_on() -> None:
+        for text in ("caught", "dropped"):
+            with suppress(OutputError):
+                print(text, flush=True)
+
+    with open(full, "w", closefd=False, encoding="utf-8") as before:
+        monkeypatch.setattr(sys, "stdout", before)
+        with pytest.raises(OutputError, match="No space left"):
+            print_and_go_on()

@@ -4,7 +4,7 @@ A subcommand's module is imported when it is asked for, so that ``serve`` does n
 ``bench`` and ``demo`` draw on the screen.
 
 Exit status: 0 done, 1 a bug or a failed verification, 2 something the user can put right,
-130 interrupted from the keyboard.
+130 interrupted from the keyboard. Who has no reader any more ends by SIGPIPE.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from nvme_mdev import __version__
 from nvme_mdev.cli.loading import loading
+from nvme_mdev.cli.standard_output import OutputError, end_without_reader, standard_output
 from nvme_mdev.errors import UserError, describe_os_error
 
 if TYPE_CHECKING:
@@ -139,7 +140,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    sys.exit(run())
+    try:
+        with standard_output():
+            status = run()
+    except OutputError as error:
+        if error.reader_left:
+            end_without_reader()
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        status = EXIT_USER_ERROR
+    sys.exit(status)
 
 
 if __name__ == "__main__":
