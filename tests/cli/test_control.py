@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.cli.deaths import serving_pid
 
+from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.service import api, client
@@ -24,7 +26,6 @@ from nvme_mdev.spec.vfio_user import PciIrq
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli.conftest import RunCommand, Serve
 
@@ -423,3 +424,30 @@ def test_a_method_or_parameter_that_is_unknown_is_named(socket: Path) -> None:
         with pytest.raises(Exception, match="this daemon serves vm"):
             client.call(api.CONTROLLER_SHOW, api.OfController("other"))
         assert client.call(api.CONTROLLER_SHOW, api.OfController("vm")).summary.name == "vm"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"block_size": 0}, "block_size 0: give 512 or 4096"),
+        ({"block_size": -512}, "block_size -512: give 512 or 4096"),
+        ({"block_size": 1000}, "block_size 1000: give 512 or 4096"),
+        ({"block_size": 1 << 70}, "give 512 or 4096"),
+        ({"create_size": 0}, "create_size 0: give at least 1, less than 8E bytes"),
+        ({"create_size": -1}, "create_size -1: give at least 1, less than 8E bytes"),
+        ({"create_size": 1 << 63}, "give at least 1, less than 8E bytes"),
+    ],
+)
+def test_a_size_that_nothing_can_have_is_refused_by_its_name_zero_too(
+    socket: Path, wrong: dict[str, int], message: str
+) -> None:
+    image, sizes = f"{socket}.img", {"create_size": MIB, **wrong}
+    with ControlClient(f"{socket}.ctl") as client:
+        with pytest.raises(UserError, match=message):
+            client.call_raw("namespace.add", {"target": image, **sizes})
+        with pytest.raises(UserError, match=message):
+            client.call_raw(
+                "controller.add", {"socket": f"{socket}.2", "targets": [image], **sizes}
+            )
+        assert len(client.call(api.NAMESPACE_LIST, api.OfController()).namespaces) == 2
+    assert not Path(image).exists()

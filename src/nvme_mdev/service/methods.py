@@ -29,7 +29,8 @@ from nvme_mdev.service.rpc import ErrorCode, RpcError
 from nvme_mdev.service.runtime import check_name
 from nvme_mdev.service.schema import SchemaError, describe, from_json, to_json
 from nvme_mdev.service.settings import SETTINGS, Setting, When
-from nvme_mdev.service.targets import Access, Target
+from nvme_mdev.service.targets import BLOCK_SIZES, Access, Target
+from nvme_mdev.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -165,7 +166,7 @@ async def controller_add(registry: Registry, params: api.ControllerAdd) -> api.C
     """Make one."""
     share = registry.get(params.share) if params.share is not None else None
     targets = tuple(Target.parse(text).absolute for text in params.targets)
-    access = Access(params.create_size, params.block_size, params.read_only)
+    access = _access(params)
     path = socket_path(params.socket)
     if not path.is_absolute():
         raise UserError(f"{path}: give an absolute path, the daemon has a directory of its own")
@@ -173,6 +174,16 @@ async def controller_add(registry: Registry, params: api.ControllerAdd) -> api.C
     definition = from_options(path, name, _checked(params.options))
     definition = replace(definition, targets=targets, access=access)
     return _info(registry, await add_controller(registry, definition, share))
+
+
+def _access(params: api.ControllerAdd | api.NamespaceAdd) -> Access:
+    """How the targets are opened; UserError: with a size that none can have."""
+    # Zero is given, too: further on it would be taken for a size that was left out.
+    if params.block_size is not None and str(params.block_size) not in BLOCK_SIZES:
+        raise UserError(f"block_size {params.block_size}: give {' or '.join(BLOCK_SIZES)}")
+    if params.create_size is not None and not 0 < params.create_size <= MAX_SIZE:
+        raise UserError(f"create_size {params.create_size}: give at least 1, less than 8E bytes")
+    return Access(params.create_size, params.block_size, params.read_only)
 
 
 def _checked(options: dict[str, Option]) -> dict[str, Option]:
@@ -293,7 +304,7 @@ async def namespace_add(registry: Registry, params: api.NamespaceAdd) -> api.Nam
     """Open and attach."""
     served = registry.get(params.controller)
     target = Target.parse(params.target).absolute
-    access = Access(params.create_size, params.block_size, params.read_only)
+    access = _access(params)
     return _namespace(
         served, await served.add_namespace(target, access, params.nsid, shared=params.shared)
     )
