@@ -316,7 +316,8 @@ def test_a_setting_that_cannot_be_is_refused_and_none_of_them_changed(
     assert "'speed' is not a setting" in refuse("set", "vm", "poll_timeout_ms=1", "speed=9")
     assert "give on or off" in refuse("set", "vm", "shadow_doorbell=2")
     assert "no such CPU" in refuse("set", "vm", "iothread_cpu=8000", "poll_timeout_ms=1")
-    assert "given twice" in refuse("set", "vm", "io_timeout_ms=1", "io_timeout_ms=2")
+    line = refuse("set", "vm", "io_timeout_ms=1", "io_timeout_ms=2")
+    assert "the setting io_timeout_ms is given twice" in line
     with NvmeHost(socket):
         assert "unplug first" in refuse("set", "vm", "poll_timeout_ms=1", "mapped_doorbells=off")
     assert _values(ask("show", "vm"))["poll_timeout_ms"] == 500

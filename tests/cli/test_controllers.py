@@ -188,6 +188,10 @@ def test_a_namespace_is_attached_resized_and_removed_for_all_that_share_it(
         (["null:1M", "--serial", "S1"], "serial S1 is that of a: give another"),
         (["null:1M", "--name", "a"], "named a is being served: choose another"),
         (["null:1M", "--set", "iothread_cpu=8000"], "no such CPU"),
+        (
+            ["null:1M", "--set", "io_timeout_ms=1", "--set", "io_timeout_ms=2"],
+            "the setting io_timeout_ms is given twice: give it once",
+        ),
         (["{tmp}/no.img"], "does not exist: give --size"),
         (["null:1M", "--queues", "129"], "129 is not in the range"),
     ],

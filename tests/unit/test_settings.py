@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.settings import SETTINGS, parse_setting, setting
+from nvme_mdev.service.settings import SETTINGS, parse_setting, parse_settings, setting
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,12 @@ def test_a_boolean_is_no_number_and_a_number_no_boolean(name: str) -> None:
     value = 1 if SETTINGS[name].least is None else True
     with pytest.raises(UserError, match=name):
         setting(name).check(name, value)
+
+
+def test_a_setting_given_twice_is_refused_by_its_name() -> None:
+    assert parse_settings(["io_timeout_ms=1", "shadow_doorbell=off"]) == {
+        "io_timeout_ms": 1,
+        "shadow_doorbell": False,
+    }
+    with pytest.raises(UserError, match="the setting io_timeout_ms is given twice: give it once"):
+        parse_settings(["io_timeout_ms=1", "shadow_doorbell=off", "io_timeout_ms=1"])

@@ -17,7 +17,7 @@ from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.client import ControlClient
 from nvme_mdev.service.runtime import entries, find
-from nvme_mdev.service.settings import parse_setting
+from nvme_mdev.service.settings import parse_settings
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -79,10 +79,7 @@ def set_settings(name: str, settings: tuple[str, ...], show: Show) -> None:
     iothread_cpu, poll_timeout_ms and io_timeout_ms work at once, shadow_doorbell when the guest
     resets the controller the next time, mapped_doorbells for the next client.
     """
-    changes = dict(parse_setting(text) for text in settings)
-    if len(changes) < len(settings):
-        raise UserError("a setting is given twice: give each once")
-    show(call(name, api.CONTROLLER_SET, api.ControllerSet(changes)))
+    show(call(name, api.CONTROLLER_SET, api.ControllerSet(parse_settings(settings))))
 
 
 @click.command()

@@ -12,7 +12,7 @@ from nvme_mdev.cli.output import Show, output_option
 from nvme_mdev.errors import UserError
 from nvme_mdev.service import api
 from nvme_mdev.service.runtime import find
-from nvme_mdev.service.settings import parse_setting
+from nvme_mdev.service.settings import parse_settings
 from nvme_mdev.service.targets import Target
 
 
@@ -57,7 +57,7 @@ def add(
     It has the TARGETs as its namespaces 1, 2, ... or shares those of NAME (--share), as a second
     controller of the same NVM subsystem.
     """
-    options: dict[str, int | bool | str | None] = dict(parse_setting(text) for text in settings)
+    options: dict[str, int | bool | str | None] = parse_settings(settings)
     options.update({key: value for key, value in once.items() if value is not None})
     path = str(Path(socket).absolute()) + ("/" if socket.endswith("/") else "")
     params = api.ControllerAdd(

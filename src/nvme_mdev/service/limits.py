@@ -56,16 +56,17 @@ def parse_limits(changes: Mapping[str, int | str | None]) -> dict[str, Limit | N
 
 
 def split_limits(texts: Iterable[str]) -> dict[str, str]:
-    """``NAME=RATE[:BURST]`` each, as typed, by name; UserError: one is wrong, or given twice."""
+    """``NAME=RATE[:BURST]`` each, as typed, by option; UserError: one is wrong, or given twice."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{text!r} is not a limit: write NAME=RATE (iops=1000)")
-        if name in found:
-            raise UserError(f"the limit {name} is given twice")
         parse_limit(name, value)
-        found[name] = value
+        option = name.replace("_", "-")
+        if option in found:
+            raise UserError(f"the limit {option} is given twice: give it once")
+        found[option] = value
     return found
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from nvme_mdev.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nvme_mdev.service.api import SettingValue
 
 #: A day: longer than anyone waits, short enough for every timer.
@@ -125,3 +127,14 @@ def parse_setting(text: str) -> tuple[str, SettingValue]:
     if not equals:
         raise UserError(f"{text!r} is not a setting: write name=value (poll_timeout_ms=200)")
     return name, setting(name).parse(name, value)
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, SettingValue]:
+    """Several of them, by name; UserError: as of `parse_setting`, or one is given twice."""
+    found: dict[str, SettingValue] = {}
+    for text in texts:
+        name, value = parse_setting(text)
+        if name in found:
+            raise UserError(f"the setting {name} is given twice: give it once")
+        found[name] = value
+    return found
