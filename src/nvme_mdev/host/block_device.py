@@ -216,11 +216,10 @@ class BlockDevice:
             raise HostError(f"{self.path}: the controller was asked for back")
         if not self.host.namespaces_changed():
             return None
-        nsid, block_size = self.namespace.nsid, self.namespace.block_size
-        if nsid not in self.host.active_namespaces():
+        namespace = self.host.find_namespace(self.namespace.nsid)
+        if namespace is None:
             return self._refuse("is gone")
-        namespace = self.host.namespace(nsid)
-        if namespace.block_size != block_size:
+        if namespace.block_size != self.namespace.block_size:
             return self._refuse(f"has blocks of {namespace.block_size} bytes now")
         self.namespace = namespace
         return self._follow_size()

@@ -629,6 +629,13 @@ class NvmeHost:
         if nsid not in active:
             there = ", ".join(str(one) for one in active) or "none"
             raise HostError(f"there is no namespace {nsid}: the controller has {there}")
+        return self._active_namespace(nsid)
+
+    def find_namespace(self, nsid: int) -> Namespace | None:
+        """As of :meth:`namespace`; None when it is not active."""
+        return self._active_namespace(nsid) if nsid in self.active_namespaces() else None
+
+    def _active_namespace(self, nsid: int) -> Namespace:
         identify = self.identify_namespace(nsid)
         flbas = identify.flbas & 0xF | (identify.flbas >> 5 & 0x3) << 4
         return Namespace(nsid, 1 << identify.lbaf[flbas].lbads, identify.nsze, identify)
