@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.cli.deaths import kill, serving_pid
+from tests.controller.statuses import refused
 
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_commands import AsyncEventType
 from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Fuses, Nmic
+from nvme_mdev.spec.nvme_status import MediaStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +177,27 @@ def test_a_namespace_is_attached_resized_and_removed_for_all_that_share_it(
         assert queues[b].read(5, 7, 1, block_size=512) == b"a" * 512
         ask("namespace", "remove", "b", 2, "--all")
         assert [host.active_namespaces() for host in (a, b, c)] == [[1], [1, 5], [1]]
+
+
+def test_unreadable_blocks_stay_for_those_that_a_namespace_is_not_detached_from(
+    serve: Serve, tmp_path: Path, ask: Callable[..., Any]
+) -> None:
+    serve("null:1M", "--socket", tmp_path / "a", "--socket", tmp_path / "b")
+    ask("namespace", "add", "a", "memory:1M", "--nsid", 5, "--shared")
+    with NvmeHost(tmp_path / "a") as a, NvmeHost(tmp_path / "b") as b:
+        a.create_queue_pair().write_uncorrectable(5, 0, 1)
+        queue = b.create_queue_pair()
+        queue.write_uncorrectable(5, 7, 1)
+        ask("namespace", "remove", "a", 5)
+        with refused(MediaStatus.UNRECOVERED_READ):
+            queue.verify(5, 7, 1)
+        queue.verify(5, 0, 7)
+        ask("namespace", "attach", "a", 5)
+        with refused(MediaStatus.UNRECOVERED_READ):
+            a.create_queue_pair().verify(5, 7, 1)
+        queue.write(5, 7, bytes(512))
+        ask("namespace", "remove", "b", 5)
+        a.create_queue_pair().verify(5, 0, 8)
 
 
 @pytest.mark.parametrize(

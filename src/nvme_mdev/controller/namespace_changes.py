@@ -92,7 +92,6 @@ class NamespaceChanges:
             if lost is None:
                 self.controller.events.namespace_changed(nsid)
             await self.unused(nsid)
-            self.queues.clear_uncorrectable(nsid)
             self.queues.set_namespace(nsid, None)
             self.forget(nsid)
         finally:

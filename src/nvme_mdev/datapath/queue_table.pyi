@@ -313,9 +313,8 @@ class QueueTable:
 
     # These ten raise KeyError where no namespace is attached.
     def clear_uncorrectable(self, nsid: int) -> None:
-        """Make every block readable that Write Uncorrectable has made unreadable.
-
-        Whoever erases the medium, or takes it away, has to.
+        """Make every block readable that Write Uncorrectable has made unreadable, by whichever
+        controller that shares it. Whoever erases the medium has to.
         """
 
     def forget_uncorrectable(self, nsid: int) -> None:
