@@ -55,7 +55,8 @@ _SECOND_SIGNAL_S = 1.0
 def serve_until_stopped(definitions: Sequence[Definition]) -> None:
     """Serve in the foreground; returns after a stop signal, UserError if it cannot be done.
 
-    The controllers share the targets of the first, whose control socket is the daemon's.
+    The controllers share the targets of the first, whose control socket is the daemon's. Stop
+    signals are blocked afterwards: the process is to end.
     """
     asyncio.run(_serve(definitions))
 
@@ -83,6 +84,8 @@ async def _serve(definitions: Sequence[Definition]) -> None:
         log.debug("stopping")
         if kept is not None:
             kept.end()
+    # The loop's end gives the signals their default back: one that is late is still no second one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 async def _until(stop: asyncio.Event, restart: asyncio.Event) -> bool:

@@ -71,6 +71,8 @@ class Keeper:
         ``serve_here``: the first one is a copy of this process, which need not load again what this
         one has loaded: ``None`` is returned there, and it is to serve. For a process that was
         started for this, and has no other thread. Those after it execute the command.
+
+        After a stop signal these signals are blocked: this process is to end, too.
         """
         before = {number: signal.getsignal(number) for number in PASSED_ON}
         try:
@@ -87,6 +89,9 @@ class Keeper:
                 if self._gives_up():
                     return EXIT_GAVE_UP
         finally:
+            if self._stopping:
+                # Some send a signal to a process and to its group: what is late ends nobody.
+                signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
             for number, handler in before.items():
                 signal.signal(number, handler)
             for fd in self._fds.values():
