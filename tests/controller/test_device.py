@@ -207,15 +207,33 @@ def test_the_pin_is_masked_and_unmasked_in_every_way(
     assert signalled(masker)
 
 
-def test_a_descriptor_that_is_no_eventfd_hurts_nobody(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("index", "action"),
+    [(PciIrq.INTX, UNMASK), (PciIrq.INTX, TRIGGER), (PciIrq.MSIX, TRIGGER), (PciIrq.REQ, TRIGGER)],
+)
+def test_a_descriptor_that_is_no_eventfd_is_refused(
+    bench: Bench, eventfd: Callable[[], int], index: PciIrq, action: IrqSetFlags
+) -> None:
+    """A write to a pipe can take for ever, and one to a file in FUSE cannot even be interrupted."""
+    before = eventfd()
+    bench.set_irqs(index, EVENTFD, action, fds=(before,))
     read_end, write_end = os.pipe()
-    bench.set_irqs(PciIrq.INTX, EVENTFD, UNMASK, fds=(read_end,))
-    os.close(write_end)
-    bench.run(asyncio.sleep(0.01))
-    for index in (PciIrq.MSIX, PciIrq.REQ):
-        bench.set_irqs(index, EVENTFD, TRIGGER, fds=(read_end,))
-        bench.set_irqs(index, NONE, TRIGGER)
+    with pytest.raises(DeviceError, match="no eventfd"):
+        bench.set_irqs(index, EVENTFD, action, fds=(write_end,))
     os.close(read_end)
+    os.close(write_end)
+    if action == TRIGGER:
+        # What was there before is still in use.
+        bench.set_irqs(index, NONE, TRIGGER)
+        assert signalled(before)
+
+
+def test_memory_that_may_wait_for_the_client_is_not_mapped(
+    bench: Bench, eventfd: Callable[[], int]
+) -> None:
+    with pytest.raises(DeviceError, match="not to be seen"):
+        bench.run(bench.device.dma_map(DmaMap(0x1000, 0x1000, 0, RW), eventfd()))
+    assert not bench.assembly.queues.memory.overlaps(0x1000, 0x1000)
 
 
 def test_a_full_eventfd_does_not_block_the_daemon(bench: Bench) -> None:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.datapath.probe import take_turns
 
-from .guest import READ, Guest, QueuePair
+from .guest import READ, Guest, QueuePair, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ENTRIES = 256
 BURST = 16
+SIZE = 4 << 20
+NOT_READY = 0x082
+VERIFY = 0x0C
 
 
 @contextmanager
@@ -92,3 +97,52 @@ def test_a_queue_whose_guest_takes_no_completions_holds_up_nobody() -> None:
         while stuck.poll() is not None:
             count += 1
         assert count == ENTRIES - 1
+
+
+def test_a_turn_ends_at_the_next_queue_when_the_control_plane_asks_for_it() -> None:
+    """Each of them takes its turn before any has a second one."""
+    with controllers(5) as queues:
+        for queue in queues:
+            fill(queue, 2 * BURST)
+        iothread = queues[0].guest.iothread
+        take_turns(iothread, 1)
+        for queue in queues:
+            completed(queue)
+        iothread.pause()
+        served = []
+        for _ in queues:
+            take_turns(iothread, 1)
+            served += [i for i, queue in enumerate(queues) if completed(queue) == BURST]
+        iothread.resume()
+        assert sorted(served) == [0, 1, 2, 3, 4]
+
+
+def verify_everything(queue: QueuePair, count: int) -> None:
+    for _ in range(count):
+        queue.put(queue.command(VERIFY, blocks=SIZE // 512))
+    queue.doorbell(queue.tail)
+
+
+def test_commands_of_one_that_wait_for_a_bounce_buffer_are_not_in_the_way_of_another(
+    tmp_path: Path,
+) -> None:
+    """Not for long, nor by their number."""
+    for name in ("heavy", "light"):
+        (tmp_path / name).write_bytes(bytes(SIZE))
+    with (
+        Guest(UringBackend(str(tmp_path / "heavy"))) as heavy,
+        Guest(UringBackend(str(tmp_path / "light")), shared=heavy.iothread) as light,
+    ):
+        loads = [heavy.queue(qid, 1024) for qid in (1, 2)]
+        for load in loads:
+            verify_everything(load, 1023)
+        wait_for(lambda: heavy.table.inflight() > 1000, "the list of those that wait to be full")
+        queue = light.queue(1, 16)
+        for _ in range(3):
+            verify_everything(queue, 1)
+            assert queue.wait().status == 0
+        # They had not to wait until the heavy one has done everything, ...
+        assert heavy.table.inflight() > 0
+        # ... some of which was too much: it may try that again.
+        statuses = {done.status for load in loads for done in iter(load.poll, None)}
+        assert statuses == {0, NOT_READY}

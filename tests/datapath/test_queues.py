@@ -524,24 +524,6 @@ def test_the_admin_doorbell_in_the_mapped_page_wakes_the_control_plane() -> None
         assert guest.table.fetch_admin() is not None
 
 
-def test_an_eventfd_that_blocks_does_not_stop_the_control_plane() -> None:
-    """The client shares the file description: it can make it blocking, and full."""
-    with null_guest() as guest:
-        fd = os.eventfd(0, os.EFD_NONBLOCK)
-        guest.table.set_vector(1, os.dup(fd))
-        os.set_blocking(fd, True)
-        os.eventfd_write(fd, 0xFFFFFFFFFFFFFFFE)
-        queue = guest.queue(1, 16)
-        queue.put(read_command(queue, guest.allocate(1)))
-        queue.ring()
-        assert queue.wait().status == 0
-        guest.table.hold()
-        guest.table.clear_interrupts()
-        guest.table.release()
-        assert queue.run(read_command(queue, guest.allocate(1))).status == 0
-        os.close(fd)
-
-
 def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_head() -> None:
     """The register access is how the client learns that the interrupt was seen."""
     with null_guest() as guest:

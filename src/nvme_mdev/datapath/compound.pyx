@@ -6,9 +6,10 @@ section 3.4.2) has its range of the backend for itself from the comparison to th
 locks the range, waits for the commands in flight that touch it, and those that come later wait for it.
 
 The frame is the same for all: `next_operation` prepares an operation, `operation_over` looks at its
-result, until there is no other. A command that cannot begin is put on the thread's list of those that
-wait; whatever gives something back (a range, a buffer, a command that was waited for) has the list
-looked through again, so nothing here is polled.
+result, until there is no other. A command that cannot begin waits: for a range on one list of the
+thread, which is looked through whenever a range or a command that was waited for is over; for a bounce
+buffer on its controller's, and these take turns whenever a buffer is given back, so that a guest who
+keeps all of them busy has no other wait for more than one command of his. Nothing here is polled.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -29,7 +30,7 @@ from nvme_mdev.datapath.runtime cimport (
     OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS,
     REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED,
     REQUEST_THROTTLED, backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, range_lock_t,
-    request_t, sq_t,
+    request_t, sq_t, share_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LIMITED, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
@@ -42,13 +43,22 @@ cdef enum:
     #: A thread's bounce buffers: 2 MiB of address space, memory only once they are used.
     BOUNCES = 16
     BOUNCE_SIZE = 128 << 10
-    #: Commands of a thread that may wait; the list is looked through often. More are told to retry.
+    #: Commands of a controller that may wait on a thread; they may be looked through often. More are
+    #: told to retry.
     WAITING_MOST = 1024
     #: Entries of `thread.done` that are kept free of commands that waited.
     DONE_SPARE = 16
 
     NVME_WRITE = 0x01
     NVME_COMPARE = 0x05
+
+    #: `try_start`: it has begun; its range is not free, or not locked yet; there is no bounce buffer.
+    STARTED = 0
+    NO_RANGE = 1
+    NO_BOUNCE = 2
+    #: `thread.retry`: what was given back.
+    RETRY_RANGES = 1
+    RETRY_BOUNCES = 2
 
     #: `operated`: what the last operation was.
     NOTHING = 0
@@ -156,7 +166,7 @@ cdef void give_bounce(iothread_t *thread, compound_t *compound) noexcept nogil:
         compounds.free_bounces |= <uint32_t> 1 << (
             <uint32_t> (compound.bounce - compounds.bounces) // BOUNCE_SIZE)
         compound.bounce = NULL
-        thread.retry = 1
+        thread.retry |= RETRY_BOUNCES
 
 
 # -- ranges for fused pairs ---------------------------------------------------------------------------
@@ -196,7 +206,7 @@ cdef void give_lock(iothread_t *thread, request_t *owner) noexcept nogil:
     if lock != NULL:
         unlock_attention(lock.backend)
         lock.owner = NULL
-        thread.retry = 1
+        thread.retry |= RETRY_RANGES
 
 
 cdef bint is_waiting(request_t *request) noexcept nogil:
@@ -220,7 +230,7 @@ cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept
         awaited = compound_of(other)
         if awaited == NULL:
             # Then it is looked at again whenever anything is over.
-            thread.retry = 1
+            thread.retry |= RETRY_RANGES
             continue
         awaited.started = awaited.awaited = 1
         awaited.operated = OPERATED if awaited.kind == COMPOUND_PLAIN else awaited.operated
@@ -525,57 +535,126 @@ cdef void finish(iothread_t *thread, compound_t *compound) noexcept nogil:
     request_done(thread, request)
 
 
-cdef bint try_start(iothread_t *thread, compound_t *compound) noexcept nogil:
-    """Begin the command. False: it has to wait."""
+cdef uint32_t try_start(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """Begin the command, or say what it has to wait for."""
     cdef request_t *request = compound.request
     if compound.kind != COMPOUND_FLUSH_ALL and request.ns.backend.attention & ATTENTION_LOCKED and (
             conflicts(thread.compounds, request)):
-        return False
+        return NO_RANGE
     if needs_bounce(compound) and not take_bounce(thread.compounds, compound):
-        return False
+        return NO_BOUNCE
     if compound.kind == COMPOUND_FIRST and not have_range(thread, compound):
-        return False
+        return NO_RANGE
     compound.started = 1
     request.status = SC_SUCCESS
     if advance(thread, compound):
         finish(thread, compound)
-    return True
+    return STARTED
 
 
-cdef void wait(iothread_t *thread, compound_t *compound) noexcept nogil:
-    """On the list, or, when that is too long, back to the guest, which may try again."""
-    cdef compounds_t *compounds = thread.compounds
-    if compounds.waiting >= WAITING_MOST:
-        if compound.kind == COMPOUND_FIRST:
-            finish_pair(thread, compound, SC_NAMESPACE_NOT_READY, SC_ABORT_FAILED_FUSED)
-        else:
-            compound.request.status = SC_NAMESPACE_NOT_READY
-            finish(thread, compound)
-        return
-    compound.next = NULL
-    if compounds.first == NULL:
-        compounds.first = compound
+# -- waiting ------------------------------------------------------------------------------------------
+
+
+cdef inline share_t *share_of(compound_t *compound) noexcept nogil:
+    cdef sq_t *sq = compound.request.sq
+    return &sq.controller.shares[sq.host_queue]
+
+
+cdef void take_turns(compounds_t *compounds, share_t *share) noexcept nogil:
+    """Its turn comes after all others'."""
+    share.next = NULL
+    if compounds.first_in_turn == NULL:
+        compounds.first_in_turn = share
     else:
-        compounds.last.next = compound
-    compounds.last = compound
-    compounds.waiting += 1
+        compounds.last_in_turn.next = share
+    compounds.last_in_turn = share
+
+
+cdef void wait_for(iothread_t *thread, compound_t *compound, uint32_t reason) noexcept nogil:
+    cdef compounds_t *compounds = thread.compounds
+    cdef share_t *share = share_of(compound)
+    cdef compound_t **first = &compounds.first
+    cdef compound_t **last = &compounds.last
+    if reason == NO_BOUNCE:
+        first = &share.first
+        last = &share.last
+        if share.first == NULL:
+            take_turns(compounds, share)
+    compound.next = NULL
+    if first[0] == NULL:
+        first[0] = compound
+    else:
+        last[0].next = compound
+    last[0] = compound
+    share.waiting += 1
+
+
+cdef void start_or_wait(iothread_t *thread, compound_t *compound) noexcept nogil:
+    """Where too many wait it goes back to the guest, which may try again."""
+    cdef uint32_t reason = try_start(thread, compound)
+    if reason == STARTED:
+        return
+    if share_of(compound).waiting < WAITING_MOST:
+        wait_for(thread, compound, reason)
+    elif compound.kind == COMPOUND_FIRST:
+        finish_pair(thread, compound, SC_NAMESPACE_NOT_READY, SC_ABORT_FAILED_FUSED)
+    else:
+        compound.request.status = SC_NAMESPACE_NOT_READY
+        finish(thread, compound)
+
+
+cdef void retry_ranges(iothread_t *thread) noexcept nogil:
+    """Everything that waits for a range."""
+    cdef compound_t *compound = thread.compounds.first
+    cdef compound_t *after
+    cdef uint32_t reason
+    thread.compounds.first = thread.compounds.last = NULL
+    while compound != NULL:
+        after = compound.next
+        share_of(compound).waiting -= 1
+        reason = NO_RANGE
+        if thread.done_count > DONE_CAPACITY - DONE_SPARE:
+            thread.retry |= RETRY_RANGES
+        else:
+            reason = try_start(thread, compound)
+        if reason != STARTED:
+            wait_for(thread, compound, reason)
+        compound = after
+
+
+cdef void retry_bounces(iothread_t *thread) noexcept nogil:
+    """One of each controller in turn, as long as there are bounce buffers."""
+    cdef compounds_t *compounds = thread.compounds
+    cdef share_t *share = compounds.first_in_turn
+    cdef compound_t *compound
+    cdef compound_t *after
+    cdef uint32_t reason
+    while share != NULL:
+        if thread.done_count > DONE_CAPACITY - DONE_SPARE:
+            thread.retry |= RETRY_BOUNCES
+            return
+        compound = share.first
+        after = compound.next
+        reason = try_start(thread, compound)
+        if reason == NO_BOUNCE:
+            return
+        compounds.first_in_turn = share.next
+        share.first = after
+        share.waiting -= 1
+        if after != NULL:
+            take_turns(compounds, share)
+        if reason == NO_RANGE:
+            wait_for(thread, compound, NO_RANGE)
+        share = compounds.first_in_turn
 
 
 cdef void compound_retry(iothread_t *thread) noexcept nogil:
-    cdef compounds_t *compounds = thread.compounds
-    cdef compound_t *compound = compounds.first
-    cdef compound_t *after
+    cdef uint32_t given_back = thread.retry
     thread.retry = 0
-    compounds.first = compounds.last = NULL
-    compounds.waiting = 0
-    while compound != NULL:
-        after = compound.next
-        if thread.done_count > DONE_CAPACITY - DONE_SPARE:
-            thread.retry = 1
-            wait(thread, compound)
-        elif not try_start(thread, compound):
-            wait(thread, compound)
-        compound = after
+    if given_back & RETRY_RANGES:
+        retry_ranges(thread)
+    if given_back & RETRY_BOUNCES:
+        retry_bounces(thread)
 
 
 # -- fused pairs ----------------------------------------------------------------------------------------
@@ -628,8 +707,7 @@ cdef uint32_t start_pair(
     else:
         second.status = SC_SUCCESS
         hold_back(batch, index + 2, count, compound)
-        if not try_start(thread, compound):
-            wait(thread, compound)
+        start_or_wait(thread, compound)
     return 2
 
 
@@ -663,8 +741,8 @@ cdef uint32_t compound_start(
         start_second(thread, compound)
     elif compound.kind == COMPOUND_DEFERRED:
         hand_over(compound)
-    elif not try_start(thread, compound):
-        wait(thread, compound)
+    else:
+        start_or_wait(thread, compound)
     return 1
 
 
@@ -685,6 +763,6 @@ cdef bint compound_over(iothread_t *thread, request_t *request) noexcept nogil:
 
 cdef void compound_posted(iothread_t *thread, request_t *request) noexcept nogil:
     if request.compound.awaited:
-        thread.retry = 1
+        thread.retry |= RETRY_RANGES
     store_release32(&request.slot.stage, STAGE_NONE)
     compound_drop(request)

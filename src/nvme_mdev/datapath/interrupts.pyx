@@ -10,8 +10,9 @@ from nvme_mdev.datapath.atomics cimport load_acquire32
 from nvme_mdev.datapath.layout cimport (
     INTERRUPT_INTMS_MASK, INTERRUPT_MASKS, INTERRUPT_PENDING, QUEUES,
 )
-from nvme_mdev.datapath.queues cimport raise_interrupt, signal_fd
+from nvme_mdev.datapath.queues cimport raise_interrupt
 from nvme_mdev.datapath.runtime cimport controller_t, cq_t, interrupts_t
+from nvme_mdev.datapath.signalling cimport NO_FD, client_fd, signal_client
 
 cdef enum:
     #: Bits of INTMS, and the most vectors of MSI.
@@ -22,7 +23,7 @@ cdef void interrupts_init(controller_t *controller) noexcept:
     cdef interrupts_t *irq = controller.irq
     memset(irq.vector_fd, 0xff, sizeof(irq.vector_fd))
     irq.vector_state = controller.state.interrupts
-    irq.intx_fd = -1
+    irq.intx_fd = NO_FD
 
 
 cdef void deliver_pending(interrupts_t *irq, uint32_t vector) noexcept:
@@ -30,16 +31,16 @@ cdef void deliver_pending(interrupts_t *irq, uint32_t vector) noexcept:
         return
     if irq.vector_state[vector] & INTERRUPT_PENDING:
         irq.vector_state[vector] = 0
-        signal_fd(irq.vector_fd[vector])
+        signal_client(&irq.vector_fd[vector])
 
 
 cdef int set_vector(controller_t *controller, uint32_t vector, int fd) noexcept:
     cdef interrupts_t *irq = controller.irq
     cdef int old = irq.vector_fd[vector]
     irq.vector_fd[vector] = fd
-    irq.vectors += <uint32_t> (fd >= 0) - <uint32_t> (old >= 0)
+    irq.vectors += <uint32_t> (fd != NO_FD) - <uint32_t> (old != NO_FD)
     deliver_pending(irq, vector)
-    return old
+    return client_fd(old)
 
 
 cdef void mask_vector(controller_t *controller, uint32_t vector, uint32_t reason, bint masked) noexcept:
@@ -56,7 +57,7 @@ cdef int set_pin(controller_t *controller, int fd) noexcept:
     controller.irq.intx_fd = fd
     controller.irq.intx_masked = 0
     assert_pin(controller)
-    return old
+    return client_fd(old)
 
 
 cdef void set_intms(controller_t *controller, uint32_t mask) noexcept:

@@ -11,7 +11,6 @@ stores its word, then (full fence) loads the other's, so one of them always sees
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
 from posix.unistd cimport close, usleep
 
 from nvme_mdev.datapath.arbitration cimport arbiter_add, arbiter_remove
@@ -34,18 +33,6 @@ import os
 import select
 import threading
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    pthread_t pthread_self()
-    int pthread_kill(pthread_t thread, int number)
-
-cdef extern from "<signal.h>" nogil:
-    cdef struct sigaction_t "sigaction":
-        void (*sa_handler)(int) noexcept nogil
-    int sigaction(int number, const sigaction_t *action, sigaction_t *old)
-    #: One of the last real-time signals: nobody else's default. Valgrind keeps the very last.
-    int KICK "(SIGRTMAX - 1)"
-
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_TIMERSLACK
     int prctl(int option, unsigned long argument)
@@ -54,8 +41,6 @@ cdef enum:
     #: Spins before a waiting thread lets the other have the processor.
     PATIENCE = 2000
     PATIENCE_NAP_US = 20
-    #: Naps (about 70 us each) before a thread that does not answer is kicked.
-    KICK_NAPS = 2000
 
 
 cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
@@ -77,6 +62,23 @@ cdef inline uint32_t reap(iothread_t *thread) noexcept nogil:
     return count
 
 
+cdef inline bint asked_to_stand(iothread_t *thread) noexcept nogil:
+    return load_acquire32(&thread.request) or load_acquire32(&thread.call_pending)
+
+
+cdef void reverse(sq_t **queues, uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count // 2):
+        queues[i], queues[count - 1 - i] = queues[count - 1 - i], queues[i]
+
+
+cdef void put_last(iothread_t *thread, uint32_t count) noexcept nogil:
+    """The first `count` queues had their turn: after a turn that is cut short the others are first."""
+    reverse(thread.queues, count)
+    reverse(thread.queues + count, thread.queue_count - count)
+    reverse(thread.queues, thread.queue_count)
+
+
 cdef inline uint32_t turn(iothread_t *thread) noexcept nogil:
     """Everything once; how much there was to do."""
     cdef uint32_t work = 0
@@ -87,6 +89,10 @@ cdef inline uint32_t turn(iothread_t *thread) noexcept nogil:
         tail = load_acquire32(sq.tail_doorbell)
         if tail != sq.head and not sq.held:
             work += serve(thread, sq, tail)
+            if asked_to_stand(thread):
+                # A batch of long commands of each queue is too long to wait for.
+                put_last(thread, i + 1)
+                break
     if thread.inflight:
         work += reap(thread)
     thread.turns += 1
@@ -109,7 +115,7 @@ cdef void stand(iothread_t *thread) noexcept nogil:
     cdef uint32_t spins = 0
     thread.rests += 1
     store_release32(&thread.state, STANDING)
-    while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
+    while asked_to_stand(thread):
         if load_acquire32(&thread.call_pending):
             thread.call_result = thread.call(thread, thread.call_argument)
             store_release32(&thread.call_pending, 0)
@@ -121,28 +127,15 @@ cdef void stand(iothread_t *thread) noexcept nogil:
     fence_full()
 
 
-cdef void kicked(int number) noexcept nogil:
-    """Does nothing: the signal is for the system call that it interrupts."""
-
-
-cdef int install_kick() noexcept nogil:
-    """A handler without SA_RESTART, so that a blocked system call returns (EINTR)."""
-    cdef sigaction_t action
-    memset(&action, 0, sizeof(action))
-    action.sa_handler = kicked
-    return sigaction(KICK, &action, NULL)
-
-
 cdef void run(iothread_t *thread) noexcept nogil:
     """The thread: turns until it is told to stop."""
-    thread.handle = pthread_self()
     prctl(PR_SET_TIMERSLACK, 1)
     shorten_slices()
     store_relaxed32(&thread.state, RUNNING)
     fence_full()
     while True:
         # Both can be asked for again the moment the thread runs: hence the loop.
-        while load_acquire32(&thread.request) or load_acquire32(&thread.call_pending):
+        while asked_to_stand(thread):
             stand(thread)
         if load_relaxed32(&thread.stopping):
             break
@@ -283,7 +276,7 @@ cdef class IOThread:
         if self.worker is None or self.thread.request > 1:
             return
         with nogil:
-            wait_until(self.thread, &self.thread.state, STANDING)
+            wait_until(&self.thread.state, STANDING)
 
     def resume(self):
         store_release32(&self.thread.request, self.thread.request - 1)
@@ -296,7 +289,7 @@ cdef class IOThread:
         store_release32(&self.thread.call_pending, 1)
         self.wake()
         with nogil:
-            wait_until(self.thread, &self.thread.call_pending, 0)
+            wait_until(&self.thread.call_pending, 0)
         return self.thread.call_result
 
     cdef int add_queue(self, sq_t *sq) except -1:
@@ -374,21 +367,11 @@ cdef class IOThread:
                 return
 
 
-cdef void wait_until(iothread_t *thread, uint32_t *word, uint32_t value) noexcept nogil:
-    """Spin, then with short sleeps, until the thread stores the value.
-
-    A hostile client can make an eventfd block (it shares the file description): a thread that does
-    not answer is kicked out of its system call, again and again.
-    """
+cdef void wait_until(uint32_t *word, uint32_t value) noexcept nogil:
+    """Spin, then with short sleeps, until the thread stores the value."""
     cdef uint32_t spins = 0
     while load_acquire32(word) != value:
         cpu_relax()
         spins += 1
         if spins > PATIENCE:
             usleep(PATIENCE_NAP_US)
-            if (spins - PATIENCE) % KICK_NAPS == 0:
-                pthread_kill(thread.handle, KICK)
-
-
-if install_kick() != 0:
-    raise OSError("cannot install a signal handler")

@@ -48,6 +48,7 @@ from nvme_mdev.datapath.runtime cimport (
     PAGE_SIZE, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t,
     namespace_t, request_t, sq_t, throttled_t,
 )
+from nvme_mdev.datapath.signalling cimport NO_FD, signal_client
 from nvme_mdev.datapath.state cimport ControllerState
 from nvme_mdev.datapath.status cimport SC_ABORT_PREEMPT, SC_ABORT_SQ_DELETED, SC_DNR, SC_MORE
 from nvme_mdev.datapath.uncorrectable cimport bad_clear, bad_forget
@@ -1003,7 +1004,7 @@ cdef class QueueTable:
         _check_vector(vector)
         self._pause()
         self.controller.irq.msi = msi
-        old = set_vector(self.controller, vector, -1 if fd is None else fd)
+        old = set_vector(self.controller, vector, NO_FD if fd is None else fd)
         set_intms(self.controller, self.controller.irq.intms)
         self._resume()
         if old >= 0:
@@ -1031,7 +1032,7 @@ cdef class QueueTable:
 
     def set_intx(self, fd):
         self._pause()
-        old = set_pin(self.controller, -1 if fd is None else fd)
+        old = set_pin(self.controller, NO_FD if fd is None else fd)
         self._resume()
         if old >= 0:
             os.close(old)
@@ -1060,16 +1061,14 @@ cdef class QueueTable:
 
     def trigger(self, vector):
         if vector == -1:
-            if self.controller.irq.intx_fd >= 0:
-                signal_fd(self.controller.irq.intx_fd)
+            signal_client(&self.controller.irq.intx_fd)
             return
         _check_vector(vector)
-        if self.controller.irq.vector_fd[<uint32_t> vector] >= 0:
-            signal_fd(self.controller.irq.vector_fd[<uint32_t> vector])
+        signal_client(&self.controller.irq.vector_fd[<uint32_t> vector])
 
     def clear_interrupts(self):
         for vector in range(QUEUES):
-            if self.controller.irq.vector_fd[<uint32_t> vector] >= 0:
+            if self.controller.irq.vector_fd[<uint32_t> vector] != NO_FD:
                 self.set_vector(vector, None)
         self.set_intx(None)
         self.forget_masks()

@@ -22,6 +22,7 @@ from nvme_mdev.datapath.layout cimport (
 from nvme_mdev.datapath.runtime cimport (
     INTERRUPTS_RELAYED, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
 )
+from nvme_mdev.datapath.signalling cimport signal_client
 
 cdef enum:
     SQE_SIZE = 64
@@ -228,7 +229,7 @@ cdef inline void cq_post(
 
 
 cdef inline void signal_fd(int fd) noexcept nogil:
-    """Bump an eventfd. A full one (the client does not read it) is as good as bumped."""
+    """Bump an eventfd of ours, which never blocks."""
     cdef uint64_t one = 1
     write_fd(fd, &one, 8)
 
@@ -270,8 +271,7 @@ cdef inline bint raise_pin(cq_t *cq) noexcept nogil:
         return False
     if cq.event_idx != NULL:
         store_relaxed32(cq.event_idx, head)
-    signal_fd(cq.controller.irq.intx_fd)
-    return True
+    return signal_client(&cq.controller.irq.intx_fd)
 
 
 cdef inline bint raise_interrupt(cq_t *cq) noexcept nogil:
@@ -282,10 +282,7 @@ cdef inline bint raise_interrupt(cq_t *cq) noexcept nogil:
     if irq.vector_state[cq.vector] & INTERRUPT_MASKS:
         irq.vector_state[cq.vector] |= INTERRUPT_PENDING
         return False
-    if irq.vector_fd[cq.vector] < 0:
-        return False
-    signal_fd(irq.vector_fd[cq.vector])
-    return True
+    return signal_client(&irq.vector_fd[cq.vector])
 
 
 cdef inline void log_error(

@@ -442,6 +442,18 @@ cdef struct interrupts_t:
     #: By IOThread and vector; made when the feature is first used.
     aggregation_t *aggregations
 
+#: What one controller has of one of its IOThreads.
+cdef struct share_t:
+    #: Commands that wait for a bounce buffer, in the order in which they began to, and the controller
+    #: that is next in turn.
+    compound_t *first
+    compound_t *last
+    share_t *next
+    #: Commands that wait for one, or for a range.
+    uint32_t waiting
+    #: Bytes of aligned copies of what is being written.
+    uint64_t bounced
+
 cdef struct controller_t:
     controller_state_t *state
     memory_map_t *memory
@@ -454,6 +466,7 @@ cdef struct controller_t:
     #: Those that serve its queues; a CQ and its SQs have the same.
     iothread_t *threads[HOST_QUEUES]
     uint32_t thread_count
+    share_t shares[HOST_QUEUES]
     #: The doorbell registers, and the exponent of their distance (CAP.DSTRD).
     uint32_t *doorbell_page
     uint32_t dstrd
@@ -495,10 +508,12 @@ cdef struct range_lock_t:
     request_t *owner
 
 cdef struct compounds_t:
-    #: Those that wait, in the order in which they began to.
+    #: Those that wait for a range, in the order in which they began to.
     compound_t *first
     compound_t *last
-    uint32_t waiting
+    #: Controllers with commands that wait for a bounce buffer; the first has the next one.
+    share_t *first_in_turn
+    share_t *last_in_turn
     #: Bit n: bounce buffer n is free.
     uint32_t free_bounces
     uint8_t *bounces
@@ -530,9 +545,7 @@ cdef struct iothread_t:
     int call_result
     uint32_t call_pending
     uint64_t poll_timeout_ns
-    #: pthread_t, to interrupt a system call that blocks.
-    unsigned long handle
-    uint32_t pad0[4]
+    uint32_t pad0[6]
     # -- the thread answers
     #: STANDING: it touches nothing of what it polls, and looks at `request` before it does again.
     uint32_t state
@@ -555,7 +568,7 @@ cdef struct iothread_t:
     void *polled
     #: Its commands that wait, bounce buffers and locked ranges.
     compounds_t *compounds
-    #: Something was given back that commands may wait for.
+    #: What was given back that commands may wait for (`compound.pyx`).
     uint32_t retry
     poller_t *pollers
     uint32_t poller_count
@@ -584,8 +597,6 @@ cdef struct iothread_t:
     #: A ring of those that have commands that wait for limits, and how many it has; this one is next.
     throttled_t *throttled
     uint32_t throttled_count
-    #: Bytes of aligned copies of what is being written.
-    uint64_t bounced
     #: The next sleep, when it may not park.
     uint64_t nap_ns
     #: Somebody computes on its processor (`give_way.pxd`): until when it dozes and does not yield, and

@@ -10,14 +10,15 @@ import asyncio
 import errno
 import logging
 import os
-import select
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.controller import BAR0_SIZE, DOORBELL_END
 from nvme_mdev.controller.transitions import State
+from nvme_mdev.datapath.signalling import signal_eventfd
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
 from nvme_mdev.pci.capabilities import msi_vectors
+from nvme_mdev.service.client_files import check_eventfd, check_memory
 from nvme_mdev.service.client_tables import MASK, UNMASK
 from nvme_mdev.service.relay.relay import Relay
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
@@ -219,6 +220,8 @@ class NvmeDevice:
     async def set_irqs(self, request: SetIrqs, fds: Sequence[int]) -> None:
         """See :class:`nvme_mdev.vfio_user.device.SetIrqs` for what each combination means."""
         if request.data == IrqSetFlags.DATA_EVENTFD:
+            for fd in fds:
+                check_eventfd(fd)
             for position in range(request.count):
                 fd = fds[position] if fds else None
                 self._set_eventfd(request.index, request.start + position, request.action, fd)
@@ -292,14 +295,7 @@ class NvmeDevice:
     def signal(self, irq: PciIrq) -> bool:
         """Signal ERR or REQ to the client; False when it does not listen."""
         fd = self._signals.get(irq)
-        if fd is None or not _takes_more(fd):
-            return False
-        try:
-            os.write(fd, (1).to_bytes(_EVENTFD_SIZE, "little"))
-        except OSError as error:
-            _log.debug("eventfd of %s: %s", irq.name, error)
-            return False
-        return True
+        return fd is not None and signal_eventfd(fd)
 
     def _forget_signal(self, index: int) -> None:
         fd = self._signals.pop(index, None)
@@ -340,6 +336,8 @@ class NvmeDevice:
 
     async def dma_map(self, mapping: DmaMap, fd: int | None) -> None:
         """Map a window of client memory."""
+        if fd is not None:
+            check_memory(fd)
         try:
             self._relay.map(
                 mapping.iova,
@@ -457,13 +455,6 @@ def _spoilt(tables: ClientTables, index: int, number: int) -> Iterator[None]:
     except OSError as error:
         _log.warning("an eventfd of the client's is lost: %s", error)
         tables.set_eventfd(index, number, None)
-
-
-def _takes_more(fd: int) -> bool:
-    """Whether a write to the eventfd would not block: the client may have filled it up."""
-    poll = select.poll()  # select() takes no descriptor above 1023
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _keep(fd: int | None) -> int | None:

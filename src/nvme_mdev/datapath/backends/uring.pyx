@@ -29,6 +29,7 @@ from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.runtime cimport (
     NO_BUFFER, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
     REQUEST_BUFFERED, REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, backend_ops_t, iothread_t, request_t,
+    share_t,
 )
 from nvme_mdev.datapath.status cimport (
     SC_ABORT_REQUESTED, SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER_ERROR, SC_DNR,
@@ -86,8 +87,8 @@ cdef enum:
     PAGE_ALIGNMENT = 4096
     #: Bytes of a file deallocated before others have their turn.
     DEALLOCATE_PART = 64 << 20
-    #: Bytes that an IOThread copies to where direct I/O takes them, at a time. More than any guest has
-    #: that is not out for memory.
+    #: Bytes of a controller that an IOThread copies to where direct I/O takes them, at a time. More
+    #: than any guest has that is not out for memory.
     BOUNCED_MOST = 32 << 20
     #: Segments that the kernel takes at once (UIO_MAXIOV); the rest is a short read or write's.
     IOV_MOST = 1024
@@ -261,14 +262,15 @@ cdef void prepare_discard(
 # -- starting -------------------------------------------------------------------------------------
 
 
-cdef bint bounce(iothread_t *thread, request_t *request) noexcept nogil:
+cdef bint bounce(request_t *request) noexcept nogil:
     """Copy what is written, none of it yet, to where direct I/O takes it. False: there is no room, and
     a status."""
+    cdef share_t *share = &request.sq.controller.shares[request.sq.host_queue]
     cdef uint64_t size = request.length
     cdef uint8_t *copy = NULL
     cdef uint64_t at = 0
     cdef uint32_t i
-    if thread.bounced + size <= BOUNCED_MOST:
+    if share.bounced + size <= BOUNCED_MOST:
         copy = <uint8_t *> aligned_alloc(
             PAGE_ALIGNMENT, (size + PAGE_ALIGNMENT - 1) & ~<uint64_t> (PAGE_ALIGNMENT - 1))
     if copy == NULL:
@@ -277,7 +279,7 @@ cdef bint bounce(iothread_t *thread, request_t *request) noexcept nogil:
     for i in range(request.iov_count):
         memcpy(copy + at, request.iov[i].iov_base, request.iov[i].iov_len)
         at += request.iov[i].iov_len
-    thread.bounced += size
+    share.bounced += size
     request.bounce = copy
     request.inline_iov[0].iov_base = copy
     request.inline_iov[0].iov_len = size
@@ -287,8 +289,8 @@ cdef bint bounce(iothread_t *thread, request_t *request) noexcept nogil:
     return True
 
 
-cdef void end_bounce(iothread_t *thread, request_t *request) noexcept nogil:
-    thread.bounced -= request.length
+cdef void end_bounce(request_t *request) noexcept nogil:
+    request.sq.controller.shares[request.sq.host_queue].bounced -= request.length
     free(request.bounce)
     request.bounce = NULL
 
@@ -300,7 +302,7 @@ cdef void start_io(iothread_t *thread, request_t *request, medium_t *medium) noe
         slot = medium.direct
     elif (request.operation == OP_WRITE and request.done == 0 and request.bounce == NULL
             and goes_direct(medium, request)):
-        if not bounce(thread, request):
+        if not bounce(request):
             return
         slot = medium.direct
     else:
@@ -378,7 +380,7 @@ cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept
     """Complete the request when no operation of it is under way."""
     if request.pending == 0:
         if request.bounce != NULL:
-            end_bounce(thread, request)
+            end_bounce(request)
         request.result = 0
         request_done(thread, request)
 
