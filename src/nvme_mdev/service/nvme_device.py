@@ -220,8 +220,8 @@ class NvmeDevice:
     async def set_irqs(self, request: SetIrqs, fds: Sequence[int]) -> None:
         """See :class:`nvme_mdev.vfio_user.device.SetIrqs` for what each combination means."""
         if request.data == IrqSetFlags.DATA_EVENTFD:
-            for fd in fds:
-                check_eventfd(fd)
+            for given in fds:
+                check_eventfd(given)
             for position in range(request.count):
                 fd = fds[position] if fds else None
                 self._set_eventfd(request.index, request.start + position, request.action, fd)
