@@ -62,8 +62,8 @@ def command_line(target: str, job: Job) -> list[str]:
         "output-format": "json+",
     }
     flags = ["readonly", "time_based", "thread", "group_reporting", "norandommap", "randrepeat=0"]
-    # One thread reaps what another has submitted to the same poll queue, and that one goes on looking,
-    # in the kernel, for what has come already: two were seen not to end (Linux 6.12).
+    # One thread reaps what another has submitted to the same poll queue, and that one goes on
+    # looking, in the kernel, for what has come already: two were seen not to end (Linux 6.12).
     if not job.interrupts and job.numjobs == 1 and device_polls(target):
         flags.append("hipri")
     if job.cpus:
