@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.datapath.probe import take_turns
@@ -21,7 +22,7 @@ ENTRIES = 256
 BURST = 16
 SIZE = 4 << 20
 NOT_READY = 0x082
-VERIFY = 0x0C
+VERIFY, WRITE_ZEROES = 0x0C, 0x08
 
 
 @contextmanager
@@ -115,6 +116,20 @@ def test_a_turn_ends_at_the_next_queue_when_the_control_plane_asks_for_it() -> N
             served += [i for i, queue in enumerate(queues) if completed(queue) == BURST]
         iothread.resume()
         assert sorted(served) == [0, 1, 2, 3, 4]
+
+
+def test_a_turn_takes_one_long_command_of_a_queue() -> None:
+    with Guest(MemoryBackend(SIZE), running=False) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        zeroes = queue.command(WRITE_ZEROES, blocks=2048)
+        short = queue.command(WRITE_ZEROES, blocks=2047)
+        read = queue.command(READ, prp1=page)
+        for sqe in (read, zeroes, read, short, zeroes, zeroes):
+            queue.put(sqe)
+        queue.doorbell(queue.tail)
+        assert [take_turns(guest.iothread, 1) for _ in range(4)] == [2, 3, 1, 0]
+        assert completed(queue) == 6
 
 
 def verify_everything(queue: QueuePair, count: int) -> None:

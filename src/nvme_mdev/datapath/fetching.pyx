@@ -14,11 +14,16 @@ from nvme_mdev.datapath.queues cimport (
     sq_fetch, sq_prefetch, sq_suppress_event, sq_unfetch, sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_LIMITED, BATCH, HELD_ERROR, arbiter_t, cq_t, iothread_t, request_t, sq_t,
+    ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport COMPOUND, LIMITED, SC_SUCCESS
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_charge, throttle_hold, throttle_next
+
+cdef enum:
+    #: Bytes of a command without data of the guest's (which MDTS bounds) after which a turn takes no
+    #: more of its queue.
+    LONG = 1 << 20
 
 
 cdef void doorbell_error(sq_t *sq, uint32_t *record) noexcept nogil:
@@ -151,6 +156,10 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     for i in range(count):
         request = fetch(sq, before)
         batch[i] = request
+        if request.operation > OP_FLUSH and request.length >= LONG:
+            # A medium in memory does it at once, and others' turns are to come: one at a time.
+            count = i + 1
+            break
     if request.status == COMPOUND:
         count = complete_pair(sq, batch, count, tail)
     if count > 4:
