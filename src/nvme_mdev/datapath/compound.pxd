@@ -1,6 +1,7 @@
 """Commands that are more than one operation of a backend, or that have to wait."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.runtime cimport (
@@ -25,10 +26,14 @@ cdef enum:
     COMPOUND_FIRST
     COMPOUND_SECOND
 
-#: The request's compound, made if there is none; NULL: no memory. Kind and range are as for PLAIN.
-cdef compound_t *compound_of(request_t *request) noexcept nogil
-#: Forget it; the request is a plain one.
-cdef void compound_drop(request_t *request) noexcept nogil
+cdef enum:
+    #: `compound_t.operated`: what the last operation was.
+    NOTHING = 0
+    FLUSHED = 1
+    CHUNK_READ = 2
+    CHUNK_WRITTEN = 3
+    OPERATED = 4
+
 #: Start entry `index` of a batch (parsed as COMPOUND), of which those before have been started; how
 #: many entries that was: two for a fused pair.
 cdef uint32_t compound_start(
@@ -39,13 +44,30 @@ cdef bint compound_over(iothread_t *thread, request_t *request) noexcept nogil
 cdef void compound_posted(iothread_t *thread, request_t *request) noexcept nogil
 #: Start what waited and need not any more.
 cdef void compound_retry(iothread_t *thread) noexcept nogil
-#: A pair whose comparison has succeeded has its range for itself before anything else is started.
-cdef void compound_reserve(iothread_t *thread, request_t *request) noexcept nogil
-#: Whether a command in flight (or waiting) uses bytes [begin, end) of its backend.
-cdef bint request_touches(request_t *request, uint64_t begin, uint64_t end) noexcept nogil
 #: The state of a thread's compound commands; NULL: no memory.
 cdef compounds_t *compounds_create() noexcept
 cdef void compounds_destroy(compounds_t *compounds) noexcept
+
+
+cdef inline compound_t *compound_of(request_t *request) noexcept nogil:
+    """The request's compound, made if there is none; NULL: no memory. Kind and range are as for PLAIN."""
+    cdef compound_t *compound = request.compound
+    if compound == NULL:
+        compound = <compound_t *> calloc(1, sizeof(compound_t))
+        if compound == NULL:
+            return NULL
+        compound.request = request
+        request.compound = compound
+        compound.operation = request.operation
+        compound.offset = request.offset
+        compound.length = request.length
+    return compound
+
+
+cdef inline void compound_drop(request_t *request) noexcept nogil:
+    """Forget it; the request is a plain one."""
+    free(request.compound)
+    request.compound = NULL
 
 
 cdef inline iovec *guest_segments(request_t *request, uint32_t *count) noexcept nogil:

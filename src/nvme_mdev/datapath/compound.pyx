@@ -1,9 +1,8 @@
 """Commands that are more than one operation of a backend, or that have to wait.
 
 Compare, Verify and Copy are made of reads and writes through a bounce buffer where a backend cannot do
-them itself; Flush of all namespaces is a flush of each. A fused Compare and Write (NVMe Base 2.x,
-section 3.4.2) has its range of the backend for itself from the comparison to the end of the write: it
-locks the range, waits for the commands in flight that touch it, and those that come later wait for it.
+them itself; Flush of all namespaces is a flush of each. A fused Compare and Write has its range of the
+backend for itself meanwhile (`range_locks.pyx`).
 
 The frame is the same for all: `next_operation` prepares an operation, `operation_over` looks at its
 result, until there is no other. A command that cannot begin waits: for a range on one list of the
@@ -22,22 +21,23 @@ from posix.uio cimport iovec
 from nvme_mdev.datapath.atomics cimport store_release32
 from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at
 from nvme_mdev.datapath.layout cimport (
-    SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
+    STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
 )
 from nvme_mdev.datapath.queues cimport request_done, signal_fd
+from nvme_mdev.datapath.range_locks cimport conflicts, give_range, have_range, request_touches
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, NS_STATE, OP_COPY,
-    OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, RANGE_LOCKS,
-    REQUEST_DEALLOCATE, REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED,
-    REQUEST_THROTTLED, backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, range_lock_t,
-    request_t, sq_t, share_t,
+    OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE,
+    REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED, RETRY_BOUNCES, RETRY_RANGES,
+    backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, request_t, share_t,
+    sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LIMITED, LOCATION_CDW10, LOCATION_FLAGS, SC_ABORT_FAILED_FUSED,
     SC_ABORT_MISSING_FUSED, SC_ABORT_REQUESTED, SC_COMPARE_FAILURE, SC_DNR, SC_INTERNAL_ERROR,
     SC_INVALID_FIELD, SC_NAMESPACE_NOT_READY, SC_SUCCESS,
 )
-from nvme_mdev.datapath.uncorrectable cimport bad_add, bad_clear, lock_attention, unlock_attention
+from nvme_mdev.datapath.uncorrectable cimport bad_add, bad_clear
 
 cdef enum:
     #: A thread's bounce buffers: 2 MiB of address space, memory only once they are used.
@@ -56,16 +56,6 @@ cdef enum:
     STARTED = 0
     NO_RANGE = 1
     NO_BOUNCE = 2
-    #: `thread.retry`: what was given back.
-    RETRY_RANGES = 1
-    RETRY_BOUNCES = 2
-
-    #: `operated`: what the last operation was.
-    NOTHING = 0
-    FLUSHED = 1
-    CHUNK_READ = 2
-    CHUNK_WRITTEN = 3
-    OPERATED = 4
 
 
 # -- making and forgetting --------------------------------------------------------------------------
@@ -82,56 +72,6 @@ cdef void compounds_destroy(compounds_t *compounds) noexcept:
     if compounds != NULL and compounds.bounces != NULL:
         munmap(compounds.bounces, BOUNCES * BOUNCE_SIZE)
     free(compounds)
-
-
-cdef compound_t *compound_of(request_t *request) noexcept nogil:
-    cdef compound_t *compound = request.compound
-    if compound == NULL:
-        compound = <compound_t *> calloc(1, sizeof(compound_t))
-        if compound == NULL:
-            return NULL
-        compound.request = request
-        request.compound = compound
-        compound.operation = request.operation
-        compound.offset = request.offset
-        compound.length = request.length
-    return compound
-
-
-cdef void compound_drop(request_t *request) noexcept nogil:
-    free(request.compound)
-    request.compound = NULL
-
-
-# -- what a command touches -------------------------------------------------------------------------
-
-
-cdef bint ranges_touch(iovec *ranges, uint32_t count, uint64_t begin, uint64_t end) noexcept nogil:
-    cdef uint32_t i
-    cdef uint64_t first
-    for i in range(count):
-        first = <uint64_t> ranges[i].iov_base
-        if first < end and begin < first + ranges[i].iov_len:
-            return True
-    return False
-
-
-cdef bint request_touches(request_t *request, uint64_t begin, uint64_t end) noexcept nogil:
-    cdef compound_t *compound = request.compound
-    if compound == NULL:
-        if request.operation == OP_FLUSH:
-            return False
-        if request.operation == OP_DEALLOCATE:
-            return ranges_touch(request.iov, request.iov_count, begin, end)
-        return request.offset < end and begin < request.offset + request.length
-    if compound.operation == OP_FLUSH or compound.operation == OP_DEFERRED:
-        return False
-    if compound.operation == OP_DEALLOCATE:
-        return ranges_touch(request.iov, request.iov_count, begin, end)
-    if compound.operation == OP_COPY and ranges_touch(
-            compound.data, compound.data_count, begin, end):
-        return True
-    return compound.offset < end and begin < compound.offset + compound.length
 
 
 # -- bounce buffers -----------------------------------------------------------------------------------
@@ -167,105 +107,6 @@ cdef void give_bounce(iothread_t *thread, compound_t *compound) noexcept nogil:
             <uint32_t> (compound.bounce - compounds.bounces) // BOUNCE_SIZE)
         compound.bounce = NULL
         thread.retry |= RETRY_BOUNCES
-
-
-# -- ranges for fused pairs ---------------------------------------------------------------------------
-
-
-cdef range_lock_t *lock_of(compounds_t *compounds, request_t *owner) noexcept nogil:
-    """The lock that a pair's first command has; of NULL: a free one. NULL: there is none."""
-    cdef uint32_t i
-    for i in range(RANGE_LOCKS):
-        if compounds.locks[i].owner == owner:
-            return &compounds.locks[i]
-    return NULL
-
-
-cdef bint conflicts(compounds_t *compounds, request_t *request) noexcept nogil:
-    """Whether a pair has a range that the command touches."""
-    cdef range_lock_t *lock
-    cdef uint32_t i
-    for i in range(RANGE_LOCKS):
-        lock = &compounds.locks[i]
-        if lock.owner != NULL and lock.owner != request and lock.backend == request.ns.backend and (
-                request_touches(request, lock.offset, lock.offset + lock.length)):
-            return True
-    return False
-
-
-cdef void take_lock(range_lock_t *lock, request_t *owner, uint64_t offset, uint64_t length) noexcept nogil:
-    lock.backend = owner.ns.backend
-    lock.offset = offset
-    lock.length = length
-    lock.owner = owner
-    lock_attention(lock.backend)
-
-
-cdef void give_lock(iothread_t *thread, request_t *owner) noexcept nogil:
-    cdef range_lock_t *lock = lock_of(thread.compounds, owner)
-    if lock != NULL:
-        unlock_attention(lock.backend)
-        lock.owner = NULL
-        thread.retry |= RETRY_RANGES
-
-
-cdef bint is_waiting(request_t *request) noexcept nogil:
-    return request.compound != NULL and not request.compound.started
-
-
-cdef bint await_queue(iothread_t *thread, sq_t *sq, range_lock_t *lock) noexcept nogil:
-    """Have the pair told when the commands of an SQ that touch its range are over. True: there are."""
-    cdef request_t *other
-    cdef compound_t *awaited
-    cdef bint found = False
-    cdef uint32_t i
-    for i in range(sq.slots_ready):
-        other = &sq.requests[i]
-        if (sq.slots[i].state != SLOT_BUSY or other.flags & REQUEST_THROTTLED
-                or other.ns == NULL or other.ns.backend != lock.backend
-                or other == lock.owner or other == lock.owner.compound.partner or is_waiting(other)
-                or not request_touches(other, lock.offset, lock.offset + lock.length)):
-            continue
-        found = True
-        awaited = compound_of(other)
-        if awaited == NULL:
-            # Then it is looked at again whenever anything is over.
-            thread.retry |= RETRY_RANGES
-            continue
-        awaited.started = awaited.awaited = 1
-        awaited.operated = OPERATED if awaited.kind == COMPOUND_PLAIN else awaited.operated
-    return found
-
-
-cdef bint have_range(iothread_t *thread, compound_t *compound) noexcept nogil:
-    """The pair's range is its own, and nobody else is at it. False: it has to wait."""
-    cdef request_t *request = compound.request
-    cdef range_lock_t *lock = lock_of(thread.compounds, request)
-    cdef bint others = False
-    cdef uint32_t i
-    if lock == NULL:
-        lock = lock_of(thread.compounds, NULL)
-        if lock == NULL:
-            return False
-        take_lock(lock, request, compound.offset, compound.length)
-    for i in range(thread.queue_count):
-        if thread.queues[i].inflight and await_queue(thread, thread.queues[i], lock):
-            others = True
-    return not others
-
-
-cdef void compound_reserve(iothread_t *thread, request_t *request) noexcept nogil:
-    cdef nvme_sqe_t *sqe = &request.slot.sqe
-    cdef range_lock_t *lock = lock_of(thread.compounds, NULL)
-    cdef namespace_t *ns
-    # Checked again when it is parsed: this memory is ours, but it is not worth a crash.
-    if lock == NULL or sqe.nsid == 0 or sqe.nsid > NAMESPACES:
-        return
-    ns = &request.sq.controller.namespaces[sqe.nsid]
-    if ns.backend != NULL:
-        request.ns = ns
-        take_lock(lock, request, (<uint64_t> sqe.cdw11 << 32 | sqe.cdw10) << ns.block_shift,
-                  <uint64_t> ((sqe.cdw12 & CDW12_NLB) + 1) << ns.block_shift)
 
 
 # -- one operation after the other --------------------------------------------------------------------
@@ -504,7 +345,7 @@ cdef void finish_pair(iothread_t *thread, compound_t *compound, uint32_t first, 
     cdef request_t *partner = compound.partner
     settle(partner, second)
     settle(compound.request, first)
-    give_lock(thread, compound.request)
+    give_range(thread, compound.request)
     give_bounce(thread, compound)
     request_done(thread, compound.request)
     request_done(thread, partner)
@@ -691,7 +532,7 @@ cdef uint32_t start_pair(
     if second == NULL or second.compound == NULL or second.compound.kind != COMPOUND_SECOND:
         request.error_location = LOCATION_FLAGS
         settle(request, SC_ABORT_MISSING_FUSED | SC_DNR)
-        give_lock(thread, request)
+        give_range(thread, request)
         request_done(thread, request)
         return 1
     compound.partner = second

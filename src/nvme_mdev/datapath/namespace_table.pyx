@@ -5,9 +5,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.compound cimport request_touches
 from nvme_mdev.datapath.completing cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
+from nvme_mdev.datapath.range_locks cimport request_touches
 from nvme_mdev.datapath.runtime cimport (
     REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,
 )

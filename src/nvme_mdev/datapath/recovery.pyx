@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t
 from nvme_mdev.datapath.aborts cimport adopt_aborts
 from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32
 from nvme_mdev.datapath.commands cimport command_parse
-from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_reserve
+from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop
 from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.fetching cimport submit_batch
 from nvme_mdev.datapath.layout cimport (
@@ -19,6 +19,7 @@ from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
     cq_advance, cq_entry, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
 )
+from nvme_mdev.datapath.range_locks cimport reserve_range
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, controller_t, cq_t, iothread_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport COMPOUND
 
@@ -133,7 +134,7 @@ cdef int reserve_compared(iothread_t *thread, void *queue) noexcept nogil:
     cdef uint32_t i
     for i in range(sq.slots_ready):
         if sq.slots[i].state == SLOT_BUSY and sq.slots[i].stage == STAGE_COMPARED:
-            compound_reserve(thread, &sq.requests[i])
+            reserve_range(thread, &sq.requests[i])
     return 0
 
 

@@ -32,6 +32,10 @@ cdef enum:
     #: Completions that can gather before they are posted: a batch fetched and a batch reaped.
     DONE_CAPACITY = 4 * BATCH
 
+    #: `iothread_t.retry`: what was given back that commands may wait for.
+    RETRY_RANGES = 1
+    RETRY_BOUNCES = 2
+
     #: Fused pairs that a thread executes at a time.
     RANGE_LOCKS = 16
 
@@ -568,7 +572,6 @@ cdef struct iothread_t:
     void *polled
     #: Its commands that wait, bounce buffers and locked ranges.
     compounds_t *compounds
-    #: What was given back that commands may wait for (`compound.pyx`).
     uint32_t retry
     poller_t *pollers
     uint32_t poller_count
