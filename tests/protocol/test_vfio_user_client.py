@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -316,6 +317,57 @@ def test_a_server_that_does_not_answer_is_a_timeout(tmp_path: Path) -> None:
     with (
         scripted(tmp_path / "s", lambda request: None, timeout=0.05) as client,
         pytest.raises(TimeoutError),
+    ):
+        client.reset()
+
+
+def test_a_server_that_asks_and_asks_and_never_answers_is_a_timeout(tmp_path: Path) -> None:
+    def script(request: Request) -> None:
+        head = HEADER.pack(77, Command.DMA_READ, 32, 0x10, 0)
+        while True:
+            request.sock.sendall(head + struct.pack("<QQ", 0, 4096))
+
+    with (
+        scripted(tmp_path / "s", script, timeout=0.2) as client,
+        pytest.raises(TimeoutError),
+    ):
+        client.reset()
+
+
+def test_a_server_that_answers_a_byte_at_a_time_is_a_timeout(tmp_path: Path) -> None:
+    def script(request: Request) -> None:
+        head = HEADER.pack(request.message_id, request.command, 1 << 20, 1, 0)
+        for byte in head + bytes(1 << 20):
+            request.sock.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    with (
+        scripted(tmp_path / "s", script, timeout=0.2) as client,
+        pytest.raises(TimeoutError),
+    ):
+        client.reset()
+
+
+def test_region_info_that_gets_longer_and_longer_is_the_servers_fault(tmp_path: Path) -> None:
+    asked = []
+
+    def script(request: Request) -> None:
+        (argsz,) = struct.unpack("<I", request.body[:4])
+        asked.append(argsz)
+        request.reply(struct.pack("<IIIIQQ", argsz + 1, 3, 0, 0, 4096, 0))
+
+    with scripted(tmp_path / "s", script) as client, pytest.raises(RemoteProtocolError):
+        client.region_info(0)
+    assert asked == [4096, 4097]
+
+
+@pytest.mark.parametrize("number", [4096, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_an_error_reply_with_no_errno_of_this_world_is_an_io_error(
+    tmp_path: Path, number: int
+) -> None:
+    with (
+        scripted(tmp_path / "s", lambda request: request.reply(flags=0x21, error=number)) as client,
+        pytest.raises(OSError, match="Input/output"),
     ):
         client.reset()
 

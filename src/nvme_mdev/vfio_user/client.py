@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from nvme_mdev.spec import vfio_user as wire
@@ -30,6 +31,7 @@ DEFAULT_TIMEOUT = 30.0
 _TIMEVAL = struct.Struct("@ll")
 _REGION_INFO_ARGSZ = 4096  # enough for 250 sparse areas; a server that needs more says so
 _MAX_REGION_INFO_ARGSZ = 64 << 10  # what a server is believed to need
+_MAX_ERRNO = 4095  # the kernel's; os.strerror() takes no number above an int's
 
 OUR_CAPABILITIES = codec.Capabilities(
     max_msg_fds=codec.MAX_MSG_FDS,
@@ -51,7 +53,8 @@ class Client:
     Every method raises :class:`OSError`: with the errno of an error reply, :class:`TimeoutError`
     when no reply comes, :class:`ConnectionError` when the server goes away; and
     :class:`.codec.RemoteProtocolError` for a reply that makes no sense. After the last three the
-    session is over. Not for use from several threads at once.
+    session is over. A call takes no longer than twice the timeout, whatever comes in place of the
+    reply. Not for use from several threads at once.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Client:
         """
         self._receiver = codec.Receiver()
         self._message_id = 0
+        self._timeout = timeout
         self.max_msg_fds = wire.DEFAULT_MAX_MSG_FDS
         """How many file descriptors the server takes in a message."""
         self.max_data_xfer_size = wire.DEFAULT_MAX_DATA_XFER_SIZE
@@ -136,6 +140,8 @@ class Client:
             if whole:
                 break
             _close_all(message.fds)
+            if request.argsz > _REGION_INFO_ARGSZ:
+                raise codec.RemoteProtocolError("region info that gets longer and longer")
             request = codec.RegionInfo(index, info.argsz)
         return RegionInfo(
             size=info.size,
@@ -255,13 +261,16 @@ class Client:
             raise codec.RemoteProtocolError(f"reply to something else: {reply.header}")
         if HeaderFlags.ERROR in reply.header.flags:
             _close_all(reply.fds)
-            number = reply.header.error or errno.EIO
+            number = reply.header.error
+            if not 0 < number <= _MAX_ERRNO:
+                number = errno.EIO
             raise OSError(number, os.strerror(number))
         return reply
 
     def _receive_reply(self) -> codec.Message:
+        deadline = time.monotonic() + self._timeout
         while True:
-            message = self._receive()
+            message = self._receive(deadline)
             if message.header.type is MessageType.REPLY:
                 return message
             # The server wants our memory through the socket, which we do not offer.
@@ -291,9 +300,16 @@ class Client:
         except BlockingIOError:
             raise TimeoutError(errno.ETIMEDOUT, "the server does not read") from None
 
-    def _receive(self) -> codec.Message:
+    def _receive(self, deadline: float) -> codec.Message:
+        """The next message. TimeoutError: it is not whole when a piece comes after ``deadline``.
+
+        The socket's own time-out begins anew with every byte, and with every message that is not
+        the one that is waited for.
+        """
         receiver = self._receiver
         while True:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "no reply from the server")
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(
                     receiver.wanted, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC

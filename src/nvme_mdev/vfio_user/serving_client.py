@@ -11,6 +11,7 @@ import os
 import queue
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from nvme_mdev.spec.vfio_user import Command, MessageType
@@ -40,7 +41,6 @@ class ServingClient(Client):
     ) -> None:
         """Connect as a `Client` does, then answer for ``memory`` until :meth:`close`."""
         self._memory = memory
-        self._timeout = timeout
         self._replies: queue.SimpleQueue[codec.Message | Exception] = queue.SimpleQueue()
         self._sending = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -82,13 +82,21 @@ class ServingClient(Client):
         poller.register(self._stop_fd, select.POLLIN)
         try:
             while all(fd != self._stop_fd for fd, _ in poller.poll()):
-                message = self._receive()
+                message = self._receive(time.monotonic() + self._timeout)
                 if message.header.type is MessageType.REPLY:
-                    self._replies.put(message)
+                    self._hand_on(message)
                 else:
                     self._answer(message)
         except (OSError, codec.ProtocolError) as error:
             self._replies.put(error)
+
+    def _hand_on(self, reply: codec.Message) -> None:
+        """To who has asked; RemoteProtocolError: nobody has, and they must not heap up."""
+        if not self._replies.empty():
+            for fd in reply.fds:
+                os.close(fd)
+            raise codec.RemoteProtocolError("replies to nothing")
+        self._replies.put(reply)
 
     def _answer(self, message: codec.Message) -> None:
         """Do what the server asks, and reply."""
