@@ -6,3 +6,5 @@ from libc.stdint cimport uint8_t, uint64_t
 #: signal cannot be had.
 cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil
 cdef void sigbus_release(uint8_t *start) noexcept nogil
+#: Whether some of a watched mapping was replaced.
+cdef bint sigbus_contained(uint8_t *start) noexcept nogil

@@ -1,8 +1,8 @@
-"""Containment of SIGBUS in memory that a client shares with us.
+"""Containment of SIGBUS in memory that a client, or a controller below, shares with us.
 
-A client may shrink the file under a mapping at any time; the kernel then raises SIGBUS at our next
+A peer may shrink the file under a mapping at any time; the kernel then raises SIGBUS at our next
 access. The handler puts zero pages from there to the end of the mapping and returns, so that the
-access goes on: that guest sees zeroes, and nobody else sees anything. A SIGBUS anywhere else goes
+access goes on: that guest sees zeroes, and nobody else sees anything; a controller below is not rung. A SIGBUS anywhere else goes
 where it went before.
 """
 
@@ -12,7 +12,9 @@ from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap,
 )
 
-from nvme_mdev.datapath.atomics cimport fetch_add64, load_relaxed64, store_release64
+from nvme_mdev.datapath.atomics cimport (
+    fetch_add64, load_relaxed32, load_relaxed64, store_relaxed32, store_release64,
+)
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct siginfo_t:
@@ -38,6 +40,8 @@ cdef enum:
 cdef struct guard_t:
     uint64_t start
     uint64_t end
+    #: Some of it was replaced.
+    uint32_t contained
 
 cdef guard_t guards[GUARDS]
 cdef sigaction_t previous
@@ -65,6 +69,7 @@ cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil:
     for i in range(GUARDS):
         if guards[i].end == 0:
             guards[i].start = <uint64_t> start
+            store_relaxed32(&guards[i].contained, 0)
             store_release64(&guards[i].end, <uint64_t> start + size)
             return 0
     return -1
@@ -76,6 +81,14 @@ cdef void sigbus_release(uint8_t *start) noexcept nogil:
         if guards[i].end != 0 and guards[i].start == <uint64_t> start:
             store_release64(&guards[i].end, 0)
             return
+
+
+cdef bint sigbus_contained(uint8_t *start) noexcept nogil:
+    cdef uint32_t i
+    for i in range(GUARDS):
+        if guards[i].end != 0 and guards[i].start == <uint64_t> start:
+            return load_relaxed32(&guards[i].contained) != 0
+    return False
 
 
 cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:
@@ -100,6 +113,7 @@ cdef bint contain(uint64_t address) noexcept nogil:
             for size in range(3):
                 first = address & ~(page_sizes[size] - 1)
                 if first >= guards[i].start and zero_from(first, end):
+                    store_relaxed32(&guards[i].contained, 1)
                     return True
     return False
 

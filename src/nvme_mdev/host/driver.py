@@ -20,6 +20,7 @@ from nvme_mdev.host.errors import (
     HostError,
     NvmeStatusError,
     NvmeTimeoutError,
+    TransportError,
 )
 from nvme_mdev.host.io import CommandQueue, IoQueue, Reply, Rings
 from nvme_mdev.host.memory import DmaMemory, round_up
@@ -41,9 +42,9 @@ from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
 
 if TYPE_CHECKING:
-    import mmap
     from typing import Self
 
+    from nvme_mdev.datapath.shared_mapping import SharedMapping
     from nvme_mdev.host.completion import Completion
     from nvme_mdev.host.memory import DmaBuffer
 
@@ -155,7 +156,7 @@ class NvmeHost:
         self._windows: list[DmaMemory] = []
         self._next_iova = iova
         self._lock = threading.Lock()
-        self._doorbells: mmap.mmap | None = None
+        self._doorbells: SharedMapping | None = None
         self._doorbell_base = 0
         self.transport = _open_transport(path, share_memory=share_memory)
         try:
@@ -332,8 +333,14 @@ class NvmeHost:
 
     def check_alive(self) -> None:
         """Raise TransportError or ControllerFatalError when nothing will complete any more."""
+        self.check_doorbells()
         if self.csts().cfs:
             raise ControllerFatalError("the controller reports a fatal error (CSTS.CFS): reset it")
+
+    def check_doorbells(self) -> None:
+        """Raise TransportError when the mapped doorbells ring nothing any more."""
+        if self._doorbells is not None and self._doorbells.lost:
+            raise TransportError(f"{self.transport.path}: its doorbells are not there any more")
 
     def close(self) -> None:
         """Shut the controller down, as far as it still answers, and detach."""
@@ -358,10 +365,8 @@ class NvmeHost:
         if self._request >= 0:
             os.close(self._request)
             self._request = -1
-        if self._doorbells is not None:
-            with suppress(BufferError):
-                self._doorbells.close()
-            self._doorbells = None
+        # Unmapped when no queue has a view of it any more.
+        self._doorbells = None
 
     def _forget_queues(self, *, free: bool = True) -> None:
         """The controller no longer knows any queue; neither do we."""

@@ -406,6 +406,7 @@ class Parent:
         if host.is_wanted_back:
             self._hand_back(host)
             return
+        host.check_doorbells()
         csts = host.csts()
         if csts.cfs or not csts.rdy:
             _log.warning("%s: it has failed or was reset: starting it again", self.address)

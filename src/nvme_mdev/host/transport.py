@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import select
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvme_mdev.datapath.shared_mapping import SharedMapping
 from nvme_mdev.host.errors import AttachError, TransportError
 from nvme_mdev.spec import pci
 from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
@@ -21,6 +21,7 @@ from nvme_mdev.spec.vfio_user import DmaMapFlags, PciIrq, PciRegion, RegionInfoF
 from nvme_mdev.vfio_user.client import Client
 from nvme_mdev.vfio_user.codec import ProtocolError
 from nvme_mdev.vfio_user.device import DmaMap
+from nvme_mdev.vfio_user.peer_files import check_memory
 from nvme_mdev.vfio_user.serving_client import ServingClient
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ _WHY_NO_CONNECTION = {
     errno.EBUSY: "the server has another client: disconnect that one first",
     errno.ETIMEDOUT: "no answer: this is not a vfio-user server, or it hangs",
 }
+
+
+MOST_DOORBELLS = 1 << 30
+"""Bytes of doorbells that are mapped: all that 65536 queue pairs have with a stride of 8 KiB."""
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -188,11 +193,12 @@ class Transport:
         with self._errors(f"writing BAR0 at {offset:#x}"):
             self.client.region_post(PciRegion.BAR0, offset, data)
 
-    def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
+    def map_doorbells(self) -> tuple[SharedMapping | None, int]:
         """Map the part of BAR0 that has the doorbells; its start in BAR0. (None, 0): not offered.
 
         Without sparse areas all of the region may be mapped; what lies before the doorbells is
-        left out, since registers have side effects that memory has not.
+        left out, since registers have side effects that memory has not. AttachError: the server's
+        file is none that can be mapped, or would keep us waiting.
         """
         with self._errors("asking for BAR0"):
             info = self.client.region_info(PciRegion.BAR0)
@@ -203,11 +209,15 @@ class Transport:
                 return None, 0
             areas = [(area.offset, area.size) for area in info.areas] or [(0, info.size)]
             for offset, size in areas:
-                start, end = max(offset, REGISTERS_SIZE), offset + size
-                if offset <= REGISTERS_SIZE < end:
-                    return mmap.mmap(info.fd, end - start, offset=info.fd_offset + start), start
+                start, end = REGISTERS_SIZE, offset + size
+                if offset <= start < end:
+                    check_memory(info.fd, "the memory of its doorbells")
+                    length = min(end - start, MOST_DOORBELLS)
+                    return SharedMapping(info.fd, length, info.fd_offset + start), start
         except OSError as error:
-            raise AttachError(f"{self.path}: the doorbells cannot be mapped: {error}") from error
+            raise AttachError(
+                f"{self.path}: the doorbells cannot be mapped: {error.strerror}"
+            ) from error
         finally:
             os.close(info.fd)
         return None, 0

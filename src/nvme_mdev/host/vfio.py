@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import re
 import struct
@@ -20,9 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvme_mdev.datapath.shared_mapping import SharedMapping
 from nvme_mdev.host.errors import AttachError, TransportError
 from nvme_mdev.host.iommu import SYSFS, Place, open_function
-from nvme_mdev.host.transport import Transport
+from nvme_mdev.host.transport import MOST_DOORBELLS, Transport
 from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
 from nvme_mdev.spec.vfio_user import IrqSetFlags, PciIrq, PciRegion, RegionInfoFlags
 
@@ -125,15 +125,15 @@ class VfioTransport(Transport):
         """As :meth:`write_bar0`: the processor posts it."""
         self.write_bar0(offset, data)
 
-    def map_doorbells(self) -> tuple[mmap.mmap | None, int]:
+    def map_doorbells(self) -> tuple[SharedMapping | None, int]:
         """Map BAR0 from the doorbells on; (None, 0): the kernel does not let us."""
         flags, size, offset = self._regions[PciRegion.BAR0]
         if not flags & RegionInfoFlags.MMAP or size <= REGISTERS_SIZE:
             return None, 0
         with self._errors("mapping the doorbells"):
-            doorbells = mmap.mmap(
-                self._function.fd, size - REGISTERS_SIZE, offset=offset + REGISTERS_SIZE
-            )
+            length = min(size - REGISTERS_SIZE, MOST_DOORBELLS)
+            # Of a function that has gone, or whose memory is switched off, every access is SIGBUS.
+            doorbells = SharedMapping(self._function.fd, length, offset + REGISTERS_SIZE)
         return doorbells, REGISTERS_SIZE
 
     # -- memory and interrupts -----------------------------------------------------------------

@@ -18,7 +18,6 @@ from nvme_mdev.controller.transitions import State
 from nvme_mdev.datapath.signalling import signal_eventfd
 from nvme_mdev.pci.bars import MSIX_BAR_SIZE
 from nvme_mdev.pci.capabilities import msi_vectors
-from nvme_mdev.service.client_files import check_eventfd, check_memory
 from nvme_mdev.service.client_tables import MASK, UNMASK
 from nvme_mdev.service.relay.relay import Relay
 from nvme_mdev.spec.nvme_registers import DOORBELL_BASE
@@ -35,6 +34,7 @@ from nvme_mdev.spec.vfio_user import (
     RegionInfoFlags,
 )
 from nvme_mdev.vfio_user.device import DeviceError, DeviceInfo, IrqInfo, RegionInfo, SparseArea
+from nvme_mdev.vfio_user.peer_files import check_eventfd, check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

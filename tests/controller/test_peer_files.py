@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nvme_mdev.service.client_files import check_memory
 from nvme_mdev.vfio_user.device import DeviceError
+from nvme_mdev.vfio_user.peer_files import check_memory
 
 from .fuse import FuseFileSystem
 

@@ -1,4 +1,4 @@
-"""Files that a client sends: what they must be, lest using them is waiting for the client.
+"""Files that a peer sends: what they must be, lest using them is waiting for the peer.
 
 Looked at without asking the file itself, which may be what waits.
 """
@@ -9,7 +9,7 @@ import errno
 import fcntl
 from pathlib import Path
 
-from nvme_mdev.vfio_user.device import DeviceError
+from .device import DeviceError
 
 _FDINFO = Path("/proc/self/fdinfo")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -26,8 +26,8 @@ def check_eventfd(fd: int) -> None:
         raise DeviceError(errno.EINVAL, "a descriptor for interrupts is no eventfd")
 
 
-def check_memory(fd: int) -> None:
-    """DeviceError(EINVAL): its pages, or its size, come from a process, which may be the client.
+def check_memory(fd: int, what: str = "guest memory") -> None:
+    """DeviceError(EINVAL): its pages, or its size, come from a process, which may be the peer.
 
     A page fault there, or fstat(2), takes as long as a FUSE server likes, and no signal but SIGKILL
     ends it. Memory of shmem and hugetlbfs is known by having seals; other files by their mounts.
@@ -39,9 +39,9 @@ def check_memory(fd: int) -> None:
     else:
         return
     if kind is None:
-        raise DeviceError(errno.EINVAL, "guest memory is a file of a mount that is not to be seen")
+        raise DeviceError(errno.EINVAL, f"{what} is a file of a mount that is not to be seen")
     if kind.startswith("fuse"):
-        raise DeviceError(errno.EINVAL, f"guest memory is a file of {kind}: use a memfd")
+        raise DeviceError(errno.EINVAL, f"{what} is a file of {kind}: use a memfd")
 
 
 def _file_system(fd: int) -> str | None:
