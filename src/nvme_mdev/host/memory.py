@@ -108,8 +108,8 @@ class DmaMemory:
 
     def close(self) -> None:
         """Unmap it; whoever still holds a view keeps the mapping alive, not the descriptor."""
-        self.view.release()
         with suppress(BufferError):
+            self.view.release()
             self._map.close()
         if self.fd >= 0:
             os.close(self.fd)

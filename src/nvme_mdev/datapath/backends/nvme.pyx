@@ -343,6 +343,8 @@ cdef class LowerQueue:
         try:
             if self.lower.state == LOWER_RUNNING:
                 self.lower.state = LOWER_STOPPED
+            # Nobody looks at the rings now: their memory can go.
+            self.views = []
         finally:
             self.iothread.resume()
 
