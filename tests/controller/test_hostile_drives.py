@@ -6,6 +6,7 @@ It is a controller of ours, of which the test changes what it says.
 from __future__ import annotations
 
 import os
+import struct
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,19 @@ import pytest
 
 from nvme_mdev.datapath.shared_mapping import SharedMapping
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.host.errors import AttachError
+from nvme_mdev.host.errors import AttachError, HostError, TransportError
 from nvme_mdev.host.parent import Parent
 from nvme_mdev.host.transport import MOST_DOORBELLS, Transport
+from nvme_mdev.spec.nvme_registers import Cap, Register
 from nvme_mdev.spec.vfio_user import PciRegion
 from nvme_mdev.vfio_user.device import RegionInfo, SparseArea
+
+from .assembly import SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nvme_mdev.spec.nvme_identify import IdentifyNamespace
     from tests.controller.conftest import Served
 
 PATIENCE = 15
@@ -121,6 +126,122 @@ def test_doorbells_that_are_cut_off_are_found_out_and_mapped_again(
         first._doorbells = cut
         until(lambda: parent._host not in {None, first})
         assert queue.read(1, 0, 8) == DATA
+
+
+# -- what it says of itself ------------------------------------------------------------------------
+
+
+def say_of_registers(
+    served: Served, monkeypatch: pytest.MonkeyPatch, lie: Callable[[int, bytes], bytes]
+) -> None:
+    """Have a controller's registers read as something else: ``lie(offset, value)``."""
+    device = served.assembly.device
+    told = device.region_read
+
+    def region_read(index: int, offset: int, size: int) -> bytes:
+        data = told(index, offset, size)
+        return lie(offset, data)[:size] if index == PciRegion.BAR0 else data
+
+    monkeypatch.setattr(device, "region_read", region_read)
+
+
+def capabilities(**changes: int) -> Callable[[int, bytes], bytes]:
+    def lie(offset: int, data: bytes) -> bytes:
+        if offset != Register.CAP:
+            return data
+        cap = replace(Cap.unpack(int.from_bytes(data, "little")), **changes)
+        return cap.pack().to_bytes(8, "little")
+
+    return lie
+
+
+def say_of_namespace(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
+    told = NvmeHost.identify_namespace
+
+    def identify(host: NvmeHost, nsid: int) -> IdentifyNamespace:
+        data = told(host, nsid)
+        data.nsze = changes.get("nsze", data.nsze)
+        data.lbaf[0].lbads = changes.get("lbads", data.lbaf[0].lbads)
+        return data
+
+    monkeypatch.setattr(NvmeHost, "identify_namespace", identify)
+
+
+def test_pages_that_are_larger_than_the_guests_are_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry of a guest's list would be 8 KiB of whatever is behind it."""
+    say_of_registers(served, monkeypatch, capabilities(mpsmin=1))
+    with pytest.raises(AttachError, match=r"8192 bytes at least \(CAP\.MPSMIN\)"):
+        Parent(str(served.path))
+
+
+def test_queues_that_hold_no_command_are_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say_of_registers(served, monkeypatch, capabilities(mqes=0))
+    with pytest.raises(AttachError, match=r"CAP\.MQES is 0"):
+        NvmeHost(served.path)
+
+
+def test_a_device_that_is_gone_is_not_waited_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with NvmeHost(served.path) as host:
+        say_of_registers(served, monkeypatch, lambda _, data: b"\xff" * len(data))
+        for touch in (host.reset, host.check_alive, host.shutdown):
+            with pytest.raises(TransportError, match="it has gone"):
+                touch()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("nsze", [1 << 54, 1 << 56, (1 << 64) - 1])
+def test_a_namespace_that_no_medium_has_is_not_served(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, nsze: int
+) -> None:
+    say_of_namespace(monkeypatch, nsze=nsze)
+    for part in ({}, {"offset": 4096, "length": 8192}, {"partition": 1}):
+        with pytest.raises((HostError, ValueError), match=f"{nsze} blocks"):
+            parent.open("part", 1, **part)
+
+
+@pytest.mark.parametrize("lbads", [0, 8, 32, 255])
+def test_blocks_of_an_absurd_size_are_a_short_line(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, lbads: int
+) -> None:
+    say_of_namespace(monkeypatch, lbads=lbads)
+    with pytest.raises(HostError, match=rf"namespace 1 makes no sense: .* of 2\^{lbads} bytes"):
+        parent.open("part", 1)
+
+
+def test_a_namespace_that_grows_beyond_all_media_is_lost(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = parent.open("part", 1)
+    assert backend.medium_size() == SIZE
+    say_of_namespace(monkeypatch, nsze=(1 << 64) - 1)
+    parent._namespaces.clear()
+    with pytest.raises(OSError, match="no medium is as large"):
+        backend.medium_size()
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        [1] * 1024,
+        [*range(1, 1024), 1],
+        [*range(1023, 0, -1), 5000],
+        [0, 7] * 512,
+    ],
+)
+def test_a_list_of_namespaces_has_an_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch, page: list[int]
+) -> None:
+    with NvmeHost(served.path) as host, monkeypatch.context() as lying:
+        lying.setattr(host, "identify", lambda *_: struct.pack("<1024I", *page))
+        with pytest.raises(HostError, match=r"not ascending|more than 65536 namespaces"):
+            host.active_namespaces()
 
 
 # -- coming and going ------------------------------------------------------------------------------

@@ -160,6 +160,10 @@ class BlockDevice:
             )
         if not host.doorbells_mapped:
             raise AttachError("its doorbells cannot be mapped: serve it with --mapped-doorbells")
+        if host.page_size != PAGE_SIZE:
+            raise AttachError(
+                f"its pages have {host.page_size} bytes at least (CAP.MPSMIN): 4096 are needed"
+            )
         host.listen_for_request()
         host.watch_namespaces()
         limit = host.max_transfer or MAX_BUFFER

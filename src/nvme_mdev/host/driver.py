@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.host import commands
@@ -67,8 +68,16 @@ _READY_POLL = 0.0001
 _MIN_READY_TIMEOUT = 5.0
 """Seconds to wait for CSTS.RDY when CAP.TO promises less: we share our processor with it."""
 _SHUTDOWN_TIMEOUT = 10.0
-_CHANGED_LIST_SIZE = 4096
 """Seconds for a normal shutdown; arbitrary, above what a flush of an image takes."""
+_CHANGED_LIST_SIZE = 4096
+_LEAST_LBADS = 9
+"""Blocks have 512 bytes at least (NVM Command Set, figure *LBA Format*)."""
+_MOST_BYTES = 1 << 63
+"""Of a namespace: what a signed number of bytes counts, as for files."""
+_MOST_NAMESPACES = 65536
+"""What a list of active namespaces is believed to have; ours has 1024 at most."""
+_GONE = 0xFFFF_FFFF
+"""What every register of a device that is not there any more reads as."""
 
 
 class QueueCounts(NamedTuple):
@@ -173,6 +182,8 @@ class NvmeHost:
         if map_doorbells:
             self._doorbells, self._doorbell_base = self.transport.map_doorbells()
         self.cap = Cap.unpack(self.read_register(Register.CAP))
+        if not self.cap.mqes:
+            raise AttachError(f"{self.transport.path}: its queues hold no command (CAP.MQES is 0)")
         self.page_size = 4096 << self.cap.mpsmin
         self.memory = self.map_memory(memory_size)
 
@@ -265,12 +276,13 @@ class NvmeHost:
         return memoryview(self._doorbells)[start : start + 4]
 
     # -- life cycle ----------------------------------------------------------------------------
-    def enable(self, css: int = Css.NVM) -> None:
+    def enable(self, css: int = Css.NVM, *, within: float | None = None) -> None:
         """Reset the controller if it runs, give it admin queues, and enable it.
 
-        ``css``: I/O Command Set Selected.
+        ``css``: I/O Command Set Selected. ``within``: seconds for each of both, in place of those
+        that the controller asks for (CAP.TO), which can be two minutes.
         """
-        self.disable()
+        self.disable(within=within)
         sq = self.memory.allocate(self.admin_entries * SQE_SIZE, align=self.page_size)
         cq = self.memory.allocate(self.admin_entries * CQE_SIZE, align=self.page_size)
         size = self.admin_entries - 1
@@ -279,17 +291,17 @@ class NvmeHost:
         self.write_register(Register.ACQ, cq.iova)
         cc = Cc(en=True, css=css, mps=self.cap.mpsmin, iosqes=6, iocqes=4)
         self.write_register(Register.CC, cc.pack())
-        self._wait_ready(ready=True)
+        self._wait_ready(ready=True, within=within)
         self._admin = self._command_queue(0, sq, cq)
         self.enabled = True
         self._set_up_shadow()
 
-    def disable(self) -> None:
+    def disable(self, *, within: float | None = None) -> None:
         """Clear CC.EN and wait: every queue and every outstanding command is gone."""
         cc = Cc.unpack(self.read_register(Register.CC))
         if cc.en:
             self.write_register(Register.CC, 0)
-        self._wait_ready(ready=False)
+        self._wait_ready(ready=False, within=within)
         self._forget_queues()
 
     def reset(self) -> None:
@@ -318,11 +330,14 @@ class NvmeHost:
             time.sleep(_REGISTER_POLL)
 
     def csts(self) -> Csts:
-        """Controller Status."""
-        return Csts.unpack(self.read_register(Register.CSTS))
+        """Controller Status. TransportError: the device is not there any more."""
+        value = self.read_register(Register.CSTS)
+        if value == _GONE:
+            raise TransportError(f"{self.transport.path}: it has gone (registers read all ones)")
+        return Csts.unpack(value)
 
-    def _wait_ready(self, *, ready: bool) -> None:
-        seconds = max(self.cap.to * 0.5, _MIN_READY_TIMEOUT)
+    def _wait_ready(self, *, ready: bool, within: float | None = None) -> None:
+        seconds = max(self.cap.to * 0.5, _MIN_READY_TIMEOUT) if within is None else within
         deadline = time.monotonic() + seconds
         while (csts := self.csts()).rdy != ready:
             if csts.cfs and ready:
@@ -607,16 +622,21 @@ class NvmeHost:
         return IdentifyNamespace.from_buffer_copy(self.identify(Cns.NAMESPACE, nsid))
 
     def active_namespaces(self) -> list[int]:
-        """The active namespaces' identifiers, ascending."""
+        """The active namespaces' identifiers, ascending; HostError: a list without an end."""
         found: list[int] = []
         while True:
             data = self.identify(Cns.ACTIVE_NSID_LIST, found[-1] if found else 0)
             nsids = [
                 int.from_bytes(data[at : at + 4], "little") for at in range(0, IDENTIFY_SIZE, 4)
             ]
+            # All of them come after those before, or the controller could go on for ever.
+            if any(nsid and nsid <= after for after, nsid in pairwise([*found[-1:], *nsids])):
+                raise HostError("the list of active namespaces is not ascending")
             found += [nsid for nsid in nsids if nsid]
             if nsids[-1] == 0:
                 return found
+            if len(found) > _MOST_NAMESPACES:
+                raise HostError(f"the controller has more than {_MOST_NAMESPACES} namespaces")
 
     def namespace_descriptors(self, nsid: int) -> dict[int, bytes]:
         """Namespace Identification Descriptors: identifier by type (Base 5.1.13.2.4)."""
@@ -643,7 +663,12 @@ class NvmeHost:
     def _active_namespace(self, nsid: int) -> Namespace:
         identify = self.identify_namespace(nsid)
         flbas = identify.flbas & 0xF | (identify.flbas >> 5 & 0x3) << 4
-        return Namespace(nsid, 1 << identify.lbaf[flbas].lbads, identify.nsze, identify)
+        lbads = identify.lbaf[flbas].lbads
+        if not _LEAST_LBADS <= lbads < 32 or identify.nsze << lbads >= _MOST_BYTES:
+            raise HostError(
+                f"namespace {nsid} makes no sense: {identify.nsze} blocks of 2^{lbads} bytes"
+            )
+        return Namespace(nsid, 1 << lbads, identify.nsze, identify)
 
     def block_size(self, nsid: int) -> int:
         """Bytes of a logical block of a namespace; asked for once an enabling."""

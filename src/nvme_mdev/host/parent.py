@@ -18,7 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from nvme_mdev.datapath.backends.drive import NO_LIMITS, CommandLimits, block_size_of, describe
+from nvme_mdev.datapath.backends.drive import (
+    NO_LIMITS,
+    CommandLimits,
+    block_size_of,
+    blocks_of,
+    describe,
+)
 from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
@@ -163,6 +169,11 @@ class Parent:
 
     def _set_up(self, host: NvmeHost) -> None:
         """After each enabling: what the controller has forgotten."""
+        if host.page_size != PAGE_SIZE:
+            raise AttachError(
+                f"{self.address}: its pages have {host.page_size} bytes at least (CAP.MPSMIN):"
+                f" the lists of a guest are of {PAGE_SIZE}"
+            )
         if not host.doorbells_mapped:
             raise AttachError(
                 f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
@@ -194,7 +205,7 @@ class Parent:
         """
         namespace = self.host.namespace(nsid).identify
         size = block_size_of(namespace)
-        extent = Extent(0, namespace.nsze)
+        extent = Extent(0, blocks_of(namespace))
         if partition is not None:
             extent = self._partition(nsid, partition, size, namespace.nsze)
         if offset % size or (length or 0) % size:
@@ -276,6 +287,7 @@ class Parent:
                 raise OSError(errno.ENODEV, "the controller has no such namespace any more")
             if block_size_of(namespace) != claim.block_size:
                 raise OSError(errno.ENODEV, "it was formatted with other blocks")
+            blocks_of(namespace)  # has its own complaint
         except (HostError, ValueError) as error:
             raise OSError(errno.ENODEV, str(error)) from error
         return namespace

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_TRANSFER = 2 << 20
 _PAGE_SIZE = 4096
 _BLOCK_SIZES = (512, 4096)
+_MOST_BYTES = 1 << 63
+"""Of a namespace: what a signed number of bytes counts, as for files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +133,22 @@ def block_size_of(namespace: IdentifyNamespace) -> int:
     """Bytes of a logical block; ValueError: a format that cannot be served."""
     index = namespace.flbas & 0xF | (namespace.flbas >> 5 & 0x3) << 4
     current = namespace.lbaf[index]
-    size = 1 << current.lbads
+    # Any byte can be there, and 2^255 is no number to read.
+    size = 1 << current.lbads if current.lbads < 32 else 0
     if size not in _BLOCK_SIZES or current.ms:
-        what = f"{size} bytes" + (f" and {current.ms} of metadata" if current.ms else "")
+        what = f"{size} bytes" if size else f"2^{current.lbads} bytes"
+        what += f" and {current.ms} of metadata" if current.ms else ""
         raise ValueError(
             f"its blocks have {what}: format it with 512 or 4096 bytes and no metadata"
         )
     return size
+
+
+def blocks_of(namespace: IdentifyNamespace) -> int:
+    """Its logical blocks; ValueError: more than can be counted in bytes, or `block_size_of`'s."""
+    if namespace.nsze * block_size_of(namespace) >= _MOST_BYTES:
+        raise ValueError(f"it has {namespace.nsze} blocks: no medium is as large as that")
+    return namespace.nsze
 
 
 def max_transfer_of(controller: IdentifyController) -> int:
@@ -162,7 +173,7 @@ def describe(
     ``blocks`` None: all to its end. ``limits``: what the controller tells of them.
     """
     size = block_size_of(namespace)
-    rest = max(namespace.nsze - start, 0)
+    rest = max(blocks_of(namespace) - start, 0)
     count = rest if blocks is None else blocks
     if not 0 < count <= rest:
         raise ValueError(f"it has {namespace.nsze} blocks: offset and length do not lie within")
