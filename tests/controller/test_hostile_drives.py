@@ -244,6 +244,19 @@ def test_a_list_of_namespaces_has_an_end(
             host.active_namespaces()
 
 
+def test_completions_of_no_command_do_not_use_up_identifiers(host: NvmeHost) -> None:
+    admin = host.admin_queue
+    entry = admin.rings.cq.view
+    for cid in (0, 1, 0xFFFE, 0xFFFF, admin._next_cid):
+        at = admin.head * 16 + 12
+        # What a controller would write next: any identifier, success, the phase tag.
+        phase = 1 - entry[at + 2] & 1
+        entry[at : at + 4] = (cid | phase << 16).to_bytes(4, "little")
+        admin.collect()
+    assert admin.strays == 5
+    assert not admin._completed
+
+
 # -- coming and going ------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.host import commands
-from nvme_mdev.host.errors import NvmeStatusError, NvmeTimeoutError
+from nvme_mdev.host.errors import NvmeStatusError, NvmeTimeoutError, QueueFullError
 from nvme_mdev.host.memory import prps_for
 from nvme_mdev.host.queues import QueuePair
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode, DsmAttribute, Fuse, NvmOpcode
@@ -91,6 +91,8 @@ class CommandQueue(QueuePair):
         self._check_alive = check_alive
         self._next_cid = 0
         self._outstanding: set[int] = set()
+        self.strays = 0
+        """Completions that named no command of `start`'s that is out."""
         self._completed: dict[int, Completion] = {}
 
     def start(self, sqe: SQE) -> int:
@@ -108,6 +110,8 @@ class CommandQueue(QueuePair):
         return cids
 
     def _post(self, sqe: SQE) -> int:
+        if len(self._outstanding) + len(self._completed) >= _CIDS:
+            raise QueueFullError(f"queue {self.qid} has no command identifier left")
         while self._next_cid in self._outstanding or self._next_cid in self._completed:
             self._next_cid = (self._next_cid + 1) % _CIDS
         sqe.cid = self._next_cid
@@ -119,8 +123,14 @@ class CommandQueue(QueuePair):
         return sqe.cid
 
     def collect(self) -> None:
-        """Reap; completions wait under their identifiers for `finish`."""
+        """Reap; completions wait under their identifiers for `finish`.
+
+        Those of no command would use up the identifiers, which `start` looks for a free one of.
+        """
         for completion in self.reap():
+            if completion.cid not in self._outstanding:
+                self.strays += 1
+                continue
             self._outstanding.discard(completion.cid)
             self._completed[completion.cid] = completion
 

@@ -84,7 +84,8 @@ class QueuePair:
         """Ring the completion queue head doorbell with any value; does not move the head."""
 
     def reap(self, maximum: int = 0, *, acknowledge: bool = True) -> list[Completion]:
-        """Take the completions that are there, at most `maximum` (0: all), and ring the CQ head.
+        """Take the completions that are there, at most `maximum` (0: all, but
+        no more than the queue has entries), and ring the CQ head.
 
         Does not wait. With `acknowledge` False the doorbell is left to `acknowledge()`.
         """

@@ -160,6 +160,9 @@ cdef class QueuePair:
         cdef list found = []
         cdef uint32_t dw3 = 0
         cdef cqe_t *cqe
+        if not 0 < maximum < <int>self.queue.cq_entries:
+            # More than a queue of them are none of the controller's that keeps to its head.
+            maximum = self.queue.cq_entries
         while peek(&self.queue, &dw3):
             cqe = &self.queue.cq[self.queue.head]
             self.sq_head = cqe.dw2 & 0xFFFF
