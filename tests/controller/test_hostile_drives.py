@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvme_mdev.datapath.shared_mapping import SharedMapping
+from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, HostError, TransportError
-from nvme_mdev.host.parent import Parent
+from nvme_mdev.host.parent import QUEUE_ENTRIES, Parent
 from nvme_mdev.host.transport import MOST_DOORBELLS, Transport
+from nvme_mdev.spec.nvme_identify import Cns, IdentifyNamespace
 from nvme_mdev.spec.nvme_registers import Cap, Register
 from nvme_mdev.spec.vfio_user import PciRegion
 from nvme_mdev.vfio_user.device import RegionInfo, SparseArea
@@ -28,7 +31,7 @@ from .assembly import SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nvme_mdev.spec.nvme_identify import IdentifyNamespace
+    from nvme_mdev.host.io import IoQueue
     from tests.controller.conftest import Served
 
 PATIENCE = 15
@@ -279,3 +282,99 @@ def test_a_drive_that_comes_and_goes_leaves_nothing_behind(
             assert queue.read(1, 0, 8) == DATA
         assert open_files() == before
     assert "Exception" not in caplog.text
+
+
+def test_a_drive_that_is_never_ready_delays_nobody(
+    serve: Callable[..., Served],
+    served: Served,
+    parent: Parent,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Attaching to it takes two minutes (CAP.TO), again and again."""
+    above = serve(parent.open("part", 1))
+    with NvmeHost(above.path) as host:
+        host.watch_namespaces()
+
+        def lie(offset: int, data: bytes) -> bytes:
+            data = capabilities(to=255)(offset, data)
+            # Ready, and failed.
+            return b"\3\0\0\0" if offset == Register.CSTS else data
+
+        say_of_registers(served, monkeypatch, lie)
+        until(lambda: parent._attempt is not None)
+        attempt = parent._attempt
+        for _ in range(100):
+            host.identify(Cns.CONTROLLER)
+        until(lambda: not host.active_namespaces())
+        assert parent._attempt is attempt
+        monkeypatch.undo()
+        until(host.active_namespaces)
+
+
+def test_a_drive_that_comes_back_with_less_is_given_up_and_tried_again(
+    serve: Callable[..., Served],
+    served: Served,
+    parent: Parent,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    above = serve(parent.open("part", 1))
+    with NvmeHost(above.path) as host:
+        queue = host.create_queue_pair()
+        queue.write(1, 0, DATA)
+        created = NvmeHost.create_queue_pair
+
+        def create(self: NvmeHost, entries: int = 128, **kwargs: Any) -> IoQueue:
+            if entries == QUEUE_ENTRIES:
+                raise HostError("no queue is left")
+            return created(self, entries, **kwargs)
+
+        monkeypatch.setattr(NvmeHost, "create_queue_pair", create)
+        served.run(served.server.close())
+        served.run(served.server.start())
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        until(lambda: parent._host is None)
+        cid = queue.start(sqe)
+        assert not queue.finish(cid, PATIENCE).ok
+        monkeypatch.undo()
+        until(lambda: host.active_namespaces() == [1])
+        assert queue.read(1, 0, 8) == DATA
+
+
+def test_a_drive_that_always_answers_slowly_is_let_go_of_for_a_while(
+    serve: Callable[..., Served], parent: Parent
+) -> None:
+    above = serve(parent.open("part", 1))
+    with NvmeHost(above.path) as host:
+        queue = host.create_queue_pair()
+        queue.write(1, 0, DATA)
+        # As if a look had taken so long.
+        above.call(parent._charge, time.monotonic() - 6)
+        assert parent._host is not None
+        above.call(parent._charge, time.monotonic() - 6)
+        assert parent._host is None
+        until(lambda: host.active_namespaces() == [])
+        assert parent._attempt is None
+        parent._attach_at = parent._owed_until = 0.0
+        until(lambda: host.active_namespaces() == [1])
+        assert queue.read(1, 0, 8) == DATA
+
+
+def test_opening_a_part_of_a_slow_drive_does_not_hold_up_the_others(parent: Parent) -> None:
+    backend = parent.open("part", 1)
+    held, done = threading.Event(), threading.Event()
+
+    def open_slowly() -> None:
+        with parent._lock:
+            held.set()
+            done.wait(PATIENCE)
+
+    opening = threading.Thread(target=open_slowly)
+    opening.start()
+    assert held.wait(PATIENCE)
+    assert backend.medium_size() == SIZE
+    assert backend.medium_read_only() is False
+    assert opening.is_alive()
+    done.set()
+    opening.join()
+    backend.close()

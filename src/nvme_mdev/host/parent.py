@@ -3,7 +3,9 @@
 `Parent` attaches to it, claims its namespaces and parts of them, gives each IOThread a queue pair,
 lets the controller reach guest memory, and looks after it: a controller that fails is reset, one
 that goes away is waited for, and what is outstanding is executed again when it is back. Everything
-runs on the control plane's thread; what happens per command is `nvme_mdev.datapath.backends.nvme`.
+but attaching anew (`_Attempt`) and opening targets runs on the control plane's thread, of which a
+controller that answers slowly gets a tenth; what happens per command is
+`nvme_mdev.datapath.backends.nvme`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from nvme_mdev.datapath.backends.drive import (
 from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.host.errors import AttachError, DmaMemoryError, HostError
+from nvme_mdev.host.errors import AttachError, HostError, NvmeTimeoutError
 from nvme_mdev.host.memory import PAGE_SIZE
 from nvme_mdev.host.partitions import Extent, find_partition
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
@@ -57,6 +59,16 @@ _LOOK_S = 0.5
 """How often the controller is looked after, at most."""
 _HEALTH_S = 30.0
 """How often its SMART log is read."""
+_RESET_S = 2.0
+"""For a controller to be disabled, and enabled, before all is done anew, in a thread."""
+_SLOW_S = 5.0
+"""For all of what one look does."""
+_SHARE = 10
+"""What a controller takes of the control plane's time is a part in so many, in the long run."""
+_BURST_S = 10.0
+"""It may take as much at once."""
+_ATTACHES_IN_S = 0.1
+"""For which an attempt to attach is waited: most need less."""
 _SHUTDOWN_S = 2.0
 """For a controller to shut down that may have gone already."""
 _ATTACH_AGAIN_S = 0.02
@@ -110,6 +122,66 @@ def _alone(
     return alone
 
 
+def _charged(
+    method: Callable[Concatenate[Parent, P], R],
+) -> Callable[Concatenate[Parent, P], R]:
+    """Likewise; it runs on the control plane's thread, and its time is counted."""
+
+    @functools.wraps(method)
+    def charged(self: Parent, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            started = time.monotonic()
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self._charge(started)
+
+    return charged
+
+
+class _Attempt:
+    """Attaching in a thread of its own: a controller may take minutes to be enabled (CAP.TO)."""
+
+    def __init__(self, address: str) -> None:
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._host: NvmeHost | None = None
+        self._error: HostError | OSError | None = None
+        self._thread = threading.Thread(
+            target=self._attach, args=[address], name="attach", daemon=True
+        )
+        self._thread.start()
+
+    def _attach(self, address: str) -> None:
+        try:
+            host = NvmeHost(address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S)
+        except (HostError, OSError) as error:
+            self._error = error
+            return
+        with self._lock:
+            if not self._abandoned:
+                self._host = host
+                return
+        host.abandon()
+
+    def result(self) -> NvmeHost | None:
+        """The driver; None: it is not attached yet. HostError, OSError: it cannot be had."""
+        self._thread.join(_ATTACHES_IN_S)
+        if self._thread.is_alive():
+            return None
+        if self._host is None:
+            raise self._error or HostError("attaching failed")
+        return self._host
+
+    def abandon(self) -> None:
+        """Nobody wants it any more."""
+        with self._lock:
+            self._abandoned = True
+            host, self._host = self._host, None
+        if host is not None:
+            host.abandon()
+
+
 class Parent:
     """One controller below, for all namespaces that this process serves from it.
 
@@ -142,6 +214,12 @@ class Parent:
         self._away_since: float | None = None
         self._gone = False
         self._look_at = self._health_at = 0.0
+        self._attempt: _Attempt | None = None
+        self._attach_at = 0.0
+        #: When the time that the controller has taken is paid for, at one part in `_SHARE`.
+        self._owed_until = 0.0
+        #: When a look must be over; None: nobody waits for it.
+        self._deadline: float | None = None
         self._smart: bytes | None = None
         self._host: NvmeHost | None = _attach_patiently(address)
         try:
@@ -184,6 +262,7 @@ class Parent:
         with self._own_lock:
             self._own = host.create_queue_pair(_OWN_ENTRIES)
         for share in self._shares.values():
+            self._in_time()
             self._run(host, share)
 
     # -- namespaces ------------------------------------------------------------------------------
@@ -262,13 +341,27 @@ class Parent:
     def close(self) -> None:
         """Shut the controller down and let go of it."""
         self._on_close(self)
+        if self._attempt is not None:
+            self._attempt.abandon()
+            self._attempt = None
         host, self._host, self._own = self._host, None, None
         if host is not None:
             host.close()
 
-    @_alone
     def current_blocks(self, backend: NvmeBackend) -> int:
-        """Looks after the controller, too: it is what is asked every second."""
+        """Looks after the controller, too: it is what is asked every second.
+
+        While another thread opens a part of it, which may take long: as it was.
+        """
+        if not self._lock.acquire(blocking=False):
+            return backend.size // backend.block_size
+        try:
+            return self._current_blocks(backend)
+        finally:
+            self._lock.release()
+
+    @_charged
+    def _current_blocks(self, backend: NvmeBackend) -> int:
         self.look()
         claim = self._claims[backend]
         if self._away_since is not None and not self._gone:
@@ -294,6 +387,15 @@ class Parent:
 
     def is_read_only(self, backend: NvmeBackend) -> bool:
         """By itself, or because the user wants it so."""
+        if not self._lock.acquire(blocking=False):
+            return backend.read_only
+        try:
+            return self._is_read_only(backend)
+        finally:
+            self._lock.release()
+
+    @_charged
+    def _is_read_only(self, backend: NvmeBackend) -> bool:
         claim = self._claims[backend]
         if claim.read_only or self._away_since is not None:
             return backend.read_only
@@ -317,7 +419,7 @@ class Parent:
 
     # -- queues and memory -----------------------------------------------------------------------
 
-    @_alone
+    @_charged
     def take_queue(self, iothread: IOThread) -> LowerQueue:
         """Set a queue pair aside for an IOThread; UserError: the controller has none left."""
         share = self._shares.get(iothread)
@@ -329,7 +431,7 @@ class Parent:
             try:
                 self._run(host, share)
             except HostError as error:
-                share.queue.close()
+                self._give_back(share)
                 raise UserError(
                     f"{self.address}: no queue is left to set aside ({error}): share an --iothread,"
                     " or give a smaller --type"
@@ -356,7 +458,7 @@ class Parent:
             pages_iova=share.pages.iova,
         )
 
-    @_alone
+    @_charged
     def give_queue(self, iothread: IOThread) -> None:
         """Give an IOThread's queue pair back to the controller with its last use."""
         share = self._shares[iothread]
@@ -364,6 +466,9 @@ class Parent:
         if share.users:
             return
         del self._shares[iothread]
+        self._give_back(share)
+
+    def _give_back(self, share: _Share) -> None:
         share.queue.close()
         if self._host is None:
             return
@@ -373,7 +478,7 @@ class Parent:
             if share.pages is not None:
                 self._host.unmap_memory(share.pages)
 
-    @_alone
+    @_charged
     def map(self, address: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
         """Guest memory, at its address here. The controller may be away: it is told later."""
         self._maps[address] = (size, fd, offset, writable)
@@ -385,7 +490,7 @@ class Parent:
             del self._maps[address]
             raise OSError(errno.EIO, str(error), self.address) from error
 
-    @_alone
+    @_charged
     def unmap(self, address: int, size: int) -> None:
         """Guest memory that is used no more."""
         if self._maps.pop(address, None) is None or self._host is None:
@@ -406,6 +511,7 @@ class Parent:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_S
+        self._deadline = now + _SLOW_S
         try:
             if self._host is None:
                 self._come_back(now)
@@ -413,6 +519,27 @@ class Parent:
                 self._check(self._host, now)
         except (HostError, OSError) as error:
             self._lose_contact(error)
+        finally:
+            self._deadline = None
+
+    def _in_time(self) -> None:
+        """NvmeTimeoutError: this look takes too long, although each answer comes in time."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise NvmeTimeoutError("it answers too slowly")
+
+    def _charge(self, started: float) -> None:
+        """Count what the control plane has waited for the controller since then.
+
+        One that always takes long is let go of until others have had their turn: it would delay
+        every guest of this process.
+        """
+        now = time.monotonic()
+        self._owed_until = max(self._owed_until, started) + (now - started) * _SHARE
+        owed = self._owed_until - now
+        if owed > _BURST_S * _SHARE and self._host is not None:
+            self._lose_contact(NvmeTimeoutError("it answers too slowly"))
+            # Not at once, when the next moment would be too much again.
+            self._attach_at = self._owed_until - _BURST_S * _SHARE / 2
 
     def _check(self, host: NvmeHost, now: float) -> None:
         if host.is_wanted_back:
@@ -453,7 +580,7 @@ class Parent:
         for share in self._shares.values():
             share.queue.stop()
         self._aborted.clear()
-        host.enable()
+        host.enable(within=_RESET_S)
         self._set_up(host)
 
     def _abort_expired(self, host: NvmeHost) -> None:
@@ -466,6 +593,7 @@ class Parent:
                 return
             self._aborted = {entry for entry in self._aborted if entry[0] is not iothread}
             for cid in cids:
+                self._in_time()
                 if share.pair is not None:
                     host.abort(share.pair.qid, cid)
                 self._aborted.add((iothread, cid))
@@ -475,30 +603,45 @@ class Parent:
         if self._host is None:
             return
         _log.warning("%s does not answer: %s", self.address, error)
+        self._away_since = time.monotonic()
+        self._let_go(self._host)
+
+    def _let_go(self, host: NvmeHost) -> None:
+        """Of a controller that is of no use, and of what the queues set aside have of it."""
         for share in self._shares.values():
             share.queue.stop()
             share.pair = share.pages = None
-        host, self._host, self._own = self._host, None, None
-        self._away_since = time.monotonic()
+        self._host = self._own = None
         host.abandon()
 
     def _come_back(self, now: float) -> None:
         """Attach again, or give up on what is outstanding when it has been away for too long."""
+        error: Exception = NvmeTimeoutError("it does not answer")
         try:
-            host = NvmeHost(self.address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S)
-        except (HostError, DmaMemoryError) as error:
-            since = self._away_since if self._away_since is not None else now
-            if not self._gone and now - since >= self._patience_s:
-                self._give_up(error)
-            return
+            if self._attempt is None and now >= self._attach_at:
+                self._attempt = _Attempt(self.address)
+            host = self._attempt.result() if self._attempt is not None else None
+            if host is not None:
+                self._attempt = None
+                self._take_up(host)
+                return
+        except (HostError, OSError) as why:
+            self._attempt = None
+            error = why
+        since = self._away_since if self._away_since is not None else now
+        if not self._gone and now - since >= self._patience_s:
+            self._give_up(error)
+
+    def _take_up(self, host: NvmeHost) -> None:
+        """Use a controller that is back: guest memory, then the queues. HostError, OSError."""
         try:
             for address, (size, fd, offset, writable) in self._maps.items():
+                self._in_time()
                 host.map_file(address, size, fd, offset, writable=writable)
             self._host = host
             self._set_up(host)
         except BaseException:
-            self._host = self._own = None
-            host.abandon()
+            self._let_go(host)
             raise
         self._away_since, self._gone = None, False
         _log.info("%s is back", self.address)
