@@ -186,6 +186,27 @@ def test_a_completion_nobody_waits_for_is_found_out():
     assert work.first_error.cid == 99
 
 
+def test_a_command_that_is_completed_twice_ends_the_run():
+    """Both at once: when they are found, nothing has taken its place yet."""
+    with FakeController() as fake:
+        work = workload(fake, commands=2, random=False)
+        held: list[int] = []
+
+        def hold(_opcode: int, _slba: int) -> None:
+            held.append(0)
+            if len(held) == 2:
+                words = (0, 0, 2 | 1 << 16, 0 | 1 << 16)
+                entry = b"".join(word.to_bytes(4, "little") for word in words)
+                # The second first, so that the first is the last to be seen.
+                fake.cq.write(entry, 16)
+                fake.cq.write(entry, 0)
+
+        fake.status_of = hold
+        work.run()
+    assert work.failure == Failure.UNKNOWN_CID
+    assert work.first_error.cid == 0
+
+
 def test_stopping_can_abandon_what_is_outstanding():
     with FakeController() as fake:
         fake.status_of = lambda _opcode, _slba: None

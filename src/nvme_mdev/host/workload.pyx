@@ -265,6 +265,8 @@ cdef inline uint32_t sweep(job_t *job) noexcept nogil:
             job.first_cid = cid
             break
         slot = &job.slots[cid]
+        # A second completion of it names no command: `account` would end, and count, it twice.
+        slot.busy = 0
         if UNLIKELY(dw3 >> STATUS_SHIFT != 0):
             job.errors += 1
             slot.check = 0
