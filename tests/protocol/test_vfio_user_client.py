@@ -321,6 +321,19 @@ def test_a_server_that_does_not_answer_is_a_timeout(tmp_path: Path) -> None:
         client.reset()
 
 
+def test_after_a_timeout_a_late_reply_is_not_taken_for_another_ones(tmp_path: Path) -> None:
+    def script(request: Request) -> None:
+        time.sleep(0.15)
+        request.reply()
+
+    with scripted(tmp_path / "s", script, timeout=0.1) as client:
+        with pytest.raises(TimeoutError):
+            client.reset()
+        time.sleep(0.1)
+        with pytest.raises(ConnectionAbortedError, match="over: no reply from the server"):
+            client.dma_unmap_all()
+
+
 def test_a_server_that_asks_and_asks_and_never_answers_is_a_timeout(tmp_path: Path) -> None:
     def script(request: Request) -> None:
         head = HEADER.pack(77, Command.DMA_READ, 32, 0x10, 0)

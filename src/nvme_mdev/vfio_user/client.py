@@ -71,6 +71,8 @@ class Client:
         self._receiver = codec.Receiver()
         self._message_id = 0
         self._timeout = timeout
+        self._over = ""
+        """Why the session is over: what comes later would be the replies to what was given up."""
         self.max_msg_fds = wire.DEFAULT_MAX_MSG_FDS
         """How many file descriptors the server takes in a message."""
         self.max_data_xfer_size = wire.DEFAULT_MAX_DATA_XFER_SIZE
@@ -252,6 +254,22 @@ class Client:
 
     def request(self, command: int, body: bytes = b"", fds: Sequence[int] = ()) -> codec.Message:
         """Send any message and return its reply, whose fds are the caller's; for tests, mostly."""
+        if self._over:
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"the session is over: {self._over}")
+        try:
+            reply = self._exchange(command, body, fds)
+        except (OSError, codec.ProtocolError) as error:
+            self._over = getattr(error, "strerror", None) or str(error)
+            raise
+        if HeaderFlags.ERROR in reply.header.flags:
+            _close_all(reply.fds)
+            number = reply.header.error
+            if not 0 < number <= _MAX_ERRNO:
+                number = errno.EIO
+            raise OSError(number, os.strerror(number))
+        return reply
+
+    def _exchange(self, command: int, body: bytes, fds: Sequence[int]) -> codec.Message:
         self._message_id = (self._message_id + 1) & 0xFFFF
         header = codec.MessageHeader(self._message_id, command)
         self._send(codec.encode(header, body), fds)
@@ -259,12 +277,6 @@ class Client:
         if reply.header.message_id != self._message_id or reply.header.command != command:
             _close_all(reply.fds)
             raise codec.RemoteProtocolError(f"reply to something else: {reply.header}")
-        if HeaderFlags.ERROR in reply.header.flags:
-            _close_all(reply.fds)
-            number = reply.header.error
-            if not 0 < number <= _MAX_ERRNO:
-                number = errno.EIO
-            raise OSError(number, os.strerror(number))
         return reply
 
     def _receive_reply(self) -> codec.Message:
