@@ -46,12 +46,15 @@ def nvme_mdev(capfd: pytest.CaptureFixture[str]) -> RunCommand:
         without = ["--no-keeper"] if arguments[:1] == ("serve",) else []
         root = logging.getLogger("nvme_mdev")
         handlers, level = list(root.handlers), root.level
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             status = run([str(argument) for argument in [*arguments[:1], *without, *arguments[1:]]])
         finally:
             # Its log goes to a stream that ends with this test.
             root.handlers[:] = handlers
             root.setLevel(level)
+            # `serve` leaves stop signals blocked for the end of its process, which is not this one.
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return Result(status, *capfd.readouterr())
 
     return run_command

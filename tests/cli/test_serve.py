@@ -57,6 +57,15 @@ def test_a_signal_that_comes_twice_is_one(serve: Serve, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_it_can_be_stopped_where_stop_signals_were_blocked(serve: Serve, tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        daemon = serve("null:1G", "--socket", tmp_path / "s", "--no-keeper")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert daemon.stop().status == 0
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&-", ">&- <&-"])
 def test_it_serves_with_a_standard_stream_closed(tmp_path: Path, closed: str) -> None:
     serve = f'exec "$0" -m nvme_mdev.cli.main serve null:1M --socket s {closed}'

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Self
 
-_READY_TIMEOUT = 20.0
+_READY_TIMEOUT = 60.0
+"""Arbitrary; on an emulated machine with others at work it was seen to take more than 20 s."""
 _STOP_TIMEOUT = 10.0
 _LOOK_INTERVAL = 0.002
 """Seconds between two looks at the log; `bench startup` is as exact as that."""

@@ -119,6 +119,8 @@ def _stop_event() -> asyncio.Event:
         handled.remove(signal.SIGHUP)
     for number in handled:
         loop.add_signal_handler(number, stop_now)
+    # Who started us may have had them blocked, which is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
     return stop
 
 
