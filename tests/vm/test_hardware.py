@@ -166,7 +166,7 @@ class TestHardware:
             timeout=LONG,
         )
         report = json.loads(printed)
-        # fio's threads were seen to wait for ever here; what we do with that is test_bench_rounds.py's.
+        # fio's threads were seen to wait for ever here. What we do then is another test's.
         assert all(line.startswith("host, ") for line in report["left_out"]), report["left_out"]
         for test in report["tests"].values():
             assert list(test) == ["host", "mdev/block", "mdev/passthrough", "null", "memory"]
