@@ -46,6 +46,19 @@ def parent(served: Served) -> Iterator[Parent]:
     parent.close()
 
 
+@pytest.fixture
+def above(serve: Callable[..., Served], parent: Parent) -> Served:
+    """A guest's controller, whose namespace is the one of ``served``."""
+    return serve(parent.open("part", 1))
+
+
+@pytest.fixture
+def guest(above: Served) -> Iterator[NvmeHost]:
+    """The driver of ``above``."""
+    with NvmeHost(above.path) as driver:
+        yield driver
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -113,22 +126,20 @@ def test_a_file_that_may_keep_us_waiting_is_not_mapped(
 
 
 def test_doorbells_that_are_cut_off_are_found_out_and_mapped_again(
-    serve: Callable[..., Served], parent: Parent
+    guest: NvmeHost, parent: Parent
 ) -> None:
-    above = serve(parent.open("part", 1))
-    with NvmeHost(above.path) as host:
-        queue = host.create_queue_pair()
-        queue.write(1, 0, DATA)
-        first = parent.host
-        fd = os.memfd_create("doorbells")
-        os.ftruncate(fd, 4096)
-        cut = SharedMapping(fd, 4096, 0)
-        os.ftruncate(fd, 0)
-        os.close(fd)
-        memoryview(cut)[0] = 1
-        first._doorbells = cut
-        until(lambda: parent._host not in {None, first})
-        assert queue.read(1, 0, 8) == DATA
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    first = parent.host
+    fd = os.memfd_create("doorbells")
+    os.ftruncate(fd, 4096)
+    cut = SharedMapping(fd, 4096, 0)
+    os.ftruncate(fd, 0)
+    os.close(fd)
+    memoryview(cut)[0] = 1
+    first._doorbells = cut
+    until(lambda: parent._host not in {None, first})
+    assert queue.read(1, 0, 8) == DATA
 
 
 # -- what it says of itself ------------------------------------------------------------------------
@@ -264,100 +275,93 @@ def test_completions_of_no_command_do_not_use_up_identifiers(host: NvmeHost) -> 
 
 
 def test_a_drive_that_comes_and_goes_leaves_nothing_behind(
-    serve: Callable[..., Served],
+    guest: NvmeHost,
     served: Served,
     parent: Parent,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    above = serve(parent.open("part", 1))
-    with NvmeHost(above.path) as host:
-        queue = host.create_queue_pair()
-        queue.write(1, 0, DATA)
-        before = open_files()
-        for _ in range(3):
-            first = parent.host
-            served.run(served.server.close())
-            served.run(served.server.start())
-            until(lambda first=first: parent._host not in {None, first})
-            assert queue.read(1, 0, 8) == DATA
-        assert open_files() == before
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    before = open_files()
+    for _ in range(3):
+        first = parent.host
+        served.run(served.server.close())
+        served.run(served.server.start())
+        until(lambda first=first: parent._host not in {None, first})
+        assert queue.read(1, 0, 8) == DATA
+    assert open_files() == before
+    guest.close()
     assert "Exception" not in caplog.text
 
 
 def test_a_drive_that_is_never_ready_delays_nobody(
-    serve: Callable[..., Served],
+    guest: NvmeHost,
     served: Served,
     parent: Parent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Attaching to it takes two minutes (CAP.TO), again and again."""
-    above = serve(parent.open("part", 1))
-    with NvmeHost(above.path) as host:
-        host.watch_namespaces()
+    guest.watch_namespaces()
 
-        def lie(offset: int, data: bytes) -> bytes:
-            data = capabilities(to=255)(offset, data)
-            # Ready, and failed.
-            return b"\3\0\0\0" if offset == Register.CSTS else data
+    def lie(offset: int, data: bytes) -> bytes:
+        data = capabilities(to=255)(offset, data)
+        # Ready, and failed.
+        return b"\3\0\0\0" if offset == Register.CSTS else data
 
-        say_of_registers(served, monkeypatch, lie)
-        until(lambda: parent._attempt is not None)
-        attempt = parent._attempt
-        for _ in range(100):
-            host.identify(Cns.CONTROLLER)
-        until(lambda: not host.active_namespaces())
-        assert parent._attempt is attempt
-        monkeypatch.undo()
-        until(host.active_namespaces)
+    say_of_registers(served, monkeypatch, lie)
+    until(lambda: parent._attempt is not None)
+    attempt = parent._attempt
+    for _ in range(100):
+        guest.identify(Cns.CONTROLLER)
+    until(lambda: not guest.active_namespaces())
+    assert parent._attempt is attempt
+    monkeypatch.undo()
+    until(guest.active_namespaces)
 
 
 def test_a_drive_that_comes_back_with_less_is_given_up_and_tried_again(
-    serve: Callable[..., Served],
+    guest: NvmeHost,
     served: Served,
     parent: Parent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    above = serve(parent.open("part", 1))
-    with NvmeHost(above.path) as host:
-        queue = host.create_queue_pair()
-        queue.write(1, 0, DATA)
-        created = NvmeHost.create_queue_pair
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    created = NvmeHost.create_queue_pair
 
-        def create(self: NvmeHost, entries: int = 128, **kwargs: Any) -> IoQueue:
-            if entries == QUEUE_ENTRIES:
-                raise HostError("no queue is left")
-            return created(self, entries, **kwargs)
+    def create(self: NvmeHost, entries: int = 128, **kwargs: Any) -> IoQueue:
+        if entries == QUEUE_ENTRIES:
+            raise HostError("no queue is left")
+        return created(self, entries, **kwargs)
 
-        monkeypatch.setattr(NvmeHost, "create_queue_pair", create)
-        served.run(served.server.close())
-        served.run(served.server.start())
-        sqe = commands.read(1, 0, 8)
-        sqe.prp1 = host.memory.allocate(4096).iova
-        until(lambda: parent._host is None)
-        cid = queue.start(sqe)
-        assert not queue.finish(cid, PATIENCE).ok
-        monkeypatch.undo()
-        until(lambda: host.active_namespaces() == [1])
-        assert queue.read(1, 0, 8) == DATA
+    monkeypatch.setattr(NvmeHost, "create_queue_pair", create)
+    served.run(served.server.close())
+    served.run(served.server.start())
+    sqe = commands.read(1, 0, 8)
+    sqe.prp1 = guest.memory.allocate(4096).iova
+    until(lambda: parent._host is None)
+    cid = queue.start(sqe)
+    assert not queue.finish(cid, PATIENCE).ok
+    monkeypatch.undo()
+    until(lambda: guest.active_namespaces() == [1])
+    assert queue.read(1, 0, 8) == DATA
 
 
 def test_a_drive_that_always_answers_slowly_is_let_go_of_for_a_while(
-    serve: Callable[..., Served], parent: Parent
+    above: Served, guest: NvmeHost, parent: Parent
 ) -> None:
-    above = serve(parent.open("part", 1))
-    with NvmeHost(above.path) as host:
-        queue = host.create_queue_pair()
-        queue.write(1, 0, DATA)
-        # As if a look had taken so long.
-        above.call(parent._charge, time.monotonic() - 6)
-        assert parent._host is not None
-        above.call(parent._charge, time.monotonic() - 6)
-        assert parent._host is None
-        until(lambda: host.active_namespaces() == [])
-        assert parent._attempt is None
-        parent._attach_at = parent._owed_until = 0.0
-        until(lambda: host.active_namespaces() == [1])
-        assert queue.read(1, 0, 8) == DATA
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    # As if a look had taken so long.
+    above.call(parent._charge, time.monotonic() - 6)
+    assert parent._host is not None
+    above.call(parent._charge, time.monotonic() - 6)
+    assert parent._host is None
+    until(lambda: guest.active_namespaces() == [])
+    assert parent._attempt is None
+    parent._attach_at = parent._owed_until = 0.0
+    until(lambda: guest.active_namespaces() == [1])
+    assert queue.read(1, 0, 8) == DATA
 
 
 def test_opening_a_part_of_a_slow_drive_does_not_hold_up_the_others(parent: Parent) -> None:

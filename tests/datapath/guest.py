@@ -52,6 +52,19 @@ class Completion:
     """The error log has an entry."""
 
 
+def eventfd() -> int:
+    """Of a client, for one interrupt."""
+    return os.eventfd(0, os.EFD_NONBLOCK)
+
+
+def signals(fd: int) -> int:
+    """How often it was signalled since the last look."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
 def slept(task: Path) -> int:
     """How often a thread has gone to sleep, by its directory in /proc; a yield is none."""
     status = (task / "status").read_text()

@@ -17,7 +17,20 @@ from nvme_mdev.datapath import queue_table
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 
-from .guest import IOVA, MORE, PAGE, READ, WRITE, Completion, Guest, QueuePair, slept, wait_for
+from .guest import (
+    IOVA,
+    MORE,
+    PAGE,
+    READ,
+    WRITE,
+    Completion,
+    Guest,
+    QueuePair,
+    eventfd,
+    signals,
+    slept,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -336,17 +349,6 @@ def test_an_idle_thread_finds_a_command_that_comes_later(mapped: bool) -> None:
             else:
                 assert guest.table.ring_doorbell(1, queue.tail) == queue_table.DOORBELL_OK
             assert queue.wait().status == 0
-
-
-def eventfd() -> int:
-    return os.eventfd(0, os.EFD_NONBLOCK)
-
-
-def signals(fd: int) -> int:
-    try:
-        return os.eventfd_read(fd)
-    except BlockingIOError:
-        return 0
 
 
 def test_a_completion_raises_the_vector_of_its_queue() -> None:

@@ -12,23 +12,12 @@ import pytest
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.signalling import signal_eventfd
 
-from .guest import READ, Guest, wait_for
+from .guest import READ, Guest, eventfd, signals, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIZE = 1 << 24
-
-
-def eventfd() -> int:
-    return os.eventfd(0, os.EFD_NONBLOCK)
-
-
-def signals(fd: int) -> int:
-    try:
-        return os.eventfd_read(fd)
-    except BlockingIOError:
-        return 0
 
 
 @contextmanager

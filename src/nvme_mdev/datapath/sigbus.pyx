@@ -2,8 +2,8 @@
 
 A peer may shrink the file under a mapping at any time; the kernel then raises SIGBUS at our next
 access. The handler puts zero pages from there to the end of the mapping and returns, so that the
-access goes on: that guest sees zeroes, and nobody else sees anything; a controller below is not rung. A SIGBUS anywhere else goes
-where it went before.
+access goes on: that guest sees zeroes, and nobody else sees anything; a controller below is not rung. A
+SIGBUS anywhere else goes where it went before.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -75,20 +75,24 @@ cdef int sigbus_guard(uint8_t *start, uint64_t size) noexcept nogil:
     return -1
 
 
-cdef void sigbus_release(uint8_t *start) noexcept nogil:
+cdef guard_t *guard_of(uint8_t *start) noexcept nogil:
+    """NULL: there is none."""
     cdef uint32_t i
     for i in range(GUARDS):
         if guards[i].end != 0 and guards[i].start == <uint64_t> start:
-            store_release64(&guards[i].end, 0)
-            return
+            return &guards[i]
+    return NULL
+
+
+cdef void sigbus_release(uint8_t *start) noexcept nogil:
+    cdef guard_t *guard = guard_of(start)
+    if guard != NULL:
+        store_release64(&guard.end, 0)
 
 
 cdef bint sigbus_contained(uint8_t *start) noexcept nogil:
-    cdef uint32_t i
-    for i in range(GUARDS):
-        if guards[i].end != 0 and guards[i].start == <uint64_t> start:
-            return load_relaxed32(&guards[i].contained) != 0
-    return False
+    cdef guard_t *guard = guard_of(start)
+    return guard != NULL and load_relaxed32(&guard.contained) != 0
 
 
 cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:

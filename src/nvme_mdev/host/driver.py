@@ -41,6 +41,7 @@ from nvme_mdev.spec.nvme_identify import (
 )
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
+from nvme_mdev.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from typing import Self
@@ -72,8 +73,6 @@ _SHUTDOWN_TIMEOUT = 10.0
 _CHANGED_LIST_SIZE = 4096
 _LEAST_LBADS = 9
 """Blocks have 512 bytes at least (NVM Command Set, figure *LBA Format*)."""
-_MOST_BYTES = 1 << 63
-"""Of a namespace: what a signed number of bytes counts, as for files."""
 _MOST_NAMESPACES = 65536
 """What a list of active namespaces is believed to have; ours has 1024 at most."""
 _GONE = 0xFFFF_FFFF
@@ -662,9 +661,8 @@ class NvmeHost:
 
     def _active_namespace(self, nsid: int) -> Namespace:
         identify = self.identify_namespace(nsid)
-        flbas = identify.flbas & 0xF | (identify.flbas >> 5 & 0x3) << 4
-        lbads = identify.lbaf[flbas].lbads
-        if not _LEAST_LBADS <= lbads < 32 or identify.nsze << lbads >= _MOST_BYTES:
+        lbads = identify.lbaf[identify.format_index].lbads
+        if not _LEAST_LBADS <= lbads < 32 or identify.nsze << lbads > MAX_SIZE:
             raise HostError(
                 f"namespace {nsid} makes no sense: {identify.nsze} blocks of 2^{lbads} bytes"
             )

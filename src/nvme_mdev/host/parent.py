@@ -16,7 +16,7 @@ import functools
 import logging
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
@@ -36,7 +36,7 @@ from nvme_mdev.host.partitions import Extent, find_partition
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nvme_mdev.datapath.iothread import IOThread
     from nvme_mdev.host.io import IoQueue
@@ -127,14 +127,14 @@ def _charged(
 ) -> Callable[Concatenate[Parent, P], R]:
     """Likewise; it runs on the control plane's thread, and its time is counted."""
 
+    @_alone
     @functools.wraps(method)
     def charged(self: Parent, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lock:
-            started = time.monotonic()
-            try:
-                return method(self, *args, **kwargs)
-            finally:
-                self._charge(started)
+        started = time.monotonic()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._charge(started)
 
     return charged
 
@@ -284,7 +284,7 @@ class Parent:
         """
         namespace = self.host.namespace(nsid).identify
         size = block_size_of(namespace)
-        extent = Extent(0, blocks_of(namespace))
+        extent = Extent(0, namespace.nsze)
         if partition is not None:
             extent = self._partition(nsid, partition, size, namespace.nsze)
         if offset % size or (length or 0) % size:
@@ -348,17 +348,23 @@ class Parent:
         if host is not None:
             host.close()
 
+    @contextmanager
+    def _unless_busy(self) -> Iterator[bool]:
+        """Alone, or False: another thread opens a part of it, which may take long."""
+        free = self._lock.acquire(blocking=False)
+        try:
+            yield free
+        finally:
+            if free:
+                self._lock.release()
+
     def current_blocks(self, backend: NvmeBackend) -> int:
         """Looks after the controller, too: it is what is asked every second.
 
-        While another thread opens a part of it, which may take long: as it was.
+        While another thread opens a part of it: as it was.
         """
-        if not self._lock.acquire(blocking=False):
-            return backend.size // backend.block_size
-        try:
-            return self._current_blocks(backend)
-        finally:
-            self._lock.release()
+        with self._unless_busy() as free:
+            return self._current_blocks(backend) if free else backend.size // backend.block_size
 
     @_charged
     def _current_blocks(self, backend: NvmeBackend) -> int:
@@ -387,12 +393,8 @@ class Parent:
 
     def is_read_only(self, backend: NvmeBackend) -> bool:
         """By itself, or because the user wants it so."""
-        if not self._lock.acquire(blocking=False):
-            return backend.read_only
-        try:
-            return self._is_read_only(backend)
-        finally:
-            self._lock.release()
+        with self._unless_busy() as free:
+            return self._is_read_only(backend) if free else backend.read_only
 
     @_charged
     def _is_read_only(self, backend: NvmeBackend) -> bool:

@@ -702,6 +702,11 @@ class IdentifyNamespace(ctypes.LittleEndianStructure):
     lbaf: ctypes.Array[LbaFormat]
     vs: ctypes.Array[c_uint8]
 
+    @property
+    def format_index(self) -> int:
+        """Which of ``lbaf`` is in use (FLBAS, bits 3:0 and 6:5)."""
+        return self.flbas & 0xF | (self.flbas >> 5 & 0x3) << 4
+
 
 class IdentifyNamespaceNvm(ctypes.LittleEndianStructure):
     """Identify Namespace of the NVM command set, 4096 bytes (CNS 05h, CSI 00h)."""

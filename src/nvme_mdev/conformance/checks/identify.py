@@ -186,7 +186,7 @@ def namespace_sizes_make_sense(subject: Subject) -> None:
 def the_lba_format_is_one_of_the_list(subject: Subject) -> None:
     """FLBAS names a format of the list, whose blocks have at least 512 bytes."""
     identify = subject.namespace.identify
-    index = identify.flbas & 0xF | identify.flbas >> 1 & 0x30
+    index = identify.format_index
     require(index <= identify.nlbaf, f"format {index} of {identify.nlbaf + 1}")
     require(identify.lbaf[index].lbads >= 9, f"LBADS is {identify.lbaf[index].lbads}")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Sgls, Vwc
+from nvme_mdev.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 MAX_TRANSFER = 2 << 20
 _PAGE_SIZE = 4096
 _BLOCK_SIZES = (512, 4096)
-_MOST_BYTES = 1 << 63
-"""Of a namespace: what a signed number of bytes counts, as for files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +130,7 @@ class DriveNamespace:
 
 def block_size_of(namespace: IdentifyNamespace) -> int:
     """Bytes of a logical block; ValueError: a format that cannot be served."""
-    index = namespace.flbas & 0xF | (namespace.flbas >> 5 & 0x3) << 4
-    current = namespace.lbaf[index]
+    current = namespace.lbaf[namespace.format_index]
     # Any byte can be there, and 2^255 is no number to read.
     size = 1 << current.lbads if current.lbads < 32 else 0
     if size not in _BLOCK_SIZES or current.ms:
@@ -146,7 +144,7 @@ def block_size_of(namespace: IdentifyNamespace) -> int:
 
 def blocks_of(namespace: IdentifyNamespace) -> int:
     """Its logical blocks; ValueError: more than can be counted in bytes, or `block_size_of`'s."""
-    if namespace.nsze * block_size_of(namespace) >= _MOST_BYTES:
+    if namespace.nsze * block_size_of(namespace) > MAX_SIZE:
         raise ValueError(f"it has {namespace.nsze} blocks: no medium is as large as that")
     return namespace.nsze
 
