@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.cli.test_restart import killed_again_and_again
+from tests.cli.deaths import killed_again_and_again, serving_pid
 
 from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.spec.nvme_commands import AsyncEventType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,25 @@ def test_verified_io_goes_on_while_either_daemon_is_killed(
     assert enough.is_set()
     assert above.stop().status == 0
     assert below.stop().status == 0
+
+
+def test_a_drive_that_has_other_blocks_after_a_kill_is_not_served_any_more(
+    here: Path, serve: Serve
+) -> None:
+    """What was in flight would be executed again in other places."""
+    below = serve("drive.img", "--size", "8M", "--socket", "drive")
+    above = serve("direct:vfio-user:drive", "--socket", "vm1")
+    with NvmeHost(here / "vm1") as host:
+        host.watch_namespaces()
+        pid = serving_pid(above)
+        os.kill(pid, signal.SIGSTOP)
+        assert below.stop().status == 0
+        serve("drive.img", "--block-size", "4096", "--socket", "drive")
+        os.kill(pid, signal.SIGKILL)
+        assert [event.event_type for event in host.events(30)] == [AsyncEventType.NOTICE]
+        assert host.active_namespaces() == []
+    assert "is not served any more: direct:vfio-user:" in (said := above.stop().err)
+    assert "its blocks have 4096 bytes" in said
 
 
 @pytest.mark.parametrize(

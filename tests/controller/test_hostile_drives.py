@@ -21,8 +21,9 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, HostError, TransportError
 from nvme_mdev.host.parent import QUEUE_ENTRIES, Parent
 from nvme_mdev.host.transport import MOST_DOORBELLS, Transport
-from nvme_mdev.spec.nvme_identify import Cns, IdentifyNamespace
+from nvme_mdev.spec.nvme_identify import Cns, IdentifyController, IdentifyNamespace
 from nvme_mdev.spec.nvme_registers import Cap, Register
+from nvme_mdev.spec.nvme_status import GenericStatus
 from nvme_mdev.spec.vfio_user import PciRegion
 from nvme_mdev.vfio_user.device import RegionInfo, SparseArea
 
@@ -175,7 +176,8 @@ def say_of_namespace(monkeypatch: pytest.MonkeyPatch, **changes: int) -> None:
     def identify(host: NvmeHost, nsid: int) -> IdentifyNamespace:
         data = told(host, nsid)
         data.nsze = changes.get("nsze", data.nsze)
-        data.lbaf[0].lbads = changes.get("lbads", data.lbaf[0].lbads)
+        data.lbaf[data.format_index].lbads = changes.get("lbads", data.lbaf[0].lbads)
+        data.nguid[0] ^= changes.get("nguid", 0)
         return data
 
     monkeypatch.setattr(NvmeHost, "identify_namespace", identify)
@@ -292,6 +294,60 @@ def test_a_drive_that_comes_and_goes_leaves_nothing_behind(
     assert open_files() == before
     guest.close()
     assert "Exception" not in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"lbads": 12}, {"nguid": 1}], ids=["format", "namespace"])
+def test_nothing_is_executed_again_on_what_a_namespace_has_become(
+    guest: NvmeHost, served: Served, monkeypatch: pytest.MonkeyPatch, change: dict[str, int]
+) -> None:
+    """A write that was outstanding when the drive went away would be in another place."""
+    guest.watch_namespaces()
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    below = served.controller.queues
+    served.run(served.controller.pause())
+    buffer = guest.memory.allocate(4096)
+    sqe = commands.write(1, 0, 8)
+    sqe.prp1 = buffer.iova
+    cid = queue.start(sqe)
+    say_of_namespace(monkeypatch, **change)
+    served.run(served.server.close())
+    served.call(served.controller.resume)
+    before = served.call(lambda: below.statistics().translated.count)
+    served.run(served.server.start())
+    assert queue.finish(cid, PATIENCE).status.code == GenericStatus.INTERNAL_ERROR
+    until(lambda: not guest.active_namespaces())
+    assert served.call(lambda: below.statistics().translated.count) == before
+    monkeypatch.undo()
+    served.call(served.controller.events.namespace_changed, 1)
+    until(lambda: guest.active_namespaces() == [1])
+    assert queue.read(1, 0, 8) == DATA
+
+
+def test_another_drive_in_the_place_of_one_is_not_taken_for_it(
+    guest: NvmeHost,
+    served: Served,
+    parent: Parent,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue = guest.create_queue_pair()
+    queue.write(1, 0, DATA)
+    told = NvmeHost.identify_controller
+
+    def identify(host: NvmeHost) -> IdentifyController:
+        data = told(host)
+        data.sn = b"another"
+        return data
+
+    with monkeypatch.context() as other:
+        other.setattr(NvmeHost, "identify_controller", identify)
+        served.run(served.server.close())
+        served.run(served.server.start())
+        until(lambda: "another controller is there now, with serial number" in caplog.text)
+        until(lambda: not guest.active_namespaces())
+    until(lambda: guest.active_namespaces() == [1])
+    assert queue.read(1, 0, 8) == DATA
 
 
 def test_a_drive_that_is_never_ready_delays_nobody(

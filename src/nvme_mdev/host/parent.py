@@ -96,6 +96,8 @@ class _Claim:
     start: int
     blocks: int | None
     read_only: bool
+    unique: bytes
+    """NGUID and EUI64, zeros where it has none: they stay through a format (Base 4.7.1)."""
 
     def overlaps(self, other: _Claim) -> bool:
         if self.nsid != other.nsid:
@@ -206,6 +208,8 @@ class Parent:
         self._maps: dict[int, tuple[int, int, int, bool]] = {}
         self._claims: dict[NvmeBackend, _Claim] = {}
         self._namespaces: dict[int, IdentifyNamespace] = {}
+        #: Serial number of the controller.
+        self._serial: bytes | None = None
         self._aborted: set[tuple[IOThread, int]] = set()
         #: Targets are opened in a thread of their own, while others are served.
         self._lock = threading.RLock()
@@ -256,9 +260,21 @@ class Parent:
             raise AttachError(
                 f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
             )
+        identify = host.identify_controller()
+        serial = bytes(identify.sn)
+        if self._serial not in {None, serial}:
+            raise AttachError(
+                f"{self.address}: another controller is there now, with serial number"
+                f" {serial.decode('ascii', 'replace').strip()}"
+            )
+        self._serial = serial
         self._namespaces.clear()
         host.listen_for_request()
         host.watch_namespaces()
+        # Before anything is executed again, which could be in other places now.
+        for backend in self._claims:
+            with suppress(OSError):
+                self._namespace(backend)
         with self._own_lock:
             self._own = host.create_queue_pair(_OWN_ENTRIES)
         for share in self._shares.values():
@@ -294,7 +310,7 @@ class Parent:
         blocks = None if whole else (length or extent.blocks * size - offset) // size
         if blocks is not None and not 0 < blocks <= extent.blocks - offset // size:
             raise ValueError("offset and length do not lie within")
-        claim = _Claim(nsid, size, start, blocks, read_only)
+        claim = _Claim(nsid, size, start, blocks, read_only, _unique(namespace))
         if any(claim.overlaps(other) for other in self._claims.values()):
             raise OSError(errno.EBUSY, "this part of the drive is being served already", name)
         controller, nvm = self.host.identify_controller(), self.host.identify_controller_nvm()
@@ -372,18 +388,30 @@ class Parent:
         claim = self._claims[backend]
         if self._away_since is not None and not self._gone:
             return backend.size // claim.block_size
-        namespace = self._namespace(claim)
+        namespace = self._namespace(backend)
         rest = max(namespace.nsze - claim.start, 0)
         return rest if claim.blocks is None else min(rest, claim.blocks)
 
-    def _namespace(self, claim: _Claim) -> IdentifyNamespace:
-        """As it is now; OSError: it is not what it was."""
+    def _namespace(self, backend: NvmeBackend) -> IdentifyNamespace:
+        """As it is now; OSError: it is not what it was, and is given no commands."""
+        lost = True
+        try:
+            namespace = self._identified(self._claims[backend])
+            lost = False
+        finally:
+            backend.lost = lost
+        return namespace
+
+    def _identified(self, claim: _Claim) -> IdentifyNamespace:
+        """The namespace of a claim as it is now; OSError: it is not what it was."""
         try:
             if claim.nsid not in self._namespaces:
                 self._namespaces[claim.nsid] = self.host.identify_namespace(claim.nsid)
             namespace = self._namespaces[claim.nsid]
             if not namespace.nsze:
                 raise OSError(errno.ENODEV, "the controller has no such namespace any more")
+            if _unique(namespace) != claim.unique:
+                raise OSError(errno.ENODEV, "it is another namespace now")
             if block_size_of(namespace) != claim.block_size:
                 raise OSError(errno.ENODEV, "it was formatted with other blocks")
             blocks_of(namespace)  # has its own complaint
@@ -401,7 +429,7 @@ class Parent:
         claim = self._claims[backend]
         if claim.read_only or self._away_since is not None:
             return backend.read_only
-        return bool(self._namespace(claim).nsattr & 1)
+        return bool(self._namespace(backend).nsattr & 1)
 
     def flush(self, backend: NvmeBackend) -> None:
         """From any thread: on the queue pair that no guest uses."""
@@ -654,6 +682,10 @@ class Parent:
         self._namespaces.clear()
         for share in self._shares.values():
             share.queue.fail()
+
+
+def _unique(namespace: IdentifyNamespace) -> bytes:
+    return bytes(namespace.nguid) + bytes(namespace.eui64)
 
 
 def settable_aside(host: NvmeHost) -> int:

@@ -49,6 +49,9 @@ class Backing:
     def record(self) -> BackingRecord:
         """For the next process, which opens it again: what has to be made is there by then."""
         access = replace(self.access, create_size=None, limits={})
+        if self.target.kind == "direct":
+            # What is executed again would be in another place if a drive had other blocks by then.
+            access = replace(access, block_size=self.backend.block_size)
         return BackingRecord(
             self.number,
             self.target.text,

@@ -33,7 +33,8 @@ class LowerQueue:
         """Drive zeroed rings from their start; what was outstanding is executed again.
 
         The controller below has been reset: it touches nothing of what it was given before. What
-        expired meanwhile ends (Command Abort Requested).
+        expired meanwhile ends (Command Abort Requested), and so do commands for a namespace that is
+        lost (Internal Error).
 
         `pages`: one of 4 KiB an entry, which the controller below sees at `pages_iova`.
         """
@@ -83,5 +84,8 @@ class NvmeBackend(Backend):
     """A namespace, or a range of one, of a controller below."""
 
     parent: Parent
+    #: What is below is not what it was (another format, another drive): commands fail (Internal
+    #: Error) from the next that an IOThread takes on, and none is executed again.
+    lost: bool
 
     def __init__(self, parent: Parent, drive: DriveNamespace) -> None: ...

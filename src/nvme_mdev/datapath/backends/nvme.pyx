@@ -261,10 +261,21 @@ cdef void nvme_cancel(iothread_t *thread, request_t *request) noexcept nogil:
     controller below."""
 
 
+cdef void lost_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    """What is below is not what the command was meant for."""
+    request.status = SC_INTERNAL_ERROR
+    request_done(thread, request)
+
+
 cdef backend_ops_t nvme_ops
 nvme_ops.submit = nvme_submit
 nvme_ops.complete = nvme_complete
 nvme_ops.cancel = nvme_cancel
+
+cdef backend_ops_t lost_ops
+lost_ops.submit = lost_submit
+lost_ops.complete = nvme_complete
+lost_ops.cancel = nvme_cancel
 
 
 # -- the control plane's side -----------------------------------------------------------------------
@@ -360,7 +371,7 @@ cdef class LowerQueue:
     cdef void _take_back(self, uint32_t status) noexcept:
         """What is outstanding ends with a status, or (0) waits to be posted again, before the rest.
 
-        What has expired ends in any case: its time is over.
+        What has expired ends in any case: its time is over; so does what its namespace is lost for.
         """
         cdef lower_t *lower = &self.lower
         cdef chain_t rest = lower.waiting
@@ -381,6 +392,8 @@ cdef class LowerQueue:
     cdef void _put_back(self, request_t *request, uint32_t status) noexcept:
         if request.flags & REQUEST_EXPIRED:
             request.status = SC_ABORT_REQUESTED
+        elif request.ns.backend.ops == &lost_ops:
+            request.status = SC_INTERNAL_ERROR
         elif status:
             request.status = <uint16_t> status
         else:
@@ -436,6 +449,15 @@ cdef class NvmeBackend(DriveBackend):
         self.describe(drive)
         self.sgls = int(drive.sgls)
         self.backend.ops = &nvme_ops
+
+    @property
+    def lost(self):
+        return self.backend.ops == &lost_ops
+
+    @lost.setter
+    def lost(self, bint lost):
+        # One pointer: an IOThread sees the one or the other.
+        self.backend.ops = &lost_ops if lost else &nvme_ops
 
     cdef void *open_way(self, IOThread iothread) except NULL:
         cdef LowerQueue queue = self.parent.take_queue(iothread)
