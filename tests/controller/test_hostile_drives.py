@@ -17,6 +17,7 @@ import pytest
 
 from nvme_mdev.datapath.shared_mapping import SharedMapping
 from nvme_mdev.host import commands
+from nvme_mdev.host.block_device import BlockDevice
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, HostError, TransportError
 from nvme_mdev.host.parent import QUEUE_ENTRIES, Parent
@@ -190,6 +191,11 @@ def test_pages_that_are_larger_than_the_guests_are_refused(
     say_of_registers(served, monkeypatch, capabilities(mpsmin=1))
     with pytest.raises(AttachError, match=r"8192 bytes at least \(CAP\.MPSMIN\)"):
         Parent(str(served.path))
+    with (
+        NvmeHost(served.path) as host,
+        pytest.raises(AttachError, match=r"8192 bytes at least \(CAP\.MPSMIN\)"),
+    ):
+        BlockDevice(host, 1)
 
 
 def test_queues_that_hold_no_command_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from nvme_mdev.host.memory import (
     prps_for,
     write_prp_list,
 )
+from nvme_mdev.host.transport import PrivateMemory
 
 IOVA = 0x1_0000_0000
 
@@ -135,3 +137,30 @@ def test_a_window_can_be_closed_while_views_are_held():
     view = memory.allocate(PAGE_SIZE).view
     memory.close()
     assert view[0] == 0
+
+
+def test_a_message_is_done_with_a_window_before_it_is_taken_away():
+    """A thread of its own answers them, which a released view would end."""
+    memory = PrivateMemory()
+    found = threading.Event()
+
+    class Window(DmaMemory):
+        def holds(self, iova: int, size: int = 1) -> bool:
+            found.set()
+            remover.join(0.2)
+            return super().holds(iova, size)
+
+    window = Window(PAGE_SIZE, IOVA)
+    memory.add(window)
+
+    def remove() -> None:
+        found.wait()
+        memory.remove(window)
+        window.close()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    memory.write(IOVA, b"\1" * PAGE_SIZE)
+    remover.join()
+    with pytest.raises(OSError, match="in no window"):
+        memory.read(IOVA, 1)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.errors import UserError
-from nvme_mdev.host.errors import AttachError, HostError
+from nvme_mdev.host.errors import HostError
 from nvme_mdev.host.memory import PAGE_SIZE, round_up
 from nvme_mdev.host.ublk import UblkQueue, control
 from nvme_mdev.spec import ublk
@@ -158,12 +158,7 @@ class BlockDevice:
                 f"namespace {nsid} has blocks of {self.namespace.block_size} bytes: the host's"
                 f" block devices have {_SECTOR} to {PAGE_SIZE}"
             )
-        if not host.doorbells_mapped:
-            raise AttachError("its doorbells cannot be mapped: serve it with --mapped-doorbells")
-        if host.page_size != PAGE_SIZE:
-            raise AttachError(
-                f"its pages have {host.page_size} bytes at least (CAP.MPSMIN): 4096 are needed"
-            )
+        host.check_native()
         host.listen_for_request()
         host.watch_namespaces()
         limit = host.max_transfer or MAX_BUFFER

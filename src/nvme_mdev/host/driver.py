@@ -24,7 +24,7 @@ from nvme_mdev.host.errors import (
     TransportError,
 )
 from nvme_mdev.host.io import CommandQueue, IoQueue, Reply, Rings
-from nvme_mdev.host.memory import DmaMemory, round_up
+from nvme_mdev.host.memory import PAGE_SIZE, DmaMemory, round_up
 from nvme_mdev.host.transport import Transport
 from nvme_mdev.host.vfio import PREFIX as VFIO
 from nvme_mdev.host.vfio import VfioTransport
@@ -264,6 +264,22 @@ class NvmeHost:
     def doorbells_mapped(self) -> bool:
         """The server offers the doorbells as memory, and we use it."""
         return self._doorbells is not None
+
+    def check_native(self) -> None:
+        """AttachError: queues of it cannot be driven by threads without Python.
+
+        Those ring doorbells in mapped memory, and describe data by pages of 4 KiB.
+        """
+        if self.page_size != PAGE_SIZE:
+            raise AttachError(
+                f"{self.transport.path}: its pages have {self.page_size} bytes at least"
+                f" (CAP.MPSMIN): {PAGE_SIZE} are needed"
+            )
+        if not self.doorbells_mapped:
+            raise AttachError(
+                f"{self.transport.path}: its doorbells cannot be mapped: serve it with"
+                " --mapped-doorbells"
+            )
 
     def _doorbell_view(self, qid: int, *, completion: bool) -> memoryview | None:
         """A doorbell in mapped memory, or None when the mapping does not reach it."""

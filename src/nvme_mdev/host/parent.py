@@ -251,15 +251,7 @@ class Parent:
 
     def _set_up(self, host: NvmeHost) -> None:
         """After each enabling: what the controller has forgotten."""
-        if host.page_size != PAGE_SIZE:
-            raise AttachError(
-                f"{self.address}: its pages have {host.page_size} bytes at least (CAP.MPSMIN):"
-                f" the lists of a guest are of {PAGE_SIZE}"
-            )
-        if not host.doorbells_mapped:
-            raise AttachError(
-                f"{self.address}: its doorbells cannot be mapped: serve it with --mapped-doorbells"
-            )
+        host.check_native()
         identify = host.identify_controller()
         serial = bytes(identify.sn)
         if self._serial not in {None, serial}:

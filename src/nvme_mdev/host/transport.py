@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import select
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,21 +62,38 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 class PrivateMemory:
-    """Windows that only messages reach (`nvme_mdev.vfio_user.serving_client.Memory`)."""
+    """Windows that only messages reach (`nvme_mdev.vfio_user.serving_client.Memory`).
+
+    Messages are answered by a thread of their own: what it writes has arrived in a window that is
+    taken away, or never does.
+    """
 
     def __init__(self) -> None:
-        self.windows: list[DmaMemory] = []
+        self._windows: list[DmaMemory] = []
+        self._lock = threading.Lock()
+
+    def add(self, window: DmaMemory) -> None:
+        """One more."""
+        with self._lock:
+            self._windows.append(window)
+
+    def remove(self, window: DmaMemory) -> None:
+        """One less; nothing is written to it any more."""
+        with self._lock:
+            self._windows.remove(window)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of a range; OSError: it is in no window."""
-        return bytes(self._view(address, size))
+        with self._lock:
+            return bytes(self._view(address, size))
 
     def write(self, address: int, data: bytes) -> None:
         """Bytes into a range; OSError: it is in no window."""
-        self._view(address, len(data))[:] = data
+        with self._lock:
+            self._view(address, len(data))[:] = data
 
     def _view(self, address: int, size: int) -> memoryview:
-        for window in self.windows:
+        for window in self._windows:
             if window.holds(address, size):
                 start = address - window.iova
                 return window.view[start : start + size]
@@ -228,7 +246,7 @@ class Transport:
         flags = DmaMapFlags.READ | DmaMapFlags.WRITE
         with self._errors(f"DMA_MAP of {window.size} bytes at {window.iova:#x}"):
             if self.private_memory is not None:
-                self.private_memory.windows.append(window)
+                self.private_memory.add(window)
             fd = window.fd if self.private_memory is None else None
             self.client.dma_map(DmaMap(window.iova, window.size, 0, flags), fd)
 
@@ -236,8 +254,8 @@ class Transport:
         """Take a window away from the controller."""
         with self._errors(f"DMA_UNMAP of {window.size} bytes at {window.iova:#x}"):
             self.client.dma_unmap(window.iova, window.size)
-            if self.private_memory is not None and window in self.private_memory.windows:
-                self.private_memory.windows.remove(window)
+            if self.private_memory is not None:
+                self.private_memory.remove(window)
 
     def map_file(self, iova: int, size: int, fd: int, offset: int, *, writable: bool) -> None:
         """Let the controller see ``size`` bytes of a file from ``offset`` on."""
