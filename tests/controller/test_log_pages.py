@@ -156,7 +156,7 @@ def test_the_vendors_page_has_the_data_paths_counters(host: NvmeHost) -> None:
         queue.flush(1)
     page = host.get_log_page(PATH_COUNTERS_LID, 512)
     data = PathCountersLog.from_buffer_copy(page)
-    assert (data.magic, data.version) == (PATH_COUNTERS_MAGIC, 1)
+    assert (data.magic, data.version) == (PATH_COUNTERS_MAGIC, 2)
     assert data.translated.count == data.completed.count == 7
     assert data.tsc_hz > 0
 

@@ -362,7 +362,30 @@ def test_a_completion_raises_the_vector_of_its_queue() -> None:
         statistics = guest.table.statistics()
         assert statistics.translated.count == statistics.completed.count == 1
         assert statistics.interrupts.count == 1
-        assert statistics.translated.cycles > 0
+
+
+def test_some_of_the_turns_are_timed() -> None:
+    with null_guest() as guest:
+        fd = eventfd()
+        guest.table.set_vector(1, os.dup(fd))
+        queue = guest.queue(1, 16)
+        page = guest.allocate(1)
+        done = 0
+
+        def timed() -> bool:
+            nonlocal done
+            assert queue.run(read_command(queue, page)).status == 0
+            done += 1
+            found = guest.table.statistics()
+            counters = (found.translated, found.completed, found.interrupts)
+            return all(counter.timed and counter.cycles for counter in counters)
+
+        wait_for(timed, "a turn that is timed")
+        statistics = guest.table.statistics()
+        assert statistics.translated.count == statistics.completed.count == done
+        assert statistics.translated.timed <= done
+        assert statistics.translated.mean_ns > 0
+        os.close(fd)
 
 
 def test_a_masked_vector_delivers_when_it_is_unmasked() -> None:

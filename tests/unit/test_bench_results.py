@@ -47,7 +47,7 @@ def direction(commands: int = 2) -> Direction:
 
 
 def result() -> BenchResult:
-    counters = DeviceCounters(10**9, Counter(4, 400), Counter(4, 200), Counter(0, 0))
+    counters = DeviceCounters(10**9, Counter(4, 2, 200), Counter(4, 4, 200), Counter(0, 0, 0))
     job = Job(rw=Pattern.RANDREAD, iodepth=2)
     jobs = [JobResult(direction(), Direction()), JobResult(direction(), Direction())]
     return BenchResult(job, jobs, {"model": "nvme-mdev"}, counters)
@@ -101,26 +101,31 @@ def test_json_tells_the_daemons_counters():
     assert counters["interrupts_sent"]["mean_ns"] == 0
 
 
-def page(magic: int = 0x56444D4E, version: int = 1) -> bytes:
-    return struct.pack("<IIQ6Q", magic, version, 2 * 10**9, 1, 2, 3, 4, 5, 6).ljust(LOG_SIZE, b"\0")
+def page(magic: int = 0x56444D4E, version: int = 2) -> bytes:
+    counters = (4, 1, 2, 5, 3, 4, 7, 5, 6)
+    return struct.pack("<IIQ9Q", magic, version, 2 * 10**9, *counters).ljust(LOG_SIZE, b"\0")
 
 
 def test_the_counters_log_page_is_read():
     counters = DeviceCounters.unpack(page())
-    assert counters == DeviceCounters(2 * 10**9, Counter(1, 2), Counter(3, 4), Counter(5, 6))
+    assert counters == DeviceCounters(
+        2 * 10**9, Counter(4, 1, 2), Counter(5, 3, 4), Counter(7, 5, 6)
+    )
     assert page()[:4] == b"NMDV"
     assert counters.mean_ns(counters.translated) == 1.0
 
 
-@pytest.mark.parametrize("strange", [page(magic=0), page(version=2), bytes(LOG_SIZE)])
+@pytest.mark.parametrize("strange", [page(magic=0), page(version=1), bytes(LOG_SIZE)])
 def test_a_strange_log_page_tells_nothing(strange):
     assert DeviceCounters.unpack(strange) is None
 
 
 def test_counters_of_a_run_are_what_was_added():
-    before = DeviceCounters(1, Counter(1, 10), Counter(2, 20), Counter(3, 30))
-    after = DeviceCounters(1, Counter(5, 50), Counter(2, 20), Counter(4, 31))
-    assert after.since(before) == DeviceCounters(1, Counter(4, 40), Counter(0, 0), Counter(1, 1))
+    before = DeviceCounters(1, Counter(9, 1, 10), Counter(9, 2, 20), Counter(9, 3, 30))
+    after = DeviceCounters(1, Counter(19, 5, 50), Counter(9, 2, 20), Counter(10, 4, 31))
+    assert after.since(before) == DeviceCounters(
+        1, Counter(10, 4, 40), Counter(0, 0, 0), Counter(1, 1, 1)
+    )
 
 
 def shown(table) -> str:

@@ -38,7 +38,7 @@ from nvme_mdev.errors import UserError
 from nvme_mdev.host.workload import bucket_index
 
 SECOND = 10**9
-COUNTERS = DeviceCounters(10**9, Counter(10, 1000), Counter(10, 500), Counter(0, 0))
+COUNTERS = DeviceCounters(10**9, Counter(10, 5, 500), Counter(10, 5, 250), Counter(0, 0, 0))
 
 
 def histogram(ns: int, count: int) -> Histogram:

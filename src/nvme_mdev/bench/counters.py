@@ -3,7 +3,7 @@
 Only a controller whose model number is ours is asked, since other products use that page for
 something else. The page has 512 bytes, little endian: magic ``NMDV``, version (32 bits), rate of
 the time-stamp counter (64 bits, Hz), then for commands translated, commands completed and
-interrupts sent a count and the cycles spent, 64 bits each.
+interrupts sent a count, how many of these were timed, and the cycles spent on those, 64 bits each.
 """
 
 from __future__ import annotations
@@ -31,23 +31,28 @@ LOG_SIZE = ctypes.sizeof(PathCountersLog)
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """How often something was done, and the time-stamp counter cycles spent on it."""
+    """How often something was done, and the time-stamp counter cycles spent on those timed."""
 
     count: int
+    timed: int
     cycles: int
 
     def since(self, before: Counter) -> Counter:
         """What was added after ``before``."""
-        return Counter(self.count - before.count, self.cycles - before.cycles)
+        return Counter(
+            self.count - before.count, self.timed - before.timed, self.cycles - before.cycles
+        )
 
     def plus(self, other: Counter) -> Counter:
         """Both together."""
-        return Counter(self.count + other.count, self.cycles + other.cycles)
+        return Counter(
+            self.count + other.count, self.timed + other.timed, self.cycles + other.cycles
+        )
 
     @property
     def mean_cycles(self) -> float:
-        """Cycles for one; 0 when there was none."""
-        return self.cycles / self.count if self.count else 0.0
+        """Cycles for one; 0 when none was timed."""
+        return self.cycles / self.timed if self.timed else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class DeviceCounters:
         if not known or log.tsc_hz == 0:
             return None
         counters = [
-            Counter(counter.count, counter.cycles)
+            Counter(counter.count, counter.timed, counter.cycles)
             for counter in (log.translated, log.completed, log.interrupts)
         ]
         return cls(log.tsc_hz, *counters)

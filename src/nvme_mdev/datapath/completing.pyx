@@ -12,8 +12,8 @@ from nvme_mdev.datapath.queues cimport (
 )
 from nvme_mdev.datapath.runtime cimport (
     DONE_CAPACITY, ENTRIES_URGENT, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, OP_COMPARE, OP_COPY,
-    OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, aggregation_t, cq_t, iothread_t, request_t,
-    sq_t,
+    OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, aggregation_t, cq_t, iothread_t, is_timed,
+    request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     LOCATION_NONE, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_MORE,
@@ -122,16 +122,20 @@ cdef bint complete_compound(iothread_t *thread, request_t *request) noexcept nog
 
 cdef inline void interrupt_for(iothread_t *thread, cq_t *cq) noexcept nogil:
     """Raise a CQ's interrupt for what was posted since the last, or hold it back."""
-    cdef uint64_t before
+    cdef bint timed = is_timed(thread)
+    cdef uint64_t before = 0
     if cq.interrupts != INTERRUPTS_AT_ONCE and (
             cq.interrupts == INTERRUPTS_NONE or tell_relay(cq) or hold_back(thread, cq)):
         cq.dirty = 0
         return
     cq.dirty = 0
-    before = read_tsc()
+    if timed:
+        before = read_tsc()
     if raise_interrupt(cq):
         cq.path_counters.interrupts += 1
-        cq.path_counters.interrupt_cycles += read_tsc() - before
+        if timed:
+            cq.path_counters.interrupts_timed += 1
+            cq.path_counters.interrupt_cycles += read_tsc() - before
 
 
 cdef void send_held_back(iothread_t *thread) noexcept nogil:
@@ -147,6 +151,7 @@ cdef void send_held_back(iothread_t *thread) noexcept nogil:
             cq = raise_held_back(thread, aggregation)
             if cq != NULL:
                 cq.path_counters.interrupts += 1
+                cq.path_counters.interrupts_timed += 1
                 cq.path_counters.interrupt_cycles += read_tsc() - now
         aggregation = following
 
@@ -200,9 +205,11 @@ cdef inline uint32_t post_run(iothread_t *thread, uint32_t first) noexcept nogil
 
 cdef inline void post_done(iothread_t *thread) noexcept nogil:
     # There is at least one. The cycles go to the controller of the last: batches seldom mix.
-    cdef uint64_t before = read_tsc()
+    cdef bint timed = is_timed(thread)
+    cdef uint64_t before = read_tsc() if timed else 0
     cdef uint32_t i = 0
     cdef uint32_t end
+    cdef uint32_t posted = 0
     cdef path_counters_t *counters = thread.done[0].sq.path_counters
     cdef cq_t *touched[DONE_CAPACITY]
     cdef cq_t *cq
@@ -224,9 +231,12 @@ cdef inline void post_done(iothread_t *thread) noexcept nogil:
             release_one(thread.done[i])
         counters = cq.path_counters
         counters.completed += end - i
+        posted += end - i
         i = end
     thread.done_count = 0
-    counters.completed_cycles += read_tsc() - before
+    if timed:
+        counters.completed_timed += posted
+        counters.completed_cycles += read_tsc() - before
     for i in range(touched_count):
         if touched[i].dirty:
             interrupt_for(thread, touched[i])

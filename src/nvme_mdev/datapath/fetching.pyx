@@ -14,7 +14,8 @@ from nvme_mdev.datapath.queues cimport (
     sq_fetch, sq_prefetch, sq_suppress_event, sq_unfetch, sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, request_t, sq_t,
+    ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, is_timed, request_t,
+    sq_t,
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport COMPOUND, LIMITED, SC_SUCCESS
@@ -169,7 +170,9 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     sq.cq.reserved_entries += count
     counters = sq.path_counters
     counters.translated += count
-    counters.translated_cycles += read_tsc() - before
+    if is_timed(thread):
+        counters.translated_timed += count
+        counters.translated_cycles += read_tsc() - before
     submit(thread, batch, count)
     sq_suppress_event(sq)
     if thread.done_count:

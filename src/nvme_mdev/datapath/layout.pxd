@@ -11,7 +11,7 @@ an IOThread reads only while that thread is paused.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    STATE_VERSION = 4
+    STATE_VERSION = 5
     #: I/O queue pairs; the register CAP and the Number of Queues feature offer at most this many.
     IO_QUEUES = 128
     QUEUES = IO_QUEUES + 1
@@ -168,15 +168,21 @@ cdef struct io_counters_t:
     uint64_t media_errors
     uint64_t reserved[3]
 
-#: The original's three counters (IOThread): how many, and time-stamp counter cycles.
+#: The original's three counters (IOThread): how many; and how many of these were timed, and their
+#: time-stamp counter cycles.
 cdef struct path_counters_t:
     uint64_t translated
-    uint64_t translated_cycles
     uint64_t completed
-    uint64_t completed_cycles
     uint64_t interrupts
+    uint64_t reserved[5]
+    # -- a line for turns that are timed
+    uint64_t translated_timed
+    uint64_t translated_cycles
+    uint64_t completed_timed
+    uint64_t completed_cycles
+    uint64_t interrupts_timed
     uint64_t interrupt_cycles
-    uint64_t reserved[2]
+    uint64_t timed_reserved[2]
 
 #: Unreadable blocks of a namespace (IOThread).
 cdef struct bad_range_t:

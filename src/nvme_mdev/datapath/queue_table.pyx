@@ -568,6 +568,7 @@ cdef class QueueTable:
             return
         if cq.interrupts and raise_interrupt(cq):
             cq.path_counters.interrupts += 1
+            cq.path_counters.interrupts_timed += 1
             cq.path_counters.interrupt_cycles += read_tsc() - before
 
     def abort_command(self, qid, cid):
@@ -1090,6 +1091,6 @@ cdef class QueueTable:
     def _path(self, host_queue):
         cdef path_counters_t *counters = &self.state.state.path_counters[<uint32_t> host_queue]
         return path_statistics(
-            (counters.translated, counters.translated_cycles),
-            (counters.completed, counters.completed_cycles),
-            (counters.interrupts, counters.interrupt_cycles), ticks_hz())
+            (counters.translated, counters.translated_timed, counters.translated_cycles),
+            (counters.completed, counters.completed_timed, counters.completed_cycles),
+            (counters.interrupts, counters.interrupts_timed, counters.interrupt_cycles), ticks_hz())

@@ -14,10 +14,22 @@ class PathCounter:
     """One of the original's three counters."""
 
     count: int
+    timed: int
+    """How many of these were timed: to look at the clock takes as long as parts of a command."""
     cycles: int
-    """Time-stamp counter cycles spent, all together."""
-    mean_ns: float
-    """Mean time of one, in nanoseconds; 0.0 when count is 0."""
+    """Time-stamp counter cycles spent on those."""
+    hz: int
+    """Rate of the time-stamp counter."""
+
+    @property
+    def mean_cycles(self) -> float:
+        """Cycles of one; 0.0 when none was timed."""
+        return self.cycles / self.timed if self.timed else 0.0
+
+    @property
+    def mean_ns(self) -> float:
+        """Mean time of one, in nanoseconds; 0.0 when none was timed."""
+        return self.mean_cycles * 1e9 / self.hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +45,27 @@ class PathStatistics:
 
 
 def path_statistics(
-    translated: tuple[int, int], completed: tuple[int, int], interrupts: tuple[int, int], hz: int
+    translated: tuple[int, int, int],
+    completed: tuple[int, int, int],
+    interrupts: tuple[int, int, int],
+    hz: int,
 ) -> PathStatistics:
-    """Statistics of (count, cycles) each, the time-stamp counter running at ``hz``."""
-
-    def counter(count: int, cycles: int) -> PathCounter:
-        return PathCounter(count, cycles, cycles * 1e9 / hz / count if count else 0.0)
-
-    return PathStatistics(counter(*translated), counter(*completed), counter(*interrupts))
+    """Statistics of (count, timed, cycles) each, the time-stamp counter running at ``hz``."""
+    return PathStatistics(
+        PathCounter(*translated, hz), PathCounter(*completed, hz), PathCounter(*interrupts, hz)
+    )
 
 
 def sum_statistics(parts: Sequence[PathStatistics]) -> PathStatistics:
     """What several threads did, together."""
 
     def add(counters: list[PathCounter]) -> PathCounter:
-        count = sum(counter.count for counter in counters)
-        time_ns = sum(counter.mean_ns * counter.count for counter in counters)
-        cycles = sum(counter.cycles for counter in counters)
-        return PathCounter(count, cycles, time_ns / count if count else 0.0)
+        return PathCounter(
+            sum(counter.count for counter in counters),
+            sum(counter.timed for counter in counters),
+            sum(counter.cycles for counter in counters),
+            counters[0].hz,
+        )
 
     return PathStatistics(
         add([part.translated for part in parts]),

@@ -257,7 +257,7 @@ class PathCounterInfo:
 
     count: int
     mean_cycles: float
-    """Time-stamp counter cycles; 0 when count is 0."""
+    """Time-stamp counter cycles, of those that were timed (one turn in 16); 0 when none was."""
     mean_ns: float
 
 

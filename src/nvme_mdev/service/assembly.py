@@ -204,7 +204,7 @@ def statistics_lines(statistics: PathStatistics) -> list[str]:
     }
     return [
         f"{name}: {counter.count},"
-        f" average {counter.cycles / counter.count if counter.count else 0:.0f} cycles,"
+        f" average {counter.mean_cycles:.0f} cycles,"
         f" {counter.mean_ns:.0f} ns"
         for name, counter in names.items()
     ]

@@ -385,8 +385,7 @@ def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceI
 
 
 def _path_counter(counter: PathCounter) -> api.PathCounterInfo:
-    mean = counter.cycles / counter.count if counter.count else 0.0
-    return api.PathCounterInfo(counter.count, mean, counter.mean_ns)
+    return api.PathCounterInfo(counter.count, counter.mean_cycles, counter.mean_ns)
 
 
 def _data(counters: IoCounters) -> api.DataInfo:

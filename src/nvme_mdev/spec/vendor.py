@@ -9,17 +9,18 @@ PATH_COUNTERS_LID = 0xC0
 """Log page of the data path's counters; C0h to FFh are vendor specific (Base 5.1.12)."""
 PATH_COUNTERS_MAGIC = 0x5644_4D4E
 """``NMDV``: other products use the page for something else."""
-PATH_COUNTERS_VERSION = 1
+PATH_COUNTERS_VERSION = 2
 
 
 class PathCounter(ctypes.LittleEndianStructure):
-    """How often something was done, and the time-stamp counter cycles spent on it."""
+    """How often something was done, and the time-stamp counter cycles spent on those timed."""
 
     _pack_ = 1
     _layout_ = "ms"
-    _fields_ = (("count", c_uint64), ("cycles", c_uint64))
+    _fields_ = (("count", c_uint64), ("timed", c_uint64), ("cycles", c_uint64))
 
     count: int
+    timed: int
     cycles: int
 
 
@@ -35,7 +36,7 @@ class PathCountersLog(ctypes.LittleEndianStructure):
         ("translated", PathCounter),
         ("completed", PathCounter),
         ("interrupts", PathCounter),
-        ("reserved64", c_uint8 * 448),
+        ("reserved88", c_uint8 * 424),
     )
 
     magic: int

@@ -240,6 +240,7 @@ def _path_counters(controller: Controller, _command: AdminCommand) -> PathCounte
         (data.interrupts, statistics.interrupts),
     ):
         field.count = counter.count
+        field.timed = counter.timed
         field.cycles = counter.cycles
     return data
 
