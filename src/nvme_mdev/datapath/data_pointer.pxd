@@ -5,7 +5,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nvme_mdev.datapath.checks cimport refuse
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.memory cimport memory_translate
-from nvme_mdev.datapath.prp cimport prp_walk
 from nvme_mdev.datapath.runtime cimport (
     CHUNK_SHIFT, NO_BUFFER, controller_t, region_t, request_t, sq_t,
 )
@@ -46,13 +45,16 @@ cdef uint32_t map_sgl(request_t *request, bint to_guest) noexcept nogil
 cdef uint32_t copy_in(request_t *request, uint8_t *buffer, uint32_t size) noexcept nogil
 
 
+#: `map_data` of PRPs that are not one page in one piece.
+cdef uint32_t map_prps(request_t *request, bint to_guest) noexcept nogil
+
+
 cdef inline uint32_t map_data(request_t *request, bint to_guest) noexcept nogil:
-    """The command's data to segments. One page in one piece, the usual case, needs no walk."""
+    """The command's data to segments. One page in one piece is the usual case."""
     cdef sq_t *sq = request.sq
     cdef controller_t *controller = sq.controller
     cdef nvme_sqe_t *sqe = &request.slot.sqe
     cdef uint64_t part = request.length
-    cdef uint32_t status
     cdef uint8_t *address
     if request.length > controller.max_transfer:
         return refuse(request, SC_INVALID_FIELD, LOCATION_CDW12)
@@ -67,14 +69,4 @@ cdef inline uint32_t map_data(request_t *request, bint to_guest) noexcept nogil:
             request.iov_count = 1
             find_buffer(request)
             return SC_SUCCESS
-    request.iov = &sq.iov[(request.slot - sq.slots) * sq.iov_stride]
-    status = prp_walk(
-        controller.memory, sqe.prp1, sqe.prp2, request.length, controller.page_size, to_guest,
-        request.iov, sq.iov_stride, &request.iov_count, &sq.region_hint,
-    )
-    request.buffer = NO_BUFFER
-    if status:
-        request.error_location = prp_at_fault(sqe, status)
-    elif request.iov_count == 1:
-        find_buffer(request)
-    return status
+    return map_prps(request, to_guest)

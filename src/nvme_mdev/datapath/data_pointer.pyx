@@ -6,6 +6,7 @@ from posix.uio cimport iovec
 
 from nvme_mdev.datapath.checks cimport refuse
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
+from nvme_mdev.datapath.memory cimport memory_translate
 from nvme_mdev.datapath.prp cimport prp_walk
 from nvme_mdev.datapath.runtime cimport NO_BUFFER, controller_t, region_t, request_t, sq_t
 from nvme_mdev.datapath.sgl cimport sgl_walk
@@ -43,6 +44,54 @@ cdef uint32_t walk(
                       False, iov, sq.iov_stride, count, &sq.region_hint)
     if status:
         request.error_location = prp_at_fault(sqe, status)
+    return status
+
+
+cdef bint map_two(request_t *request, bint to_guest) noexcept nogil:
+    """PRP1 and PRP2 that each are in one piece; False: it takes a walk to tell."""
+    cdef sq_t *sq = request.sq
+    cdef controller_t *controller = sq.controller
+    cdef nvme_sqe_t *sqe = &request.slot.sqe
+    cdef uint64_t mask = controller.page_size - 1
+    cdef uint64_t first = controller.page_size - (sqe.prp1 & mask)
+    cdef uint64_t second = request.length - first
+    cdef iovec *iov = request.inline_iov
+    # The one bit set of either says that it is no such pair.
+    if (sqe.prp1 & 3) | (sqe.prp2 & mask) or second - 1 > mask:
+        return False
+    iov[0].iov_len = first
+    iov[1].iov_len = second
+    iov[0].iov_base = memory_translate(controller.memory, sqe.prp1, &first, to_guest, &sq.region_hint)
+    iov[1].iov_base = memory_translate(controller.memory, sqe.prp2, &second, to_guest, &sq.region_hint)
+    if (iov[0].iov_base == NULL or iov[1].iov_base == NULL
+            or first != iov[0].iov_len or second != iov[1].iov_len):
+        return False
+    request.iov = iov
+    request.buffer = NO_BUFFER
+    request.iov_count = 2
+    if <uint8_t *> iov[0].iov_base + first == <uint8_t *> iov[1].iov_base:
+        iov[0].iov_len += second
+        request.iov_count = 1
+        find_buffer(request)
+    return True
+
+
+cdef uint32_t map_prps(request_t *request, bint to_guest) noexcept nogil:
+    cdef sq_t *sq = request.sq
+    cdef uint32_t status
+    if request.length <= 2 * sq.controller.page_size and map_two(request, to_guest):
+        return SC_SUCCESS
+    request.iov = &sq.iov[(request.slot - sq.slots) * sq.iov_stride]
+    status = prp_walk(
+        sq.controller.memory, request.slot.sqe.prp1, request.slot.sqe.prp2, request.length,
+        sq.controller.page_size, to_guest, request.iov, sq.iov_stride, &request.iov_count,
+        &sq.region_hint,
+    )
+    request.buffer = NO_BUFFER
+    if status:
+        request.error_location = prp_at_fault(&request.slot.sqe, status)
+    elif request.iov_count == 1:
+        find_buffer(request)
     return status
 
 
