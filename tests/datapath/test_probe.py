@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nvme_mdev.datapath.backends.null import NullBackend
-from nvme_mdev.datapath.probe import take_turns
+from nvme_mdev.datapath.probe import line_places, line_starts, struct_sizes, take_turns
 
 from .guest import READ, Guest, QueuePair
 
@@ -45,3 +45,11 @@ def test_several_turns_are_taken_in_one_call():
 def test_a_thread_that_runs_takes_its_turns_itself():
     with Guest(NullBackend(1 << 20)) as guest, pytest.raises(RuntimeError, match="itself"):
         take_turns(guest.iothread, 1)
+
+
+def test_what_threads_or_queues_have_one_each_of_is_whole_cache_lines():
+    assert all(size % 64 == 0 for size in struct_sizes().values()), struct_sizes()
+    assert all(start % 64 == 0 for start in line_starts().values()), line_starts()
+    with Guest(NullBackend(1 << 20), running=False) as guest:
+        guest.queue()
+        assert not any(line_places(guest.iothread))

@@ -1,10 +1,10 @@
 """Which completion queues hold interrupts back (see coalescing.pxd)."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc
 
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.runtime cimport (
     INTERRUPTS_AT_ONCE, INTERRUPTS_COALESCED, INTERRUPTS_NONE, INTERRUPTS_RELAYED, aggregation_t,
     controller_t, cq_t, interrupts_t,
@@ -27,7 +27,8 @@ cdef int coalescing_configure(controller_t *controller) except -1:
     cdef uint32_t qid
     if wanted:
         if irq.aggregations == NULL:
-            irq.aggregations = <aggregation_t *> calloc(HOST_QUEUES * QUEUES, sizeof(aggregation_t))
+            irq.aggregations = <aggregation_t *> line_calloc(
+                HOST_QUEUES * QUEUES, sizeof(aggregation_t))
             if irq.aggregations == NULL:
                 raise MemoryError
         # 0's based.

@@ -21,6 +21,7 @@ from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.compound cimport compounds_create, compounds_destroy
 from nvme_mdev.datapath.fetching cimport ADMIN_TURNS, look_after, poll_admin, serve
 from nvme_mdev.datapath.idling cimport idle
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.queues cimport wake_thread
 from nvme_mdev.datapath.runtime cimport (
     DONE_CAPACITY, RUNNING, STANDING, controller_t, iothread_t, poller_t, request_t, sq_t,
@@ -155,7 +156,7 @@ cdef class IOThread:
     """A native thread that runs without the GIL (see iothread.pyi)."""
 
     def __cinit__(self, str name, *, cpu=None, poll_timeout_ms=500):
-        self.thread = <iothread_t *> calloc(1, sizeof(iothread_t))
+        self.thread = <iothread_t *> line_calloc(1, sizeof(iothread_t))
         if self.thread == NULL:
             raise MemoryError
         self.thread.wake_fd = -1

@@ -7,6 +7,7 @@ from libc.string cimport memset
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.completing cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.range_locks cimport request_touches
 from nvme_mdev.datapath.runtime cimport (
     REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,
@@ -37,7 +38,7 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
     free(ns.throttled)
     memset(ns, 0, sizeof(namespace_t))
     if backend is not None:
-        ns.moved = <io_counters_t *> calloc(HOST_QUEUES, sizeof(io_counters_t))
+        ns.moved = <io_counters_t *> line_calloc(HOST_QUEUES, sizeof(io_counters_t))
         ns.throttled = <throttled_t *> calloc(HOST_QUEUES, sizeof(throttled_t))
         if ns.moved == NULL or ns.throttled == NULL:
             raise MemoryError

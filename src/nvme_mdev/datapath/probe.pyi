@@ -1,4 +1,4 @@
-"""Turns of an IOThread that does not run, one after the other in the calling thread; its clock."""
+"""What tests and benchmarks ask of the data path: turns, a clock, how structs lie in lines."""
 
 from nvme_mdev.datapath.iothread import IOThread
 
@@ -16,3 +16,12 @@ def pass_time(iothread: IOThread, ticks: int) -> None:
 
     RuntimeError: the clock was not stopped.
     """
+
+def struct_sizes() -> dict[str, int]:
+    """Bytes of the structs of which each thread, or queue, has one in an array."""
+
+def line_starts() -> dict[str, int]:
+    """Offsets of the fields that begin a line, in their structs."""
+
+def line_places(iothread: IOThread) -> list[int]:
+    """Where, in a cache line, the structs of a thread with at least one queue begin; bytes."""

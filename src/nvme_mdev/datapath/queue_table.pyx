@@ -31,6 +31,7 @@ from nvme_mdev.datapath.layout cimport (
     INTERRUPT_TABLE_MASK, IO_QUEUES, QUEUES, SLOT_BUSY, STAGE_DECIDED, STAGE_STATUS_SHIFT, cq_state_t,
     io_counters_t, path_counters_t, slot_t, sq_state_t,
 )
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
 from nvme_mdev.datapath.namespace_table cimport (
     end_throttled, fill_namespace, namespace_moved, namespace_throttled, namespace_used_from,
@@ -46,7 +47,7 @@ from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, rese
 from nvme_mdev.datapath.runtime cimport (
     BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
     PAGE_SIZE, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t,
-    namespace_t, request_t, sq_t, throttled_t,
+    namespace_t, request_t, share_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.signalling cimport NO_FD, signal_client
 from nvme_mdev.datapath.state cimport ControllerState
@@ -118,11 +119,13 @@ cdef class QueueTable:
         self.controller.namespaces = <namespace_t *> calloc(NAMESPACES + 1, sizeof(namespace_t))
         self.controller.bad_tables = <bad_table_t *> calloc(NAMESPACES + 1, sizeof(bad_table_t))
         self.controller.irq = <interrupts_t *> calloc(1, sizeof(interrupts_t))
-        self.controller.sqs = <sq_t *> calloc(QUEUES, sizeof(sq_t))
-        self.controller.cqs = <cq_t *> calloc(QUEUES, sizeof(cq_t))
+        self.controller.sqs = <sq_t *> line_calloc(QUEUES, sizeof(sq_t))
+        self.controller.cqs = <cq_t *> line_calloc(QUEUES, sizeof(cq_t))
+        self.controller.shares = <share_t *> line_calloc(HOST_QUEUES, sizeof(share_t))
         if (self.controller.namespaces == NULL or self.controller.bad_tables == NULL
                 or self.controller.irq == NULL
-                or self.controller.sqs == NULL or self.controller.cqs == NULL):
+                or self.controller.sqs == NULL or self.controller.cqs == NULL
+                or self.controller.shares == NULL):
             raise MemoryError
 
     def __init__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20):
@@ -172,6 +175,7 @@ cdef class QueueTable:
         free(self.controller.irq)
         free(self.controller.sqs)
         free(self.controller.cqs)
+        free(self.controller.shares)
         free(self.controller)
 
     @property

@@ -8,9 +8,10 @@ leaves are a sorted table themselves, of 2000 at most, since small neighbours ar
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.runtime cimport leaf_entry_t, leaf_t, memory_map_t, region_t
 
 cdef enum:
@@ -25,7 +26,7 @@ cdef region_t *region_search(memory_map_t *memory, uint64_t iova) noexcept nogil
 
 cdef int regions_create(memory_map_t *memory) except -1:
     # Never without regions, so that a remembered number needs no check; unused ones have no size.
-    memory.regions = <region_t *> calloc(REGIONS_AT_FIRST, sizeof(region_t))
+    memory.regions = <region_t *> line_calloc(REGIONS_AT_FIRST, sizeof(region_t))
     memory.free_regions = <uint32_t *> malloc(REGIONS_AT_FIRST * sizeof(uint32_t))
     if memory.regions == NULL or memory.free_regions == NULL:
         raise MemoryError
@@ -54,10 +55,11 @@ cdef int more_regions(memory_map_t *memory) except -1:
     if numbers == NULL:
         raise MemoryError
     memory.free_regions = numbers
-    regions = <region_t *> realloc(memory.regions, capacity * sizeof(region_t))
+    regions = <region_t *> line_calloc(capacity, sizeof(region_t))
     if regions == NULL:
         raise MemoryError
-    memset(&regions[memory.capacity], 0, memory.capacity * sizeof(region_t))
+    memcpy(regions, memory.regions, memory.capacity * sizeof(region_t))
+    free(memory.regions)
     memory.regions = regions
     memory.capacity = capacity
     return 0

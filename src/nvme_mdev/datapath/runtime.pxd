@@ -4,7 +4,8 @@ All of it can be made anew from the shared memory (`layout.pxd`) and the client'
 structs point downwards (thread -> queue -> controller), commands carry everything they need.
 
 Cache lines: what the IOThread writes per command lives in `request_t`, `slot_t` and the queue's
-first line; what the control plane writes is on lines of its own.
+first line; what the control plane writes is on lines of its own. Where several threads have a struct
+each, in an array, it is whole lines and comes from `line_calloc` (docs/performance.md has the table).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -382,6 +383,7 @@ cdef struct sq_t:
     uint32_t priority
     #: Of `inflight`: those that wait for the limits of their namespace.
     uint32_t throttled
+    uint32_t reserved[4]
 
 cdef struct cq_t:
     # No neighbours either (see above): the load would wait for the CQE before, whose line the guest has.
@@ -413,6 +415,7 @@ cdef struct cq_t:
     #: Where interrupts of its vector are held back.
     aggregation_t *aggregation
     path_counters_t *path_counters
+    uint64_t reserved[2]
 
 #: Interrupts of one vector that one IOThread holds back (feature 08h), on a line with no other's.
 cdef struct aggregation_t:
@@ -457,6 +460,7 @@ cdef struct share_t:
     uint32_t waiting
     #: Bytes of aligned copies of what is being written.
     uint64_t bounced
+    uint64_t reserved[3]
 
 cdef struct controller_t:
     controller_state_t *state
@@ -470,7 +474,8 @@ cdef struct controller_t:
     #: Those that serve its queues; a CQ and its SQs have the same.
     iothread_t *threads[HOST_QUEUES]
     uint32_t thread_count
-    share_t shares[HOST_QUEUES]
+    #: What each of them has of it.
+    share_t *shares
     #: The doorbell registers, and the exponent of their distance (CAP.DSTRD).
     uint32_t *doorbell_page
     uint32_t dstrd
