@@ -200,6 +200,25 @@ def test_a_drive_that_is_older_than_such_limits_has_none(
         assert bytes(host.identify_controller_nvm() or b"") == bytes(4096)
 
 
+def test_a_drive_without_dataset_management_gets_none(
+    nest: Callable[..., Nest], drive_with: Callable[..., None], serve: Callable[..., Served]
+) -> None:
+    """Alone it is no command; beside a namespace that has it, the drive's is not told of a hint."""
+    drive_with(can_deallocate=False)
+    tree = nest()
+    with NvmeHost(tree.above({"length": SIZE // 2}).path) as host:
+        assert not host.identify_controller().oncs & Oncs.NVMDSMSV
+        with refused(GenericStatus.INVALID_OPCODE):
+            host.create_queue_pair().deallocate(1, [(0, 8)])
+    part = tree.parent.open("second", 1, offset=SIZE // 2)
+    with NvmeHost(serve(part, NullBackend(SIZE)).path) as host:
+        assert host.identify_controller().oncs & Oncs.NVMDSMSV
+        queue = host.create_queue_pair()
+        before = translated(tree.below)
+        queue.deallocate(1, [(0, 8)])
+        assert translated(tree.below) == before
+
+
 def test_a_drive_that_takes_no_sgl_gets_none(
     nest: Callable[..., Nest], drive_with: Callable[..., None]
 ) -> None:

@@ -10,7 +10,7 @@ from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counte
 from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.range_locks cimport request_touches
 from nvme_mdev.datapath.runtime cimport (
-    REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,
+    OP_DEALLOCATE, REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_FIELD
 from nvme_mdev.datapath.throttle cimport throttle_give_up
@@ -45,6 +45,7 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         ns.backend = &backend.backend
         ns.backend.emulates = backend.emulates
         ns.backend.sgls = backend.sgls
+        ns.backend.natives |= <uint32_t> backend.can_deallocate << OP_DEALLOCATE
         ns.blocks = backend.size // backend.block_size
         ns.block_shift = backend.block_size.bit_length() - 1
         ns.nsid = nsid

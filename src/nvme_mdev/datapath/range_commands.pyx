@@ -17,7 +17,8 @@ from nvme_mdev.datapath.compound cimport COMPOUND_COPY, COMPOUND_PLAIN, compound
 from nvme_mdev.datapath.data_pointer cimport copy_in
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, compound_t, namespace_t, request_t, sq_t,
+    ATTENTION_BAD, NAMESPACES, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, backend_t, compound_t, controller_t,
+    namespace_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LOCATION_CDW12, LOCATION_DESFMT, LOCATION_DTYPE, LOCATION_NONE,
@@ -79,12 +80,29 @@ cdef uint32_t take_ranges(request_t *request, uint8_t *ranges, uint32_t count) n
     return SC_SUCCESS
 
 
+cdef inline bint deallocates(backend_t *backend) noexcept nogil:
+    return backend.natives >> OP_DEALLOCATE & 1
+
+
+cdef bint some_deallocate(controller_t *controller) noexcept nogil:
+    """ONCS speaks for all namespaces: with one that can, the others take it for a hint."""
+    cdef uint32_t nsid
+    for nsid in range(1, NAMESPACES + 1):
+        if (controller.namespaces[nsid].backend != NULL
+                and deallocates(controller.namespaces[nsid].backend)):
+            return True
+    return False
+
+
 cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
     """Dataset Management (3.2.3): deallocate is done, the other attributes are hints."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
+    cdef bint can = deallocates(request.ns.backend)
     cdef uint8_t ranges[DSM_RANGES_MOST * DSM_RANGE_SIZE]
     cdef uint32_t count = (sqe.cdw10 & CDW10_NR) + 1
     cdef uint32_t status
+    if not can and not some_deallocate(request.sq.controller):
+        return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
     status = copy_in(request, ranges, count * DSM_RANGE_SIZE)
@@ -93,7 +111,7 @@ cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
     if status:
         return status
     request.operation = OP_DEALLOCATE
-    if not sqe.cdw11 & CDW11_AD:
+    if not sqe.cdw11 & CDW11_AD or not can:
         request.iov_count = 0
     elif request.ns.backend.attention:
         return COMPOUND if compound_of(request) != NULL else SC_INTERNAL_ERROR
