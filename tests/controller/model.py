@@ -226,6 +226,13 @@ class Model:
             return []
         return self._raise(NAMESPACE_CHANGED)
 
+    def notices_enabled(self, before: int) -> list[Event]:
+        """What holds when its notice is enabled is an event (Base 5.1.25.1.5)."""
+        enabled = self.features[Fid.ASYNC_EVENT_CONFIGURATION] & ~before
+        if not enabled & AsyncEventConfig.NSAN or not self.changed:
+            return []
+        return self._raise(NAMESPACE_CHANGED)
+
     def log_page_read(self, page: int, *, retain: bool) -> list[Event]:
         if retain:
             return []

@@ -149,6 +149,20 @@ def test_a_namespace_that_is_removed_is_an_event_and_gone(served: Served, host: 
         queue.flush(1)
 
 
+def test_a_guest_that_asks_is_told_of_changes_that_it_has_not_read_of(
+    served: Served, host: NvmeHost
+) -> None:
+    host.request_events()
+    served.run(served.controller.remove_namespace(1))
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+    assert host.events(1) == [NS_CHANGED]
+    assert host.get_log_page(LogPage.CHANGED_NAMESPACES, 4) == bytes([1, 0, 0, 0])
+    host.request_events()
+    for wanted in (0, AsyncEventConfig.NSAN):
+        host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, wanted)
+    assert host.events(0.05) == []
+
+
 def test_a_guest_that_does_not_ask_is_not_told_of_namespaces(
     served: Served, host: NvmeHost
 ) -> None:

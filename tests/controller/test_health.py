@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from nvme_mdev.controller.health import worst
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.uring import UringBackend
@@ -118,17 +120,51 @@ def test_media_that_cannot_be_read_are_a_warning_and_an_event_until_they_can(
     assert smart(host).cw == 0
 
 
-def test_a_warning_that_is_not_asked_for_is_no_event_and_comes_once(
+def test_a_warning_that_is_not_asked_for_is_no_event_until_it_is_and_comes_once(
     served: Served, host: NvmeHost
 ) -> None:
-    host.request_events()
+    host.request_events(2)
     health = served.controller.health
     served.call(lambda: health.media_tested(readable=False))
     assert host.events(0.05) == []
-    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_RELIABILITY)
+    for _ in range(2):
+        host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_READ_ONLY)
+    assert host.events(0.05) == []
+    wanted = AsyncEventConfig.SMART_READ_ONLY | AsyncEventConfig.SMART_RELIABILITY
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, wanted)
+    assert host.events(5) == [AsyncEvent(1, 0, LogPage.SMART)]
+    assert smart(host).cw == CriticalWarning.RELIABILITY
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, wanted)
     served.call(lambda: health.media_tested(readable=False))
     assert host.events(0.05) == []
-    assert smart(host).cw == CriticalWarning.RELIABILITY
+
+
+def test_a_temperature_beyond_its_threshold_is_an_event_when_it_is_asked_for(
+    host: NvmeHost,
+) -> None:
+    host.request_events()
+    host.set_features(Fid.TEMPERATURE_THRESHOLD, 1)
+    assert host.events(0.05) == []
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.SMART_TEMPERATURE)
+    assert host.events(5) == [AsyncEvent(1, 1, LogPage.SMART)]
+
+
+@pytest.mark.parametrize(
+    ("warning", "information"),
+    [
+        (CriticalWarning.SPARE, 2),
+        (CriticalWarning.RELIABILITY, 0),
+        (CriticalWarning.READ_ONLY, 0),
+        (CriticalWarning.VOLATILE_BACKUP, 0),
+    ],
+)
+def test_each_warning_of_a_drive_has_its_event(
+    served: Served, host: NvmeHost, warning: CriticalWarning, information: int
+) -> None:
+    host.set_features(Fid.ASYNC_EVENT_CONFIGURATION, int(warning))
+    host.request_events()
+    served.call(served.controller.health._drives_told, [SmartLog(cw=warning)])
+    assert host.events(5) == [AsyncEvent(1, information, LogPage.SMART)]
 
 
 def test_media_that_are_all_read_only_are_a_warning(served: Served, host: NvmeHost) -> None:

@@ -188,8 +188,10 @@ class Machine(RuleBasedStateMachine):
     )
     def set_feature(self, fid: Fid, value: int, nsid: int, save: bool) -> None:
         value &= KEPT_FEATURES[fid]
+        events = self.model.features[Fid.ASYNC_EVENT_CONFIGURATION]
         faults = self.model.set_feature(fid, value, nsid, save=save)
         self.admin(commands.set_features(fid, value, nsid=nsid, save=save), faults)
+        self.expect_events(self.model.notices_enabled(events))
 
     @rule(nsid=nsids, limit=st.integers(0, 0xFFFF))
     def set_error_recovery(self, nsid: int, limit: int) -> None:

@@ -22,14 +22,13 @@ from nvme_mdev.spec.nvme_commands import (
 )
 from nvme_mdev.spec.nvme_features import AsyncEventConfig
 from nvme_mdev.spec.nvme_identify import NSID_LIST_ENTRIES
-from nvme_mdev.spec.nvme_logs import LogPage
+from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nvme_mdev.controller.features import Features
     from nvme_mdev.datapath.state import ControllerState
-    from nvme_mdev.spec.nvme_logs import CriticalWarning
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +70,21 @@ class Events:
     def critical_warning(self, warning: CriticalWarning) -> None:
         """A critical warning has begun: the bits of the feature are those of the SMART log."""
         if self._features.async_events & warning:
-            self._raise(AsyncEventType.SMART, SmartEventInfo.RELIABILITY, LogPage.SMART)
+            info = _SMART_EVENTS.get(warning, SmartEventInfo.RELIABILITY)
+            self._raise(AsyncEventType.SMART, info, LogPage.SMART)
+
+    def wanted(self, enabled: AsyncEventConfig, warnings: CriticalWarning) -> None:
+        """The guest wants these from now on: what holds already is told now (Base 5.1.25.1.5).
+
+        ``warnings``: the critical warnings in force, but for the temperature.
+        """
+        if enabled & AsyncEventConfig.SMART_TEMPERATURE:
+            self.temperature()
+        for warning in warnings:
+            if enabled & warning:
+                self.critical_warning(warning)
+        if enabled & AsyncEventConfig.NSAN and any(self._changed):
+            self._notice_change()
 
     def sanitized(self) -> None:
         """A sanitize operation is over, well or not."""
@@ -93,11 +106,7 @@ class Events:
         """A namespace came, went, or has another size."""
         self._list_changed(nsid)
         if self._features.async_events & AsyncEventConfig.NSAN:
-            self._raise(
-                AsyncEventType.NOTICE,
-                NoticeEventInfo.NS_ATTRIBUTE_CHANGED,
-                LogPage.CHANGED_NAMESPACES,
-            )
+            self._notice_change()
 
     def clear_changed_namespaces(self) -> None:
         """The guest has read the Changed Namespace List."""
@@ -132,6 +141,13 @@ class Events:
             self._store([*waiting, event])
         self.deliver()
 
+    def _notice_change(self) -> None:
+        self._raise(
+            AsyncEventType.NOTICE,
+            NoticeEventInfo.NS_ATTRIBUTE_CHANGED,
+            LogPage.CHANGED_NAMESPACES,
+        )
+
     def _waiting(self) -> list[int]:
         count = self._scratch[Scratch.EVENT_COUNT]
         return self._scratch[Scratch.EVENTS : Scratch.EVENTS + count].tolist()
@@ -151,6 +167,9 @@ class Events:
         for index in range(NSID_LIST_ENTRIES):
             self._changed[index] = nsids[index] if index < len(nsids) else 0
 
+
+_SMART_EVENTS = {CriticalWarning.SPARE: SmartEventInfo.SPARE_BELOW_THRESHOLD}
+"""Critical warnings that have an event of their own; all others are about reliability."""
 
 _TYPES_OF_PAGE: dict[int, int] = {
     LogPage.ERROR: 1 << AsyncEventType.ERROR,

@@ -147,6 +147,19 @@ def a_health_event_that_is_not_wanted_is_not_reported(subject: Subject) -> None:
     _none(subject)
 
 
+@GROUP.check("Base 5.1.25.1.5")
+def what_holds_when_its_notice_is_enabled_is_an_event(subject: Subject) -> None:
+    """A temperature beyond its threshold is an event as soon as its configuration bit is 1."""
+    host = subject.host
+    _configure(subject, 0)
+    host.request_events()
+    host.set_features(Fid.TEMPERATURE_THRESHOLD, _TOO_HOT)
+    _none(subject)
+    _configure(subject, AsyncEventConfig.SMART_TEMPERATURE)
+    wanted = (AsyncEventType.SMART, SmartEventInfo.TEMPERATURE_THRESHOLD, LogPage.SMART)
+    equal(_one(subject), wanted, "the event")
+
+
 @GROUP.check("Base 5.1.2")
 def event_types_are_masked_separately(subject: Subject) -> None:
     """A masked event type does not keep back an event of another type."""

@@ -229,8 +229,10 @@ def _set_coalescing(controller: Controller, command: AdminCommand) -> int:
 
 def _set_async_events(controller: Controller, command: AdminCommand) -> int:
     """Events that there are not (OAES) cannot be asked for."""
-    wanted = AsyncEventConfig(command.sqe.cdw11)
-    controller.features[Fid.ASYNC_EVENT_CONFIGURATION] = wanted & features.ASYNC_EVENTS
+    before = controller.features.async_events
+    wanted = AsyncEventConfig(command.sqe.cdw11) & features.ASYNC_EVENTS
+    controller.features[Fid.ASYNC_EVENT_CONFIGURATION] = wanted
+    controller.events.wanted(wanted & ~before, controller.health.warnings)
     return 0
 
 
