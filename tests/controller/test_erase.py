@@ -179,6 +179,15 @@ def test_a_format_changes_the_block_size_and_back(host: NvmeHost, queue: IoQueue
     assert ends(queue, 1) == {bytes(4096)}
 
 
+def test_the_guest_is_told_when_a_format_has_changed_the_block_size(host: NvmeHost) -> None:
+    host.watch_namespaces()
+    host.admin(format_nvm(0))
+    assert host.events(0.05) == []
+    host.admin(format_nvm(1, nsid=2))
+    assert host.events(5) == [AsyncEvent(2, 0, LogPage.CHANGED_NAMESPACES)]
+    assert host.get_log_page(LogPage.CHANGED_NAMESPACES, 8) == bytes([2]) + bytes(7)
+
+
 def test_the_block_size_outlives_resets_and_the_client(served: Served) -> None:
     with NvmeHost(served.path) as host:
         host.admin(format_nvm(1))

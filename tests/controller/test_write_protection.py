@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
+from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_features import Fid, WriteProtectionState
+from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, WriteProtectionState
 from nvme_mdev.spec.nvme_identify import Nsattr, Nwpc
+from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 
 from .assembly import SIZE
@@ -18,8 +23,10 @@ from .statuses import error_log, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from nvme_mdev.host.io import IoQueue
+    from nvme_mdev.spec.nvme_commands import SQE
     from tests.controller.conftest import Served
 
 FID = Fid.NAMESPACE_WRITE_PROTECTION
@@ -117,3 +124,152 @@ def test_another_namespace_with_the_nsid_begins_unprotected(served: Served, host
     served.call(served.controller.add_namespace, 2, backend)
     assert host.get_features(FID, nsid=2) == NONE
     host.create_queue_pair().write(2, 0, bytes(512), block_size=512)
+
+
+# -- what was written before ----------------------------------------------------------------
+
+SLOW_NS = 300_000_000
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def start(host: NvmeHost, queue: IoQueue, sqe: SQE) -> int:
+    sqe.prp1 = host.memory.allocate(4096).iova
+    return queue.start(sqe)
+
+
+def test_writes_in_flight_are_waited_for_and_reads_are_not(serve: Callable[..., Served]) -> None:
+    served = serve(NullBackend(SIZE, latency_ns=SLOW_NS))
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair()
+        in_use = served.controller.queues.namespace_in_use
+        read = start(host, queue, commands.read(1, 0, 8))
+        until(lambda: served.call(in_use, 1))
+        assert not served.call(lambda: in_use(1, writing=True))
+        write = start(host, queue, commands.write(1, 0, 8))
+        until(lambda: served.call(lambda: in_use(1, writing=True)))
+        host.set_features(FID, PROTECTED, nsid=1)
+        completion = queue.take(write)
+        assert completion is not None
+        assert completion.ok
+        assert queue.finish(read).ok
+
+
+def test_writes_of_the_other_controllers_are_waited_for(serve: Callable[..., Served]) -> None:
+    served = serve(NullBackend(SIZE, latency_ns=SLOW_NS))
+    other = serve(peer=served)
+    with NvmeHost(served.path) as host, NvmeHost(other.path) as writer:
+        queue = writer.create_queue_pair()
+        write = start(writer, queue, commands.write(1, 0, 8))
+        in_use = other.controller.queues.namespace_in_use
+        until(lambda: served.call(lambda: in_use(1, writing=True)))
+        host.set_features(FID, PROTECTED, nsid=1)
+        completion = queue.take(write)
+        assert completion is not None
+        assert completion.ok
+        with refused(GenericStatus.NAMESPACE_WRITE_PROTECTED):
+            queue.execute(commands.write_zeroes(1, 0, 1))
+
+
+class Cached(UringBackend):
+    """An image whose flushes can be held up and fail."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(SIZE))
+        super().__init__(str(path))
+        self.flushes = 0
+        self.held = threading.Event()
+        self.held.set()
+        self.error: OSError | None = None
+
+    def flush(self) -> None:
+        self.flushes += 1
+        self.held.wait(60)
+        if self.error is not None:
+            raise self.error
+        super().flush()
+
+
+def test_the_cache_is_flushed_before_the_protection_counts(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    backend = Cached(tmp_path / "vm.img")
+    with NvmeHost(serve(backend).path) as host:
+        queue = host.create_queue_pair()
+        queue.write(1, 0, bytes(512), block_size=512)
+        backend.held.clear()
+        cid = host.admin_queue.start(commands.set_features(FID, PROTECTED, nsid=1))
+        until(lambda: bool(backend.flushes))
+        assert host.get_features(FID, nsid=1) == NONE
+        cannot_write(queue, 1)
+        assert host.admin_queue.take(cid) is None
+        backend.held.set()
+        assert host.admin_queue.finish(cid).ok
+        assert host.get_features(FID, nsid=1) == PROTECTED
+        cannot_write(queue, 1)
+        host.set_features(FID, NONE, nsid=1)
+        assert backend.flushes == 1
+
+
+@pytest.mark.parametrize("nsid", [2, ALL])
+def test_a_flush_that_fails_protects_nothing(
+    serve: Callable[..., Served], tmp_path: Path, nsid: int
+) -> None:
+    backend = Cached(tmp_path / "vm.img")
+    backend.error = OSError(5, "broken")
+    with NvmeHost(serve(MemoryBackend(SIZE), backend).path) as host:
+        queue = host.create_queue_pair()
+        with refused(GenericStatus.INTERNAL_ERROR, dnr=False):
+            host.set_features(FID, PROTECTED, nsid=nsid)
+        for one in (1, 2):
+            assert host.get_features(FID, nsid=one) == NONE
+            queue.write(one, 0, bytes(512), block_size=512)
+
+
+def test_a_reset_while_it_is_flushed_protects_nothing(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    backend = Cached(tmp_path / "vm.img")
+    with NvmeHost(serve(backend).path) as host:
+        backend.held.clear()
+        host.admin_queue.start(commands.set_features(FID, UNTIL_POWER_CYCLE, nsid=1))
+        until(lambda: bool(backend.flushes))
+        host.reset()
+        backend.held.set()
+        assert host.get_features(FID, nsid=1) == NONE
+        host.create_queue_pair().write(1, 0, bytes(512), block_size=512)
+
+
+# -- who is told ----------------------------------------------------------------------------
+
+
+def changed(host: NvmeHost) -> list[int]:
+    """Wait for the event; the Changed Namespace List, which is read and so cleared."""
+    assert host.events(10) == [AsyncEvent(2, 0, LogPage.CHANGED_NAMESPACES)]
+    page = host.get_log_page(LogPage.CHANGED_NAMESPACES, 16)
+    host.request_events()
+    return [nsid for nsid in memoryview(page).cast("I") if nsid]
+
+
+def test_each_guest_is_told_when_a_namespace_becomes_protected_or_writable(
+    served: Served, serve: Callable[..., Served]
+) -> None:
+    other = serve(peer=served)
+    with NvmeHost(served.path) as host, NvmeHost(other.path) as sharer:
+        for guest in (host, sharer):
+            guest.set_features(Fid.ASYNC_EVENT_CONFIGURATION, AsyncEventConfig.NSAN)
+            guest.request_events()
+        for state in (PROTECTED, NONE):
+            host.set_features(FID, state, nsid=2)
+            assert changed(host) == changed(sharer) == [2]
+        host.set_features(FID, NONE, nsid=2)
+        host.set_features(FID, UNTIL_POWER_CYCLE, nsid=ALL)
+        assert changed(host) == changed(sharer) == [1, 2]
+        host.set_features(FID, UNTIL_POWER_CYCLE, nsid=ALL)
+        for guest in (host, sharer):
+            assert guest.events(0.05) == []

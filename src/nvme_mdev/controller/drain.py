@@ -1,11 +1,17 @@
-"""Waiting for I/O that is in flight."""
+"""Waiting for I/O that is in flight, and for what caches hold."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.errors import NvmeError
+from nvme_mdev.spec.nvme_status import GenericStatus
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.queue_table import QueueTable
 
 _POLL_S = 0.0005
@@ -21,3 +27,12 @@ async def drained(queues: QueueTable, qid: int | None = None) -> None:
     """
     while queues.inflight(qid):  # noqa: ASYNC110
         await asyncio.sleep(_POLL_S)
+
+
+async def flush(backends: Sequence[Backend]) -> None:
+    """Return when what the backends' caches hold is on the media; NvmeError: that fails."""
+    for backend in backends:
+        try:
+            await asyncio.to_thread(backend.flush)
+        except OSError as error:
+            raise NvmeError(GenericStatus.INTERNAL_ERROR, dnr=False) from error

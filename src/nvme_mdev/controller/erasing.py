@@ -96,8 +96,9 @@ class Erasing:
         )
 
     def writable(self, nsid: int) -> bool:
-        """Whether neither the medium nor the guest protects it."""
-        return not self._controller.write_protection.protects(nsid)
+        """Whether neither the medium nor the guest protects it, or is about to."""
+        about_to_be = nsid in self._controller.subsystem.refusing_writes
+        return not (about_to_be or self._controller.write_protection.protects(nsid))
 
     def block_sizes(self, namespace: Namespace) -> list[int]:
         """Of the LBA formats that the namespace can have, by their index."""
@@ -177,6 +178,7 @@ class Erasing:
             raise OSError(f"namespace {nsid} cannot be formatted")
         _log.info("namespace %d, %s: formatting", nsid, namespace.backend.name)
         changes, queues = self._controller.namespace_changes, self._controller.queues
+        changed = what.block_size != namespace.backend.block_size
         changes.busy.add(nsid)
         try:
             queues.bar_namespace(nsid, GenericStatus.FORMAT_IN_PROGRESS)
@@ -200,6 +202,8 @@ class Erasing:
                 self._words[Lifetime.FORMAT + nsid - 1] = 0
                 queues.bar_namespace(nsid, self._bar(nsid))
             del self._formats[nsid]
+        if changed:
+            self._controller.subsystem.namespace_changed(nsid)
 
     # -- sanitize ----------------------------------------------------------------------------
 

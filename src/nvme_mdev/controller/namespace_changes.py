@@ -128,7 +128,7 @@ class NamespaceChanges:
             for one in sharers:
                 one.busy.discard(nsid)
         if backend.size != before:
-            self._tell(nsid)
+            self.controller.subsystem.namespace_changed(nsid)
 
     async def _shrink(
         self, sharers: Sequence[NamespaceChanges], nsid: int, backend: Backend, size: int
@@ -147,11 +147,6 @@ class NamespaceChanges:
     def _sharers(self, nsid: int) -> list[NamespaceChanges]:
         """Of every controller that the namespace is attached to."""
         return [one.namespace_changes for one in self.controller.subsystem.holding(nsid)]
-
-    def _tell(self, nsid: int) -> None:
-        """Tell the guest of each of these controllers that the namespace has changed."""
-        for controller in self.controller.subsystem.attached(nsid):
-            controller.events.namespace_changed(nsid)
 
     async def unused(self, nsid: int, start: int = 0) -> None:
         """Return when no command in flight touches byte ``start`` or later of the namespace."""
@@ -186,7 +181,7 @@ class NamespaceChanges:
             for one in sharers:
                 one.find(nsid)
         if found or changed:
-            self._tell(nsid)
+            self.controller.subsystem.namespace_changed(nsid)
 
     def lose(self, nsid: int) -> None:
         """The medium has gone, and the namespace with it: inactive until the medium comes back.

@@ -34,6 +34,10 @@ class Subsystem:
         self.shared = SharedState() if shared is None else shared
         self.changing = asyncio.Lock()
         """Reservations are changed by one command at a time."""
+        self.protecting = asyncio.Lock()
+        """So is write protection."""
+        self.refusing_writes: set[int] = set()
+        """NSIDs of namespaces that are about to be write protected."""
 
     def __iter__(self) -> Iterator[Controller]:
         """The controllers, by ascending CNTLID."""
@@ -60,6 +64,11 @@ class Subsystem:
     def holding(self, nsid: int) -> list[Controller]:
         """Those, and the controllers that have it but whose medium has gone."""
         return [one for one in self if one.namespaces.get(nsid) or nsid in one.namespaces.lost]
+
+    def namespace_changed(self, nsid: int) -> None:
+        """Tell the guest of each of these controllers that the namespace has changed."""
+        for one in self.attached(nsid):
+            one.events.namespace_changed(nsid)
 
     @property
     def sharing(self) -> bool:

@@ -17,5 +17,7 @@ cdef throttled_t namespace_throttled(namespace_t *ns) noexcept
 #: (NULL) of all. The IOThreads stand.
 cdef void end_throttled(
     controller_t *controller, sq_t *sq, namespace_t *ns, uint32_t status) noexcept
-#: Whether a command of the namespace is in flight that touches byte `start` or later (0: any).
-cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept
+#: Whether a command of the namespace is in flight that touches byte `start` or later (0: any), and
+#: that writes, if only those count.
+cdef bint namespace_used_from(
+    controller_t *controller, namespace_t *ns, uint64_t start, bint writing) noexcept

@@ -16,6 +16,11 @@ from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_FIELD
 from nvme_mdev.datapath.throttle cimport throttle_give_up
 from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_detach
 
+cdef enum:
+    #: Bit n: opcode n writes (Write, Write Uncorrectable, Write Zeroes, Dataset Management, Copy).
+    WRITES = 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
+    OPCODE_LAST = 25
+
 
 cdef void end_throttled(
     controller_t *controller, sq_t *sq, namespace_t *ns, uint32_t status
@@ -78,7 +83,13 @@ cdef io_counters_t namespace_moved(namespace_t *ns) noexcept:
     return total
 
 
-cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_t start) noexcept:
+cdef inline bint writes(uint32_t opcode) noexcept:
+    return opcode <= OPCODE_LAST and WRITES >> opcode & 1
+
+
+cdef bint namespace_used_from(
+    controller_t *controller, namespace_t *ns, uint64_t start, bint writing
+) noexcept:
     cdef sq_t *sq
     cdef uint32_t qid, i
     for qid in range(1, QUEUES):
@@ -88,6 +99,7 @@ cdef bint namespace_used_from(controller_t *controller, namespace_t *ns, uint64_
         for i in range(sq.slots_ready):
             if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
                     and not sq.requests[i].flags & REQUEST_THROTTLED
+                    and (not writing or writes(sq.slots[i].sqe.opcode))
                     and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):
                 return True
     return False

@@ -347,10 +347,10 @@ class QueueTable:
         What is in flight completes normally. OSError: the backend cannot have that size.
         """
 
-    def namespace_in_use(self, nsid: int, start: int = 0) -> bool:
+    def namespace_in_use(self, nsid: int, start: int = 0, *, writing: bool = False) -> bool:
         """Whether a command of the namespace is in flight that touches byte `start` or later.
 
-        With `start` 0 any command counts, Flush too.
+        With `start` 0 any command counts, Flush too; with `writing` those that can change it.
         """
 
     def namespace_counters(self, nsid: int) -> IoCounters:

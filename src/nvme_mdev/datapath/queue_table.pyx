@@ -975,12 +975,12 @@ cdef class QueueTable:
         finally:
             self._resume()
 
-    def namespace_in_use(self, nsid, start=0):
+    def namespace_in_use(self, nsid, start=0, *, writing=False):
         cdef namespace_t *ns = self._namespace(nsid)
         cdef uint64_t first = start
         cdef bint found
         self._pause()
-        found = namespace_used_from(self.controller, ns, first)
+        found = namespace_used_from(self.controller, ns, first, bool(writing))
         self._resume()
         return found
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvme_mdev.conformance.check import Group
+from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import completed, equal, require
 from nvme_mdev.conformance.subject import QUIET, TIMEOUT
 from nvme_mdev.host import commands
-from nvme_mdev.spec.nvme_commands import AsyncEventType, ErrorEventInfo, SmartEventInfo
-from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, TemperatureThreshold
+from nvme_mdev.spec.nvme_commands import (
+    AsyncEventType,
+    ErrorEventInfo,
+    NoticeEventInfo,
+    SmartEventInfo,
+)
+from nvme_mdev.spec.nvme_features import (
+    AsyncEventConfig,
+    Fid,
+    TemperatureThreshold,
+    WriteProtectionState,
+)
+from nvme_mdev.spec.nvme_identify import Nsattr, Nwpc, Oaes
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import CommandStatus
 
@@ -170,3 +181,30 @@ def event_types_are_masked_separately(subject: Subject) -> None:
     equal(_one(subject)[0], AsyncEventType.ERROR, "type of the first event")
     host.set_features(Fid.TEMPERATURE_THRESHOLD, _TOO_HOT)
     equal(_one(subject)[0], AsyncEventType.SMART, "type of the second event")
+
+
+@GROUP.check("Base 5.1.2.1", "Base 5.1.12.1.5")
+def a_changed_identify_namespace_is_an_event(subject: Subject) -> None:
+    """Write protection, which is in Identify Namespace, is an event of a host that wants them."""
+    if not subject.controller.oaes & Oaes.NSAN:
+        raise NotApplicable("OAES has no namespace attribute notices")
+    if not subject.controller.nwpc & Nwpc.NWPS:
+        raise NotApplicable("NWPC is 0")
+    host, nsid = subject.host, subject.nsid
+    if subject.namespace.identify.nsattr & Nsattr.CWP:
+        raise NotApplicable("the namespace is write protected already")
+    host.get_log_page(LogPage.CHANGED_NAMESPACES, 4096)
+    _configure(subject, AsyncEventConfig.NSAN)
+    host.request_events()
+    host.set_features(Fid.NAMESPACE_WRITE_PROTECTION, WriteProtectionState.PROTECTED, nsid=nsid)
+    try:
+        wanted = (
+            AsyncEventType.NOTICE,
+            NoticeEventInfo.NS_ATTRIBUTE_CHANGED,
+            LogPage.CHANGED_NAMESPACES,
+        )
+        equal(_one(subject), wanted, "the event")
+        listed = memoryview(host.get_log_page(LogPage.CHANGED_NAMESPACES, 4096)).cast("I")
+        require(nsid in listed, f"namespace {nsid} is not in the changed list")
+    finally:
+        host.set_features(Fid.NAMESPACE_WRITE_PROTECTION, WriteProtectionState.NONE, nsid=nsid)

@@ -6,11 +6,11 @@ against a mask, kept, and given back. Those that are data are in :mod:`.feature_
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
 from nvme_mdev.controller.admin.feature_data import get_data, set_data
+from nvme_mdev.controller.drain import flush
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import UNDER_THRESHOLD_SHIFT
 from nvme_mdev.controller.keep_alive import GRANULARITY_MS
@@ -191,11 +191,7 @@ def _set_write_cache(controller: Controller, command: AdminCommand) -> Outcome:
 
 
 async def _flush(backends: Sequence[Backend]) -> int:
-    for backend in backends:
-        try:
-            await asyncio.to_thread(backend.flush)
-        except OSError as error:
-            raise NvmeError(GenericStatus.INTERNAL_ERROR, dnr=False) from error
+    await flush(backends)
     return 0
 
 
@@ -251,17 +247,18 @@ def _set_command_set(_controller: Controller, command: AdminCommand) -> int:
     return 0
 
 
-def _set_write_protection(controller: Controller, command: AdminCommand) -> int:
+def _set_write_protection(controller: Controller, command: AdminCommand) -> Outcome:
     """Of one namespace, or of all that are attached."""
     wanted = command.sqe.cdw11 & WRITE_PROTECTION_STATE_MASK
     if wanted not in _OFFERED_PROTECTION:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW11)
-    nsids = _concerned(controller, command)
-    locked = WriteProtectionState.UNTIL_POWER_CYCLE
-    if any(controller.write_protection[nsid] == locked != wanted for nsid in nsids):
-        raise NvmeError(CommandStatus.FEATURE_NOT_CHANGEABLE, Field.CDW11)
-    for nsid in nsids:
-        controller.write_protection[nsid] = WriteProtectionState(wanted)
+    return _protect(controller, _concerned(controller, command), WriteProtectionState(wanted))
+
+
+async def _protect(
+    controller: Controller, nsids: Sequence[int], wanted: WriteProtectionState
+) -> int:
+    await controller.write_protection.change(nsids, wanted)
     return 0
 
 
