@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import ControllerFatalError
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Cap, Cc, Csts, Register, Shst
+
+from .assembly import SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +71,26 @@ def test_a_shutdown_completes_and_a_reset_follows(host: NvmeHost) -> None:
 def test_an_abrupt_shutdown_completes(host: NvmeHost) -> None:
     host.shutdown(abrupt=True)
     assert host.csts().shst == Shst.COMPLETE
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_shutdown_during_a_reset_completes(serve: Callable[..., Served], *, again: bool) -> None:
+    served = serve(NullBackend(SIZE, latency_ns=300_000_000))
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair()
+        sqe = commands.read(1, 0, 8)
+        sqe.prp1 = host.memory.allocate(4096).iova
+        queue.start(sqe)
+        deadline = time.monotonic() + 30
+        while not served.call(served.controller.queues.inflight):
+            assert time.monotonic() < deadline
+        cc = host.read_register(Register.CC)
+        host.write_register(Register.CC, cc & ~1)
+        if again:
+            host.write_register(Register.CC, cc)
+        host.shutdown()
+        host.enable()
+        assert host.active_namespaces() == [1]
 
 
 def test_an_impossible_admin_queue_is_a_fatal_status(served: Served) -> None:

@@ -23,12 +23,12 @@ RAM = 0x10_0000
 SETTINGS = ControllerSettings("S1")
 
 
-def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a test within an event loop of its own."""
 
     @functools.wraps(test)
-    def run() -> None:
-        asyncio.run(test())
+    def run(**parameters: Any) -> None:
+        asyncio.run(test(**parameters))
 
     return run
 
@@ -175,6 +175,52 @@ async def test_changing_ones_mind_while_a_reset_drains_leaves_it_disabled() -> N
     await bench.cycle.settled()
     assert bench.where is State.DISABLED
     assert not bench.csts.rdy
+
+
+@on_loop
+@pytest.mark.parametrize("before", [(Event.DISABLE,), (Event.DISABLE, Event.ENABLE)])
+async def test_a_shutdown_while_a_reset_drains_takes_place_after_it(
+    before: tuple[Event, ...],
+) -> None:
+    bench = ready()
+    bench.queues.busy = 1
+    bench.caches = [Cache(bench.queues)]
+    for event in (*before, Event.SHUTDOWN, Event.SHUTDOWN):
+        bench.cycle.fire(event)
+    await asyncio.sleep(0.01)
+    assert bench.csts == Csts(rdy=True)
+    bench.queues.busy = 0
+    await bench.cycle.settled()
+    assert bench.queues.calls == ["stop", "disable", "hold", "end_throttled", "flush", "stop"]
+    assert bench.csts == Csts(shst=Shst.COMPLETE)
+    assert bench.where is State.SHUT_DOWN
+    bench.cycle.fire(Event.ENABLE)
+    assert bench.csts == Csts(rdy=True)
+
+
+@on_loop
+async def test_enabling_after_such_a_shutdown_is_all_that_counts() -> None:
+    bench = ready()
+    bench.queues.busy = 1
+    for event in (Event.DISABLE, Event.SHUTDOWN, Event.ENABLE):
+        bench.cycle.fire(event)
+    bench.queues.busy = 0
+    await bench.cycle.settled()
+    assert bench.csts == Csts(rdy=True)
+    assert bench.where is State.READY
+
+
+@on_loop
+async def test_a_process_that_is_killed_in_such_a_shutdown_leaves_it_to_the_next() -> None:
+    bench = ready()
+    bench.queues.busy = 1
+    for event in (Event.DISABLE, Event.SHUTDOWN):
+        bench.cycle.fire(event)
+    bench.cycle._cancel_wait()
+    bench.queues.busy = 0
+    bench.cycle.resume()
+    await bench.cycle.settled()
+    assert bench.csts == Csts(shst=Shst.COMPLETE)
 
 
 @on_loop

@@ -6,7 +6,7 @@ import pytest
 
 from nvme_mdev.controller.transitions import TRANSITIONS, Action, Event, State
 
-WAITING = {State.RESETTING, State.RESTARTING, State.SHUTTING_DOWN}
+WAITING = {State.RESETTING, State.RESTARTING, State.SHUTTING_DOWN, State.ENDING}
 
 
 @pytest.mark.parametrize("state", State)
@@ -15,6 +15,26 @@ def test_a_reset_leads_every_state_to_disabled(state: State) -> None:
     if after is State.RESETTING:
         after, _ = TRANSITIONS[after, Event.DRAINED]
     assert after is State.DISABLED
+
+
+@pytest.mark.parametrize("state", set(State) - {State.SHUT_DOWN})
+def test_a_shutdown_leads_every_state_to_shut_down(state: State) -> None:
+    after, _ = TRANSITIONS.get((state, Event.SHUTDOWN), (state, Action.NONE))
+    for event in (Event.DRAINED, Event.CLEARED, Event.DRAINED):
+        after, _ = TRANSITIONS.get((after, event), (after, Action.NONE))
+    assert after is State.SHUT_DOWN
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("last", [Event.ENABLE, Event.DISABLE, Event.RESET])
+def test_a_shutdown_before_a_reset_changes_nothing_after_it(state: State, last: Event) -> None:
+    """With nothing in flight RESTARTING is READY at once, and RESETTING is DISABLED."""
+    without, _ = TRANSITIONS.get((state, last), (state, Action.NONE))
+    with_it, _ = TRANSITIONS.get((state, Event.SHUTDOWN), (state, Action.NONE))
+    if (state, last) in TRANSITIONS and (with_it, last) in TRANSITIONS:
+        after, _ = TRANSITIONS[with_it, last]
+        quiet = {State.READY: State.RESTARTING, State.DISABLED: State.RESETTING}
+        assert quiet.get(after, after) is quiet.get(without, without)
 
 
 @pytest.mark.parametrize("state", WAITING)

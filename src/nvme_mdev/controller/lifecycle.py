@@ -53,6 +53,7 @@ class LifeCycle:
             Action.STOP: self._stop,
             Action.CLEAR: self._clear,
             Action.RESTART: self._restart,
+            Action.CLEAR_FIRST: self._clear_first,
             Action.QUIESCE: self._quiesce,
             Action.FINISH_SHUTDOWN: self._finish_shutdown,
             Action.BREAK: self._break,
@@ -87,7 +88,7 @@ class LifeCycle:
             case State.SHUTTING_DOWN:
                 self._adopt_queues()
                 self._quiesce()
-            case State.RESETTING | State.RESTARTING:
+            case State.RESETTING | State.RESTARTING | State.ENDING:
                 self._stop()
             case State.SHUT_DOWN:
                 self._finish_shutdown()
@@ -146,6 +147,10 @@ class LifeCycle:
     def _restart(self) -> None:
         self._clear()
         self._start()
+
+    def _clear_first(self) -> None:
+        self._clear()
+        self.fire(Event.CLEARED)
 
     def _quiesce(self) -> None:
         self._registers.set_shutdown_status(Shst.OCCURRING)

@@ -34,6 +34,8 @@ class State(enum.IntEnum):
     """CSTS.SHST = 10b: nothing is lost when power goes."""
     FAILED = 6
     """CSTS.CFS = 1: nothing but a reset helps."""
+    ENDING = 7
+    """As RESETTING, and CC.SHN is set: to be shut down as soon as that is done, enabled or not."""
 
 
 class Event(enum.Enum):
@@ -49,6 +51,8 @@ class Event(enum.Enum):
     """Any other Controller Level Reset; the registers go back to their defaults."""
     DRAINED = enum.auto()
     """What STOP or QUIESCE waits for has happened."""
+    CLEARED = enum.auto()
+    """CLEAR_FIRST is done."""
     FAIL = enum.auto()
     """The configuration cannot be enabled, or the device itself is broken."""
 
@@ -65,6 +69,8 @@ class Action(enum.Enum):
     """Forget all queues, reset what a Controller Level Reset resets, clear CSTS."""
     RESTART = enum.auto()
     """CLEAR, then START."""
+    CLEAR_FIRST = enum.auto()
+    """CLEAR, then CLEARED: a process that is killed in between does it again."""
     QUIESCE = enum.auto()
     """Take no new commands, complete and flush; DRAINED when all of it is done."""
     FINISH_SHUTDOWN = enum.auto()
@@ -85,10 +91,17 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (_S.READY, _E.RESET): (_S.RESETTING, _A.STOP),
     (_S.READY, _E.FAIL): (_S.FAILED, _A.BREAK),
     (_S.RESETTING, _E.ENABLE): (_S.RESTARTING, _A.NONE),
+    (_S.RESETTING, _E.SHUTDOWN): (_S.ENDING, _A.NONE),
     (_S.RESETTING, _E.DRAINED): (_S.DISABLED, _A.CLEAR),
     (_S.RESTARTING, _E.DISABLE): (_S.RESETTING, _A.NONE),
+    (_S.RESTARTING, _E.SHUTDOWN): (_S.ENDING, _A.NONE),
     (_S.RESTARTING, _E.RESET): (_S.RESETTING, _A.NONE),
     (_S.RESTARTING, _E.DRAINED): (_S.READY, _A.RESTART),
+    (_S.ENDING, _E.ENABLE): (_S.RESTARTING, _A.NONE),
+    (_S.ENDING, _E.DISABLE): (_S.RESETTING, _A.NONE),
+    (_S.ENDING, _E.RESET): (_S.RESETTING, _A.NONE),
+    (_S.ENDING, _E.DRAINED): (_S.ENDING, _A.CLEAR_FIRST),
+    (_S.ENDING, _E.CLEARED): (_S.SHUTTING_DOWN, _A.QUIESCE),
     (_S.SHUTTING_DOWN, _E.DRAINED): (_S.SHUT_DOWN, _A.FINISH_SHUTDOWN),
     (_S.SHUTTING_DOWN, _E.ENABLE): (_S.RESTARTING, _A.STOP),
     (_S.SHUTTING_DOWN, _E.DISABLE): (_S.RESETTING, _A.STOP),

@@ -193,6 +193,18 @@ def a_shutdown_under_load_completes(subject: Subject) -> None:
     require(len(found) <= len(cids), "more completions than commands")
 
 
+@GROUP.check("Base 3.6.1", "Base 3.7.2")
+def a_shutdown_during_a_reset_completes(subject: Subject) -> None:
+    """CSTS.SHST becomes 10b when CC.SHN is set while a Controller Reset may be under way."""
+    host, queue = subject.host, subject.queue
+    cc = subject.register(Register.CC)
+    for _ in range(32):
+        queue.start(commands.flush(subject.nsid))
+    host.write_register(Register.CC, cc & ~1)
+    host.shutdown()
+    _works(subject)
+
+
 @GROUP.check("Base 3.7.1", "Base 3.1.4.7", needs=needs.cap(CapBit.NSSRS))
 def a_subsystem_reset_resets_the_controller(subject: Subject) -> None:
     """After "NVMe" is written to NSSR, CC and CSTS.RDY are 0 and CSTS.NSSRO is 1."""
