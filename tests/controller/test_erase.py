@@ -359,6 +359,93 @@ def test_while_it_is_in_progress_io_and_more_erasing_are_refused(
     assert host.create_queue_pair().read(1, 0, 8, block_size=512) == bytes(4096)
 
 
+ALLOWED_PAGES = (
+    LogPage.ERROR,
+    LogPage.SMART,
+    LogPage.CHANGED_NAMESPACES,
+    LogPage.RESERVATION_NOTIFICATION,
+    LogPage.SANITIZE_STATUS,
+)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_sanitize_operation_allows_flush_and_some_admin_commands(
+    host: NvmeHost, queue: IoQueue, gate: Gate, *, failed: bool
+) -> None:
+    status = GenericStatus.SANITIZE_FAILED if failed else GenericStatus.SANITIZE_IN_PROGRESS
+    pages = host.get_log_page(LogPage.SUPPORTED_LOG_PAGES, 1024)
+    supported = [lid for lid in range(256) if pages[4 * lid] & 1]
+    if failed:
+        gate.broken = True
+        gate.opened.set()
+    host.admin(sanitize(BLOCK_ERASE | AUSE))
+    if failed:
+        assert sanitized(host).sstat & 7 == SanitizeState.FAILED
+    for nsid in (1, 2, ALL):
+        queue.flush(nsid)
+    for lid in supported:
+        if lid in ALLOWED_PAGES:
+            host.get_log_page(lid, 64)
+        else:
+            with refused(status, dnr=False):
+                host.get_log_page(lid, 64)
+    with refused(status, dnr=False):
+        host.configure_doorbell_buffers()
+    host.admin(SQE(opc=AdminOpcode.KEEP_ALIVE))
+    assert host.get_features(Fid.NUMBER_OF_QUEUES)
+    with refused(status, dnr=False):
+        host.create_queue_pair().read(1, 0, 8, block_size=512)
+    host.reset()
+    assert host.active_namespaces() == [1, 2]
+
+
+def test_flushes_without_a_pause_do_not_hold_up_a_sanitize_operation(
+    serve: Callable[..., Served],
+) -> None:
+    with NvmeHost(serve(NullBackend(SIZE, latency_ns=50_000_000), allow_erase=True).path) as host:
+        queue = host.create_queue_pair()
+        flying = [queue.start(commands.flush(1)) for _ in range(4)]
+        host.admin(sanitize(BLOCK_ERASE))
+        deadline = time.monotonic() + 60
+        while sanitize_log(host).sstat & 7 == SanitizeState.IN_PROGRESS:
+            assert time.monotonic() < deadline
+            flying.append(queue.start(commands.flush(1)))
+            assert queue.finish(flying.pop(0)).ok
+        for cid in flying:
+            assert queue.finish(cid).ok
+
+
+def test_the_error_log_tells_no_block_while_a_sanitize_operation_is_in_progress(
+    host: NvmeHost, queue: IoQueue, gate: Gate
+) -> None:
+    with refused(GenericStatus.LBA_OUT_OF_RANGE):
+        queue.read(1, SIZE // 512 + 7, 8, block_size=512)
+    before = error_log(host)[0]
+    assert before.lba == SIZE // 512 + 7
+    host.admin(sanitize(BLOCK_ERASE))
+    entry = error_log(host)[0]
+    assert (entry.errcnt, entry.nsid, entry.lba) == (before.errcnt, 1, 0)
+    gate.opened.set()
+    sanitized(host)
+    assert error_log(host)[0].lba == before.lba
+
+
+def test_of_the_end_of_a_sanitize_operation_nothing_is_told_once_the_next_has_begun(
+    host: NvmeHost, gate: Gate
+) -> None:
+    gate.opened.set()
+    host.admin(sanitize(BLOCK_ERASE))
+    deadline = time.monotonic() + 60
+    while host.get_log_page(LogPage.SANITIZE_STATUS, 4, rae=True)[2] & 7 != 1:
+        assert time.monotonic() < deadline
+    gate.opened.clear()
+    host.admin(sanitize(BLOCK_ERASE))
+    host.request_events()
+    assert host.events(0.05) == []
+    gate.opened.set()
+    assert host.events(60) == [SANITIZED]
+
+
 def test_a_failure_bars_the_namespaces_until_it_is_left(
     host: NvmeHost, queue: IoQueue, gate: Gate
 ) -> None:

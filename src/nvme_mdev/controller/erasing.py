@@ -1,9 +1,9 @@
 """Format NVM and Sanitize at work (Base 5.1.10, 5.1.22, 8.1.24): what goes on in the background.
 
 Both are opt-in (``--allow-erase``). While one of them works, the data path refuses new commands to
-the namespaces concerned, with Format In Progress or Sanitize In Progress; what was in flight is
-waited for. Neither a reset nor a client that leaves ends them. How far they are is in shared
-memory: the next process goes on there.
+the namespaces concerned, with Format In Progress or Sanitize In Progress (which leaves Flush); what
+was in flight is waited for. Neither a reset nor a client that leaves ends them. How far they are is
+in shared memory: the next process goes on there.
 
 How it is erased: *deallocated*, so that everything reads as zeroes, where the medium can; otherwise
 overwritten. Overwriting goes to the medium directly, block by block, which for an image file on a
@@ -123,7 +123,7 @@ class Erasing:
     def _bar(self, nsid: int) -> int:
         if self._words[Lifetime.FORMAT + nsid - 1]:
             return GenericStatus.FORMAT_IN_PROGRESS
-        return _BARS.get(self.sanitize_state, 0)
+        return self.sanitize_refusal or 0
 
     def detached(self, nsid: int) -> None:
         """Another namespace with this NSID is another namespace."""
@@ -213,6 +213,11 @@ class Erasing:
         return SanitizeState(int(self._words[Lifetime.SANITIZE_STATE]) & _SOS_MASK)
 
     @property
+    def sanitize_refusal(self) -> GenericStatus | None:
+        """What is said to commands that it excludes; None: there is none, nor has one failed."""
+        return _BARS.get(self.sanitize_state)
+
+    @property
     def sanitize_progress(self) -> int:
         """Of 65536."""
         done = self._words[Lifetime.SANITIZE_BEFORE] + self._words[Lifetime.SANITIZE_DONE]
@@ -243,6 +248,7 @@ class Erasing:
         self._words[Lifetime.SANITIZE_DONE] = self._words[Lifetime.SANITIZE_BEFORE] = 0
         self._words[Lifetime.SANITIZE_TOTAL] = passes * sum(one.backend.size for one in namespaces)
         self._words[Lifetime.SANITIZE_ERASED] = 0
+        self._controller.events.sanitizing()
         # Last: from here on the next process goes on with it.
         self._words[Lifetime.SANITIZE_STATE] = SanitizeState.IN_PROGRESS
         self._bar_all()
@@ -298,7 +304,8 @@ class Erasing:
         changes = self._controller.namespace_changes
         changes.busy.add(nsid)
         try:
-            await changes.unused(nsid)
+            # A Flush touches no byte: the guest may send them all the time (Base 7.2).
+            await changes.unused(nsid, 1)
             await self._erase(raw, namespace.backend.size)
             await asyncio.to_thread(raw.flush)
             self._controller.queues.clear_uncorrectable(nsid)
@@ -331,7 +338,7 @@ class Erasing:
             progress(_passes(cdw10) * size)
 
 
-_BARS: dict[SanitizeState, int] = {
+_BARS = {
     SanitizeState.IN_PROGRESS: GenericStatus.SANITIZE_IN_PROGRESS,
     SanitizeState.FAILED: GenericStatus.SANITIZE_FAILED,
 }

@@ -86,6 +86,11 @@ class Events:
         if enabled & AsyncEventConfig.NSAN and any(self._changed):
             self._notice_change()
 
+    def sanitizing(self) -> None:
+        """A sanitize operation begins: that one before it is over is no news (Base 8.1.24.4)."""
+        page = LogPage.SANITIZE_STATUS
+        self._store([event for event in self._waiting() if event >> _LOG_PAGE_SHIFT != page])
+
     def sanitized(self) -> None:
         """A sanitize operation is over, well or not."""
         self._raise(

@@ -4,9 +4,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
-from nvme_mdev.datapath.runtime cimport REQUEST_LBA, namespace_t, request_t
+from nvme_mdev.datapath.runtime cimport NS_STATE, REQUEST_LBA, namespace_t, request_t
 from nvme_mdev.datapath.status cimport (
-    LOCATION_CDW10, LOCATION_NONE, SC_DNR, SC_LBA_OUT_OF_RANGE, SC_SUCCESS, SC_UNRECOVERED_READ,
+    LOCATION_CDW10, LOCATION_NONE, SC_DNR, SC_LBA_OUT_OF_RANGE, SC_SANITIZE_FAILED,
+    SC_SANITIZE_IN_PROGRESS, SC_SUCCESS, SC_UNRECOVERED_READ,
 )
 
 cdef enum:
@@ -23,6 +24,12 @@ cdef enum:
 cdef inline uint32_t refuse(request_t *request, uint32_t status, uint32_t location) noexcept nogil:
     request.error_location = location
     return status | SC_DNR
+
+
+cdef inline bint takes_flush(namespace_t *ns) noexcept nogil:
+    """A sanitize operation, also one that failed, excludes all but Flush (Base 2.x, section 8.1.24.4)."""
+    cdef uint32_t state = ns.restricted & NS_STATE
+    return state == 0 or state == SC_SANITIZE_IN_PROGRESS or state == SC_SANITIZE_FAILED
 
 
 cdef inline void fault_at(request_t *request, uint64_t lba) noexcept nogil:

@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport prefetch_read
 from nvme_mdev.datapath.checks cimport (
-    CDW12_DEAC, CDW12_DTYPE, CDW12_FUA, check_range, refuse, unreadable, wants_durability,
+    CDW12_DEAC, CDW12_DTYPE, CDW12_FUA, check_range, refuse, takes_flush, unreadable, wants_durability,
 )
 from nvme_mdev.datapath.compound cimport (
     COMPOUND_COMPARE, COMPOUND_FIRST, COMPOUND_FLUSH_ALL, COMPOUND_PLAIN, COMPOUND_SECOND,
@@ -245,9 +245,11 @@ cdef inline uint32_t parse_allowed(request_t *request) noexcept nogil:
 
 cdef uint32_t parse_restricted(request_t *request) noexcept nogil:
     """A namespace that is inactive, or not for every command."""
-    if request.ns.backend == NULL or request.ns.restricted & NS_STATE:
+    cdef uint8_t opcode = request.slot.sqe.opcode
+    if request.ns.backend == NULL or (
+            request.ns.restricted & NS_STATE and not (opcode == NVME_FLUSH and takes_flush(request.ns))):
         return refuse_namespace(request)
-    if conflicts(request.ns, request.slot.sqe.opcode):
+    if conflicts(request.ns, opcode):
         return refuse(request, SC_RESERVATION_CONFLICT, LOCATION_NONE)
     return parse_allowed(request)
 

@@ -19,14 +19,14 @@ from posix.mman cimport (
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.atomics cimport store_release32
-from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at
+from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at, takes_flush
 from nvme_mdev.datapath.layout cimport (
     STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
 )
 from nvme_mdev.datapath.queues cimport request_done, signal_fd
 from nvme_mdev.datapath.range_locks cimport conflicts, give_range, have_range, request_touches
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, NS_STATE, OP_COPY,
+    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COPY,
     OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE,
     REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED, RETRY_BOUNCES, RETRY_RANGES,
     backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, request_t, share_t,
@@ -154,7 +154,7 @@ cdef bint next_flush(compound_t *compound) noexcept nogil:
     cdef namespace_t *ns
     while compound.index <= NAMESPACES:
         ns = &request.sq.controller.namespaces[compound.index]
-        if ns.backend != NULL and not ns.restricted & NS_STATE:
+        if ns.backend != NULL and takes_flush(ns):
             request.ns = ns
             prepare(compound, OPERATED, OP_FLUSH, 0, 0)
             return True

@@ -171,7 +171,7 @@ cdef struct namespace_t:
     uint32_t read_only
     #: Not 0: not for every command. NS_STATE: 1, on its way out: new commands find it inactive, those
     #: in flight still use it; or the status that new commands are refused with, since it is being
-    #: formatted or sanitized. Above it (NS_GROUPS_SHIFT) GROUP_*: what a reservation refuses.
+    #: formatted or sanitized (then all but Flush). Above it (NS_GROUPS_SHIFT) GROUP_*: what a reservation refuses.
     uint32_t restricted
     #: What was moved since it was attached, by each of the controller's IOThreads.
     io_counters_t *moved

@@ -575,13 +575,23 @@ class NvmeHost:
             if wanted:
                 raise AttachError("the controller has no shadow doorbells (OACS): do without them")
             return
-        self.configure_doorbell_buffers()
+        try:
+            self.configure_doorbell_buffers()
+        except NvmeStatusError:
+            # While a sanitize operation is in progress, for one: do without, as Linux does.
+            if wanted:
+                raise
 
     def configure_doorbell_buffers(self) -> None:
         """Doorbell Buffer Config (Base 5.2.5); before any I/O queue is created."""
         shadow = self.memory.allocate(self.page_size, align=self.page_size)
         event_idx = self.memory.allocate(self.page_size, align=self.page_size)
-        self.admin(commands.doorbell_buffer_config(shadow.iova, event_idx.iova))
+        try:
+            self.admin(commands.doorbell_buffer_config(shadow.iova, event_idx.iova))
+        except NvmeStatusError:
+            shadow.free()
+            event_idx.free()
+            raise
         self._shadow_pages = (shadow.view, event_idx.view)
         self.shadow_active = True
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.conformance import needs
 from nvme_mdev.conformance.check import Group, NotApplicable
-from nvme_mdev.conformance.expect import equal, refused, require, succeeds
+from nvme_mdev.conformance.expect import completed, equal, refused, require, succeeds
+from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_identify import Fna, Oacs
 from nvme_mdev.spec.nvme_logs import LogPage
@@ -129,6 +130,22 @@ def _sanitize(action: int) -> SQE:
     return SQE(opc=AdminOpcode.SANITIZE, cdw10=action)
 
 
+def _begin_sanitizing(subject: Subject, action: int) -> None:
+    """In one pass, where it overwrites."""
+    reply = subject.host.admin(_sanitize(action | 1 << 4), check=False)
+    if reply.completion.status.code is GenericStatus.OPERATION_DENIED:
+        raise NotApplicable("the server does not allow the subsystem to be sanitized")
+    require(reply.completion.ok, f"action {action}: {reply.completion.status}")
+
+
+def _is_sanitizing(subject: Subject) -> bool:
+    return subject.host.get_log_page(LogPage.SANITIZE_STATUS, 512)[2] & 7 == 2
+
+
+def _await_sanitized(subject: Subject) -> None:
+    subject.wait(lambda: not _is_sanitizing(subject), "the end of the sanitize operation")
+
+
 @GROUP.check("Base 5.1.22", needs=needs.sanitize)
 def an_unknown_sanitize_action_is_refused(subject: Subject) -> None:
     """A Sanitize Action that is reserved or that SANICAP lacks is Invalid Field in Command."""
@@ -149,15 +166,26 @@ def a_sanitize_operation_leaves_nothing(subject: Subject) -> None:
         if not kinds & bit:
             continue
         subject.queue.write(subject.nsid, 0, data)
-        reply = subject.host.admin(_sanitize(action | 1 << 4), check=False)
-        if reply.completion.status.code is GenericStatus.OPERATION_DENIED:
-            raise NotApplicable("the server does not allow the subsystem to be sanitized")
-        require(reply.completion.ok, f"action {action}: {reply.completion.status}")
-
-        def ended() -> bool:
-            return subject.host.get_log_page(LogPage.SANITIZE_STATUS, 512)[2] & 7 != 2
-
-        subject.wait(ended, "the end of the sanitize operation")
+        _begin_sanitizing(subject, action)
+        _await_sanitized(subject)
         status = subject.host.get_log_page(LogPage.SANITIZE_STATUS, 512)[2] & 7
         require(status in {1, 4}, f"sanitize status {status}")
         require(subject.queue.read(subject.nsid, 0, 1) != data, "the data is still there")
+
+
+@GROUP.check("Base 8.1.24.4", "Base 5.1", needs=(needs.sanitize, needs.writable), destructive=True)
+def a_sanitize_operation_excludes_other_commands(subject: Subject) -> None:
+    """While a sanitize operation is in progress reads and most log pages are refused."""
+    kinds = subject.controller.sanicap & 7
+    action = next(action for action, bit in ((3, 4), (2, 2), (4, 1)) if kinds & bit)
+    queue, admin = subject.queue, subject.host.admin_queue
+    _begin_sanitizing(subject, action)
+    read = queue.execute(commands.read(subject.nsid, 0, 1), receive=subject.block_size, check=False)
+    sqe = commands.get_log_page(LogPage.FIRMWARE_SLOT, 512)
+    page = admin.execute(sqe, receive=512, check=False)
+    in_progress = _is_sanitizing(subject)
+    _await_sanitized(subject)
+    if not in_progress:
+        raise NotApplicable("it was over too soon to be looked at")
+    for reply in (read, page):
+        completed(reply.completion, GenericStatus.SANITIZE_IN_PROGRESS)

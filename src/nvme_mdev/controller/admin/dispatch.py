@@ -87,6 +87,6 @@ def dispatch(controller: Controller, command: AdminCommand) -> Outcome:
     if command.sqe.flags:
         # No fused admin commands (FUSES), no SGLs (SGLS): these bits and the reserved ones are 0.
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.FLAGS)
-    check_not_sanitizing(controller, command.sqe.opc)
+    check_not_sanitizing(controller, command)
     outcome: Outcome = entry.handler(controller, command)
     return outcome

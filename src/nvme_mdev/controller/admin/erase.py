@@ -14,6 +14,7 @@ from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.reservations import CommandGroup
 from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
+from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_maintenance import (
     FORMAT_LBAFL_MASK,
     FORMAT_LBAFU_SHIFT,
@@ -36,21 +37,48 @@ if TYPE_CHECKING:
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.controller.namespaces import Namespace
 
-NOT_WHILE_SANITIZING = frozenset(
-    {AdminOpcode.FORMAT_NVM, AdminOpcode.SANITIZE, AdminOpcode.DEVICE_SELF_TEST}
+WHILE_SANITIZING = frozenset(
+    {
+        AdminOpcode.DELETE_IO_SQ,
+        AdminOpcode.CREATE_IO_SQ,
+        AdminOpcode.GET_LOG_PAGE,
+        AdminOpcode.DELETE_IO_CQ,
+        AdminOpcode.CREATE_IO_CQ,
+        AdminOpcode.IDENTIFY,
+        AdminOpcode.ABORT,
+        AdminOpcode.SET_FEATURES,
+        AdminOpcode.GET_FEATURES,
+        AdminOpcode.ASYNC_EVENT_REQUEST,
+        AdminOpcode.KEEP_ALIVE,
+    }
 )
-"""Admin commands that a sanitize operation excludes (Base 8.1.24.3)."""
+"""Admin commands that a sanitize operation, also one that failed, allows (Base 5.1, 8.1.24.4)."""
+
+LOG_PAGES_WHILE_SANITIZING = frozenset(
+    {
+        LogPage.ERROR,
+        LogPage.SMART,
+        LogPage.CHANGED_NAMESPACES,
+        LogPage.RESERVATION_NOTIFICATION,
+        LogPage.SANITIZE_STATUS,
+    }
+)
+"""Those of Get Log Page."""
 
 
-def check_not_sanitizing(controller: Controller, opcode: int) -> None:
+def check_not_sanitizing(controller: Controller, command: AdminCommand) -> None:
     """NvmeError while a sanitize operation excludes the command."""
-    if opcode not in NOT_WHILE_SANITIZING:
+    refusal = controller.erasing.sanitize_refusal
+    if refusal is None:
         return
-    state = controller.erasing.sanitize_state
-    if state == SanitizeState.IN_PROGRESS:
-        raise NvmeError(GenericStatus.SANITIZE_IN_PROGRESS, dnr=False)
-    if state == SanitizeState.FAILED and opcode != AdminOpcode.SANITIZE:
-        raise NvmeError(GenericStatus.SANITIZE_FAILED, dnr=False)
+    opcode = command.sqe.opc
+    allowed = opcode in WHILE_SANITIZING
+    if opcode == AdminOpcode.GET_LOG_PAGE:
+        allowed = command.sqe.cdw10 & 0xFF in LOG_PAGES_WHILE_SANITIZING
+    elif opcode == AdminOpcode.SANITIZE:
+        allowed = controller.erasing.sanitize_state == SanitizeState.FAILED
+    if not allowed:
+        raise NvmeError(refusal, dnr=False)
 
 
 # --- format ---

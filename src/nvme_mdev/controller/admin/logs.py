@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller import features
@@ -28,6 +29,7 @@ from nvme_mdev.spec.nvme_logs import (
     CommandEffect,
     CommandsEffectsLog,
     CriticalWarning,
+    ErrorLogEntry,
     FeatureEffect,
     FeatureEffectsLog,
     FirmwareSlotLog,
@@ -46,7 +48,6 @@ from nvme_mdev.spec.vendor import (
 )
 
 if TYPE_CHECKING:
-    import ctypes
     from collections.abc import Callable
 
     from nvme_mdev.controller.admin.command import AdminCommand
@@ -116,7 +117,12 @@ def _supported_log_pages(controller: Controller, _command: AdminCommand) -> Supp
 
 
 def _error(controller: Controller, _command: AdminCommand) -> bytes:
-    return newest_first(controller.state)
+    """A sanitize operation leaves no trace of the data: not which block was at fault (Base 5.1)."""
+    page = bytearray(newest_first(controller.state))
+    if controller.erasing.sanitize_refusal is not None:
+        for at in range(0, len(page), ctypes.sizeof(ErrorLogEntry)):
+            ErrorLogEntry.from_buffer(page, at).lba = 0
+    return bytes(page)
 
 
 def _smart(controller: Controller, command: AdminCommand) -> SmartLog:
