@@ -12,7 +12,7 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import ControllerFatalError
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Cap, Cc, Csts, Register, Shst
+from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Cap, CapBit, Cc, Csts, Register, Shst
 
 from .assembly import SIZE
 
@@ -131,6 +131,32 @@ def test_a_subsystem_reset_resets_all_registers_and_says_that_it_happened(host: 
     host._forget_queues()
     host.enable()
     assert host.active_namespaces() == [1]
+
+
+def test_there_is_no_subsystem_reset_while_the_subsystem_has_several_controllers(
+    serve: Callable[..., Served],
+) -> None:
+    first = serve()
+    with NvmeHost(first.path) as early:
+        second = serve(peer=first)
+        with NvmeHost(second.path) as late:
+            assert not late.cap.bits & CapBit.NSSRS
+            late.write_register(Register.NSSR, NSSR_NSSRC)
+            assert late.csts() == Csts(rdy=True)
+            assert early.csts().rdy
+            # It was told that it can, and does it to itself.
+            early.write_register(Register.NSSR, NSSR_NSSRC)
+            assert early.csts() == Csts(nssro=True)
+            assert late.csts().rdy
+            assert not Cap.unpack(early.read_register(Register.CAP)).bits & CapBit.NSSRS
+            early._forget_queues()
+            early.enable()
+            early.write_register(Register.NSSR, NSSR_NSSRC)
+            assert early.csts().rdy
+    second.call(second.controller.stop)
+    with NvmeHost(first.path) as alone:
+        alone.device_reset()
+        assert Cap.unpack(alone.read_register(Register.CAP)).bits & CapBit.NSSRS
 
 
 def test_another_value_in_nssr_does_nothing(host: NvmeHost) -> None:

@@ -76,7 +76,7 @@ class Bench:
         self.queues: Any = Queues()
         self.state: Any = type("S", (), {"scratch": memoryview(array("I", bytes(4096)))})()
         self.registers = Registers(memoryview(bytearray(4096)))
-        self.registers.reset(SETTINGS)
+        self.registers.reset(SETTINGS, alone=True)
         self.caches: list[Any] = []
         self.cleared = 0
         self.cycle = LifeCycle(

@@ -13,9 +13,9 @@ from nvme_mdev.spec.nvme_registers import Cap, CapBit, Register, version
 SETTINGS = ControllerSettings("S1", queue_entries=1024)
 
 
-def registers() -> Registers:
+def registers(*, alone: bool = True) -> Registers:
     page = Registers(memoryview(bytearray(4096)))
-    page.reset(SETTINGS)
+    page.reset(SETTINGS, alone=alone)
     return page
 
 
@@ -25,6 +25,14 @@ def test_cap_says_what_the_settings_say() -> None:
     command_sets = CapBit.CSS_NCSS | CapBit.CSS_IOCSS
     assert cap.bits == CapBit.AMS_WRR | CapBit.NSSRS | command_sets | CapBit.CRWMS
     assert (cap.dstrd, cap.mpsmin, cap.mpsmax) == (3, 0, 4)
+
+
+def test_there_is_no_subsystem_reset_where_there_are_several_controllers() -> None:
+    alone, other = (
+        Cap.unpack(registers(alone=alone)[Register.CAP]).bits for alone in (True, False)
+    )
+    assert alone ^ other == CapBit.NSSRS
+    assert alone & CapBit.NSSRS
 
 
 def test_ready_takes_no_longer_than_crto_and_cap_say() -> None:

@@ -41,6 +41,7 @@ from nvme_mdev.spec.nvme_registers import (
     DOORBELL_BASE,
     NSSR_NSSRC,
     Cap,
+    CapBit,
     Cc,
     CstsBit,
     Register,
@@ -235,7 +236,7 @@ class Controller:
         The registers have their defaults at once; :meth:`settled` says when no I/O is left.
         """
         self.life_cycle.fire(Event.RESET)
-        self.registers.reset(self.settings)
+        self._reset_registers()
         self.state.scratch[Scratch.CC_SEEN] = 0
         self.queues.set_intms(0)
         if subsystem:
@@ -390,7 +391,9 @@ class Controller:
         self.state.scratch[Scratch.CC_SEEN] = value
 
     def _write_nssr(self, value: int) -> None:
-        if value == NSSR_NSSRC:
+        """Where CAP.NSSRS is 0 the register is reserved."""
+        cap = Cap.unpack(self.registers[Register.CAP])
+        if value == NSSR_NSSRC and cap.bits & CapBit.NSSRS:
             self.reset(subsystem=True)
 
     def _set_intms(self, mask: int) -> None:
@@ -442,7 +445,7 @@ class Controller:
             if word != Scratch.PAUSED:
                 scratch[word] = 0
         scratch[Scratch.LIFE_CYCLE] = State.DISABLED
-        self.registers.reset(self.settings)
+        self._reset_registers()
         self.subsystem.power_cycle(self)
         # The Error Count goes on: it is retained across power off (Base 5.1.12.1.2).
         self.state.error_log[:] = bytes(len(self.state.error_log))
@@ -461,6 +464,10 @@ class Controller:
         self.self_test.reset()
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
+
+    def _reset_registers(self) -> None:
+        alone = all(one is self for one in self.subsystem)
+        self.registers.reset(self.settings, alone=alone)
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)

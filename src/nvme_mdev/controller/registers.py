@@ -49,7 +49,8 @@ _TO_MAX = 0xFF
 MPSMAX = 4
 """CAP.MPSMAX: guest pages of up to 64 KiB, as arm64 can have them."""
 
-CAP_BITS = CapBit.AMS_WRR | CapBit.NSSRS | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
+CAP_BITS = CapBit.AMS_WRR | CapBit.CSS_NCSS | CapBit.CSS_IOCSS | CapBit.CRWMS
+"""What CAP says of every controller."""
 
 
 class _Kind(enum.Enum):
@@ -85,8 +86,13 @@ class Registers:
     def __init__(self, page: memoryview) -> None:
         self._page = page
 
-    def reset(self, settings: ControllerSettings) -> None:
-        """Set every register to its default (any reset but that by CC.EN)."""
+    def reset(self, settings: ControllerSettings, *, alone: bool) -> None:
+        """Set every register to its default (any reset but that by CC.EN).
+
+        ``alone``: there is no other controller in the subsystem. An NVM Subsystem Reset is to
+        reset all of them (Base 3.7.1.1), but no guest is to stop another one's controller: where
+        there are several, there is none (CAP.NSSRS).
+        """
         self._page[:] = bytes(REGISTERS_SIZE)
         timeout = min(max(READY_TIMEOUT_MS, 2 * settings.io_timeout_ms) // _TO_UNIT_MS, _TO_MAX)
         cap = Cap(
@@ -94,7 +100,7 @@ class Registers:
             to=timeout,
             dstrd=settings.dstrd,
             mpsmax=MPSMAX,
-            bits=CAP_BITS,
+            bits=CAP_BITS | CapBit.NSSRS if alone else CAP_BITS,
         )
         self[Register.CAP] = cap.pack()
         self[Register.VS] = VERSION
