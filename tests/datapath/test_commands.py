@@ -356,17 +356,28 @@ def test_a_bad_copy_gets_its_status_and_copies_nothing(queue: QueuePair, case: s
     assert content(queue, 0, 4096) == pattern(4096)
 
 
-def test_copy_tells_the_first_source_range_that_was_not_copied(queue: QueuePair) -> None:
+@pytest.mark.parametrize(
+    ("last", "status", "lba"),
+    [
+        ((499, 2), UNREADABLE, 500),
+        ((BLOCKS - 1, 2), OUT_OF_RANGE, BLOCKS),
+        ((0, 2049), SIZE_LIMIT, 1000),
+    ],
+)
+def test_copy_tells_of_no_source_range_when_nothing_was_written(
+    queue: QueuePair, last: tuple[int, int], status: int, lba: int
+) -> None:
+    fill(queue, 0, pattern(1024))
     spoil(queue, 500, 1)
-    data = sources((0, 1), (1, 1), (499, 2), (2, 1))
     where = queue.guest.allocate(1)
-    queue.guest.poke(where, data)
+    queue.guest.poke(where, sources((0, 1), (1, 1), last, (2, 1)))
     done = queue.run(queue.command(COPY, cdw10=1000, cdw11=0, cdw12=3, prp1=where))
-    assert (done.status, done.result) == (UNREADABLE, 2)
-    assert error_entry(queue.guest)[4] == 500
+    assert (done.status, done.result) == (status, 0)
+    assert content(queue, 1000, 2048) == bytes(2048)
+    assert error_entry(queue.guest)[4] == lba
 
 
-def test_copy_reports_a_medium_that_cannot_be_read(tmp_path: Path) -> None:
+def test_copy_tells_the_first_source_range_that_the_medium_could_not_read(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes(SIZE))
     with Guest(UringBackend(str(path))) as guest:

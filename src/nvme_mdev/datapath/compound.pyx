@@ -365,7 +365,8 @@ cdef void finish(iothread_t *thread, compound_t *compound) noexcept nogil:
     if compound.kind == COMPOUND_UNCORRECTABLE and not request.status:
         finish_uncorrectable(compound)
     if compound.kind == COMPOUND_COPY:
-        # The lowest source range that was not copied (NVM Command Set 1.x, section 3.2.2.2).
+        # The lowest source range that was not copied; 0 as well where nothing was written (NVM
+        # Command Set 1.x, section 3.2.2.1).
         request.result = compound.index if request.status else 0
     # What it counts as.
     request.operation = <uint16_t> compound.operation

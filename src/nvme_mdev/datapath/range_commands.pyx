@@ -158,7 +158,7 @@ cdef uint32_t check_source(request_t *request, uint64_t slba, uint64_t blocks) n
 cdef uint32_t take_sources(request_t *request, uint8_t *ranges, uint32_t count, uint64_t *blocks) noexcept nogil:
     """The source ranges to the slot's segments, and their blocks together; the NVMe status.
 
-    `request.result` is the range at fault.
+    Dword 0 of the completion stays 0, whichever range is at fault: nothing was written (3.2.2.1).
     """
     cdef namespace_t *ns = request.ns
     cdef iovec *iov = slot_segments(request)
@@ -169,15 +169,12 @@ cdef uint32_t take_sources(request_t *request, uint8_t *ranges, uint32_t count, 
     for i in range(count):
         memcpy(&slba, ranges + i * COPY_RANGE_SIZE + 8, 8)
         memcpy(&nlb, ranges + i * COPY_RANGE_SIZE + 16, 2)
-        request.result = i
         status = check_source(request, slba, <uint64_t> nlb + 1)
         if status:
             return status
         iov[i].iov_base = <void *> (slba << ns.block_shift)
         iov[i].iov_len = (<uint64_t> nlb + 1) << ns.block_shift
         blocks[0] += <uint64_t> nlb + 1
-    # From here on what is wrong is wrong with all of it.
-    request.result = 0
     return SC_SUCCESS
 
 

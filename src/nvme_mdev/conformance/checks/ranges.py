@@ -317,6 +317,24 @@ def copy_beyond_the_end_is_refused(subject: Subject) -> None:
         )
 
 
+@GROUP.check("NVM 3.3.2", needs=_COPY, destructive=True)
+def a_copy_that_failed_says_how_far_it_came(subject: Subject) -> None:
+    """Dword 0 of a Copy that failed is its first range not copied, 0 if nothing was written."""
+    if not subject.namespace.identify.msrc:
+        raise NotApplicable("MSRC is 0: one range")
+    _fill(subject)
+    before, source = _read(subject, 40, 1), _read(subject, 2, 1)
+    completion = refused(
+        subject.queue,
+        _copy(subject, 40, 2),
+        GenericStatus.LBA_OUT_OF_RANGE,
+        send=_descriptors([(2, 1), (subject.namespace.blocks, 1)]),
+    )
+    after = _read(subject, 40, 1)
+    require(after in {before, source}, "the destination is neither as it was nor the source")
+    equal(completion.result, int(after == source), "dword 0")
+
+
 @GROUP.check("NVM 3.3.2", needs=needs.oncs(Oncs.NVMCPYS))
 def copy_formats_are_those_of_ocfs(subject: Subject) -> None:
     """A descriptor format that Identify Controller does not have is Invalid Field in Command."""
