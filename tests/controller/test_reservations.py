@@ -14,7 +14,7 @@ from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, AdminOpcode, Fuse, NvmOpcode
-from nvme_mdev.spec.nvme_features import Fid, WriteProtectionState
+from nvme_mdev.spec.nvme_features import Fid, Select, WriteProtectionState
 from nvme_mdev.spec.nvme_identify import Ctratt, Oncs
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_reservations import (
@@ -641,7 +641,7 @@ def test_reserved_values_are_an_invalid_field(
 def test_a_namespace_is_needed(a: ReservationHost) -> None:
     for nsid, status in (
         (0, GenericStatus.INVALID_NAMESPACE_OR_FORMAT),
-        (NSID_ALL, GenericStatus.INVALID_NAMESPACE_OR_FORMAT),
+        (NSID_ALL, GenericStatus.INVALID_FIELD),
         (3, GenericStatus.INVALID_FIELD),
     ):
         with refused(status):
@@ -663,6 +663,26 @@ def test_data_out_of_memory_ends_the_command(a: ReservationHost) -> None:
     limit.prp1 = a.host.memory.allocate(4096).iova
     assert a.queue.finish(a.queue.start(limit)).status.code == GenericStatus.INVALID_FIELD
     assert error_log(a.host)[0].peloc == 40
+
+
+@pytest.mark.parametrize(
+    "fid",
+    [Fid.RESERVATION_NOTIFICATION_MASK, Fid.RESERVATION_PERSISTENCE],
+    ids=lambda fid: fid.name,
+)
+def test_the_features_are_set_of_all_namespaces_and_had_of_one(
+    a: ReservationHost, fid: Fid
+) -> None:
+    a.host.set_features(fid, 0, nsid=NSID_ALL)
+    for nsid in (0, 3, 257, NSID_ALL):
+        for select in (Select.CURRENT, Select.DEFAULT, Select.SAVED):
+            with refused(GenericStatus.INVALID_FIELD):
+                a.host.get_features(fid, select=select, nsid=nsid)
+            assert error_log(a.host)[0].peloc == 4
+        if nsid != NSID_ALL:
+            with refused(GenericStatus.INVALID_FIELD):
+                a.host.set_features(fid, 0, nsid=nsid)
+    assert a.host.get_features(fid, nsid=1) == a.host.get_features(fid, nsid=2) == 0
 
 
 # -- persistence without a place for it --------------------------------------------------------

@@ -109,7 +109,7 @@ def test_flush_of_all_namespaces_without_any() -> None:
 
 @pytest.mark.parametrize("opcode", [READ, WRITE, DSM, VERIFY, COPY, WRITE_ZEROES])
 def test_only_flush_takes_the_broadcast_nsid(queue: QueuePair, opcode: int) -> None:
-    assert queue.run(queue.command(opcode, nsid=NSID_ALL)).status == 0x00B | DNR
+    assert queue.run(queue.command(opcode, nsid=NSID_ALL)).status == 0x002 | DNR
 
 
 # -- Force Unit Access of what is read --------------------------------------------------------

@@ -258,8 +258,11 @@ cdef uint32_t no_namespace(request_t *request) noexcept nogil:
     """An NSID that no namespace can have: Flush of all of them (Base 2.x, section 7.1), or an error."""
     cdef uint32_t nsid
     request.ns = NULL
-    if request.slot.sqe.opcode != NVME_FLUSH or request.slot.sqe.nsid != NSID_ALL:
+    if request.slot.sqe.nsid != NSID_ALL:
         return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
+    if request.slot.sqe.opcode != NVME_FLUSH:
+        # A command that does not take all namespaces at once (Base 2.x, section 4.1.1, NSID).
+        return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
     for nsid in range(1, NAMESPACES + 1):
         if conflicts(&request.sq.controller.namespaces[nsid], NVME_FLUSH):
             return refuse(request, SC_RESERVATION_CONFLICT, LOCATION_NONE)

@@ -20,6 +20,15 @@ GROUP = Group("read_write")
 
 _MOST = 1 << 20
 """Bytes of the largest transfer tried where MDTS allows more."""
+_OF_ONE_NAMESPACE = {
+    NvmOpcode.READ: Oncs(0),
+    NvmOpcode.WRITE: Oncs(0),
+    NvmOpcode.COMPARE: Oncs.NVMCMPS,
+    NvmOpcode.WRITE_ZEROES: Oncs.NVMWZSV,
+    NvmOpcode.VERIFY: Oncs.NVMVFYS,
+    NvmOpcode.RESERVATION_REPORT: Oncs.RESERVS,
+}
+"""I/O commands that no NSID of all namespaces is for, and what ONCS says of them."""
 
 
 def _pattern(size: int, seed: int = 1) -> bytes:
@@ -142,11 +151,12 @@ def an_inactive_nsid_is_refused(subject: Subject) -> None:
 
 @GROUP.check("Base 4.1.1")
 def all_namespaces_cannot_be_read(subject: Subject) -> None:
-    """NSID FFFFFFFFh is refused by commands that need one namespace."""
+    """NSID FFFFFFFFh is Invalid Field in Command where a command needs one namespace."""
     buffer = subject.host.memory.allocate(max(4096, subject.block_size))
-    codes = GenericStatus.INVALID_FIELD, GenericStatus.INVALID_NAMESPACE_OR_FORMAT
-    for opcode in (NvmOpcode.READ, NvmOpcode.WRITE):
-        refused(subject.queue, SQE(opc=opcode, nsid=NSID_ALL, prp1=buffer.iova), *codes)
+    for opcode, bit in _OF_ONE_NAMESPACE.items():
+        if bit & subject.controller.oncs == bit:
+            sqe = SQE(opc=opcode, nsid=NSID_ALL, prp1=buffer.iova)
+            refused(subject.queue, sqe, GenericStatus.INVALID_FIELD)
 
 
 @GROUP.check("NVM 3.3.4", "NVM 3.3.6", needs=needs.writable, destructive=True)

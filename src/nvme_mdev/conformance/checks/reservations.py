@@ -13,7 +13,7 @@ from nvme_mdev.conformance import needs
 from nvme_mdev.conformance.check import Group
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
-from nvme_mdev.spec.nvme_commands import SQE, NvmOpcode
+from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, NvmOpcode
 from nvme_mdev.spec.nvme_features import HOST_IDENTIFIER_EXHID, Fid
 from nvme_mdev.spec.nvme_identify import Ctratt, Oncs
 from nvme_mdev.spec.nvme_logs import LogPage
@@ -384,6 +384,14 @@ def the_notification_mask_is_kept(subject: Subject) -> None:
     for value in (NOTIFICATION_MASK, 1 << 2, 0):
         subject.host.set_features(fid, value, nsid=subject.nsid)
         equal(subject.host.get_features(fid, nsid=subject.nsid), value, "the mask")
+
+
+@GROUP.check("Base 5.1.25.1.29", "Base 5.1.25.1.30", needs=_NEED)
+def features_of_all_namespaces_cannot_be_had(subject: Subject) -> None:
+    """Get Features with NSID FFFFFFFFh of a feature of reservations is Invalid Field in Command."""
+    for fid in (Fid.RESERVATION_NOTIFICATION_MASK, Fid.RESERVATION_PERSISTENCE):
+        sqe = commands.get_features(fid, nsid=NSID_ALL)
+        refused(subject.host.admin_queue, sqe, GenericStatus.INVALID_FIELD)
 
 
 @GROUP.check("Base 5.1.25.1.30", "Base 7.8", needs=_NEED, destructive=True)

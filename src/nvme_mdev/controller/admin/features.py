@@ -59,6 +59,8 @@ _OFFERED_PROTECTION = frozenset(
         WriteProtectionState.UNTIL_POWER_CYCLE,
     }
 )
+_OF_RESERVATIONS = frozenset({Fid.RESERVATION_NOTIFICATION_MASK, Fid.RESERVATION_PERSISTENCE})
+"""Whatever is asked of them is asked of one namespace, never of all."""
 _KATO_MAX = 0xFFFF_FFFF
 _COMPOSITE = 0
 """TMPSEL of the composite temperature, the only one there is."""
@@ -126,6 +128,8 @@ def _kept(controller: Controller, command: AdminCommand, fid: Fid, *, saved: boo
     """The saved value, or the default."""
     if fid is Fid.INTERRUPT_VECTOR_CONFIGURATION:
         return _vector(controller, command)
+    if fid in _OF_RESERVATIONS:
+        _check_active(controller, command)
     value = controller.features.saved(fid) if saved else features.defaults(controller.settings)[fid]
     if fid is Fid.TEMPERATURE_THRESHOLD:
         under = _threshold(command).thsel == TemperatureThresholdType.UNDER
@@ -271,15 +275,23 @@ def _concerned(controller: Controller, command: AdminCommand) -> list[int]:
     return [command.sqe.nsid]
 
 
+def _reserving(controller: Controller, command: AdminCommand) -> list[int]:
+    """As `_concerned`, but what is no namespace is an invalid field here, whatever its NSID (Base
+    5.1.25.1.29, 5.1.25.1.30)."""
+    if command.sqe.nsid != NSID_ALL:
+        _check_active(controller, command)
+    return _concerned(controller, command)
+
+
 def _set_notification_mask(controller: Controller, command: AdminCommand) -> int:
-    for nsid in _concerned(controller, command):
+    for nsid in _reserving(controller, command):
         controller.notices.set_mask(nsid, command.sqe.cdw11 & NOTIFICATION_MASK)
     return 0
 
 
 def _set_persistence(controller: Controller, command: AdminCommand) -> Outcome:
     """Of one namespace, or of all that are attached; only where there is a place to keep it."""
-    nsids = _concerned(controller, command)
+    nsids = _reserving(controller, command)
     wanted = bool(command.sqe.cdw11 & PERSISTENCE_PTPL)
     for nsid in nsids:
         namespace = controller.namespaces.get(nsid)
@@ -304,13 +316,11 @@ def _get_write_protection(controller: Controller, command: AdminCommand) -> int:
 
 
 def _get_notification_mask(controller: Controller, command: AdminCommand) -> int:
-    check_nsid(command.sqe.nsid)
     _check_active(controller, command)
     return controller.notices.mask(command.sqe.nsid)
 
 
 def _get_persistence(controller: Controller, command: AdminCommand) -> int:
-    check_nsid(command.sqe.nsid)
     _check_active(controller, command)
     return int(controller.subsystem.shared[command.sqe.nsid].reservations.ptpl)
 
