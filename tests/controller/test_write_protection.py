@@ -13,6 +13,7 @@ from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.spec.nvme_commands import DsmAttribute
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, WriteProtectionState
 from nvme_mdev.spec.nvme_identify import Nsattr, Nwpc
 from nvme_mdev.spec.nvme_logs import LogPage
@@ -47,6 +48,8 @@ def cannot_write(queue: IoQueue, nsid: int) -> None:
         sqe = commands.dataset_management(nsid, 1, 4)
         queue.execute(sqe, send=commands.pack_ranges([(0, 1)]))
     queue.execute(commands.read(nsid, 0, 1), receive=512)
+    hint = commands.dataset_management(nsid, 1, DsmAttribute.IDR)
+    queue.execute(hint, send=commands.pack_ranges([(0, 1)]))
 
 
 def test_what_is_offered_is_told(host: NvmeHost) -> None:

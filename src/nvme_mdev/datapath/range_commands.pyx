@@ -103,7 +103,8 @@ cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
     cdef uint32_t status
     if not can and not some_deallocate(request.sq.controller):
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
-    if request.ns.read_only:
+    # The hints change no data, and are taken (Base 2.x, section 8.1.16.2).
+    if request.ns.read_only and sqe.cdw11 & CDW11_AD:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
     status = copy_in(request, ranges, count * DSM_RANGE_SIZE)
     if status == SC_SUCCESS:

@@ -8,7 +8,7 @@ from nvme_mdev.conformance import needs
 from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
-from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, AdminOpcode
+from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, AdminOpcode, DsmAttribute
 from nvme_mdev.spec.nvme_features import (
     ERROR_RECOVERY_DULBE,
     HOST_IDENTIFIER_EXHID,
@@ -334,9 +334,20 @@ def the_keep_alive_timer_is_kept(subject: Subject) -> None:
     require(60_000 <= found <= 60_000 + granularity, f"{found} ms")
 
 
-@GROUP.check("Base 5.1.25.1.31")
+def _hints_are_taken(subject: Subject) -> None:
+    """Dataset Management is refused when it would deallocate (Base 8.1.16.2), and only then."""
+    if not subject.controller.oncs & Oncs.NVMDSMSV:
+        return
+    ranges = commands.pack_ranges([(0, 1)])
+    deallocate = commands.dataset_management(subject.nsid, 1, DsmAttribute.AD)
+    refused(subject.queue, deallocate, GenericStatus.NAMESPACE_WRITE_PROTECTED, send=ranges)
+    hint = commands.dataset_management(subject.nsid, 1, DsmAttribute.IDR)
+    succeeds(subject.queue, hint, send=ranges)
+
+
+@GROUP.check("Base 5.1.25.1.31", "Base 8.1.16.2")
 def namespace_write_protection_protects(subject: Subject) -> None:
-    """A write protected namespace refuses writes until the protection is taken away."""
+    """A write protected namespace refuses what changes it until the protection is taken away."""
     if not subject.controller.nwpc & 1:
         raise NotApplicable("NWPC is 0")
     before = _get(subject, Fid.NAMESPACE_WRITE_PROTECTION)
@@ -351,6 +362,7 @@ def namespace_write_protection_protects(subject: Subject) -> None:
             GenericStatus.NAMESPACE_WRITE_PROTECTED,
             send=bytes(subject.block_size),
         )
+        _hints_are_taken(subject)
     finally:
         _set(subject, Fid.NAMESPACE_WRITE_PROTECTION, 0)
 
