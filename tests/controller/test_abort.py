@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nvme_mdev.host.io import IoQueue
+    from nvme_mdev.spec.nvme_commands import SQE
     from tests.controller.conftest import Served
 
 ABORTED = GenericStatus.ABORT_REQUESTED
@@ -47,6 +48,21 @@ def test_a_command_that_waits_is_aborted_at_once_and_never_executed(
     for _ in range(40):
         queue.flush(1)
     assert served.controller.queues.inflight() == 0
+
+
+@pytest.mark.parametrize(
+    ("sqe", "lba"),
+    [(commands.write(1, 7, 1), 7), (commands.copy(1, 9, 1), 9), (commands.flush(1), 0)],
+)
+def test_the_error_log_says_where_a_command_was_aborted_that_waited(
+    host: NvmeHost, queue: IoQueue, sqe: SQE, lba: int
+) -> None:
+    if lba:
+        sqe.cdw11 = 1
+        lba |= 1 << 32
+    assert host.abort(1, queue.start(sqe))
+    entry = error_log(host)[0]
+    assert (entry.nsid, entry.lba) == (1, lba)
 
 
 def test_a_command_is_aborted_once(host: NvmeHost, queue: IoQueue) -> None:

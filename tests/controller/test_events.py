@@ -11,7 +11,7 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_logs import LogPage
-from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, Status
 
 from .assembly import SIZE
 from .statuses import error_log, refused
@@ -30,7 +30,8 @@ def test_a_doorbell_that_is_not_there_is_an_error_event(host: NvmeHost) -> None:
     host.write_doorbell(5, 1)
     assert host.events(1) == [INVALID_REGISTER]
     entry = error_log(host)[0]
-    assert (entry.sqid, entry.cmdid) == (5, 0xFFFF)
+    assert (entry.sqid, entry.cmdid) == (0xFFFF, 0xFFFF)
+    assert Status.unpack(entry.sts >> 1).code is CommandStatus.INVALID_QUEUE_ID
 
 
 def test_a_doorbell_beyond_the_page_is_an_error_event(host: NvmeHost) -> None:
@@ -50,7 +51,9 @@ def test_a_doorbell_value_beyond_the_queue_is_an_error_event(host: NvmeHost) -> 
     host.request_events()
     host.write_doorbell(1, 16)
     assert host.events(1) == [INVALID_VALUE]
-    assert error_log(host)[0].sqid == 1
+    entry = error_log(host)[0]
+    assert (entry.sqid, entry.cmdid) == (0xFFFF, 0xFFFF)
+    assert Status.unpack(entry.sts >> 1).code is GenericStatus.INVALID_FIELD
 
 
 def test_an_invalid_value_in_the_mapped_doorbell_is_an_error_event(host: NvmeHost) -> None:

@@ -48,6 +48,7 @@ from nvme_mdev.spec.nvme_registers import (
     Shn,
     doorbell_at,
 )
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, status_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.queue_table import QueueTable
     from nvme_mdev.datapath.state import ControllerState
+    from nvme_mdev.spec.nvme_status import StatusCode
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,19 @@ _DRAIN_POLL_S = 0.001
 """How often a pause looks whether I/O is still in flight."""
 _TICK_S = 1.0
 """How often to look for I/O that takes too long and for media that have another size."""
+
+_DOORBELL_ERRORS: dict[int, tuple[ErrorEventInfo, StatusCode]] = {
+    DOORBELL_INVALID_REGISTER: (
+        ErrorEventInfo.INVALID_DOORBELL_REGISTER,
+        CommandStatus.INVALID_QUEUE_ID,
+    ),
+    DOORBELL_INVALID_VALUE: (ErrorEventInfo.INVALID_DOORBELL_VALUE, GenericStatus.INVALID_FIELD),
+}
+"""What the guest is told of an invalid doorbell write, by event and in the error log.
+
+No command is at fault, so the log has the most applicable status (Base 5.1.12.1.2): there is no
+such queue, or a field, SQT or CQH, has a value that it cannot have.
+"""
 
 
 class Controller:
@@ -429,12 +444,9 @@ class Controller:
 
     def _doorbell_error(self, kind: int, qid: int) -> None:
         _log.debug("invalid doorbell write, queue %d", qid)
-        self.queues.log_queue_error(qid)
-        self.events.doorbell_error(
-            ErrorEventInfo.INVALID_DOORBELL_VALUE
-            if kind == DOORBELL_INVALID_VALUE
-            else ErrorEventInfo.INVALID_DOORBELL_REGISTER
-        )
+        info, status = _DOORBELL_ERRORS[kind]
+        self.queues.log_controller_error(status_field(status))
+        self.events.doorbell_error(info)
 
     # -- the rest ----------------------------------------------------------------------------
 
@@ -453,6 +465,10 @@ class Controller:
         self._controller_level_reset()
         scratch[Scratch.MAGIC] = STATE_MAGIC
 
+    def _reset_registers(self) -> None:
+        alone = all(one is self for one in self.subsystem)
+        self.registers.reset(self.settings, alone=alone)
+
     def _controller_level_reset(self) -> None:
         """What every reset resets besides the queues (Base 3.7.2)."""
         self.admin_queue.cancel()
@@ -464,10 +480,6 @@ class Controller:
         self.self_test.reset()
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
         self.events.reset()
-
-    def _reset_registers(self) -> None:
-        alone = all(one is self for one in self.subsystem)
-        self.registers.reset(self.settings, alone=alone)
 
     def _on_tick(self) -> None:
         self._tick = asyncio.get_running_loop().call_later(_TICK_S, self._on_tick)

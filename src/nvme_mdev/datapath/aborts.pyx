@@ -9,10 +9,12 @@ a death. A note is made before the completion is posted, with the place where th
 went is seen there.
 """
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 
 from nvme_mdev.datapath.atomics cimport load_acquire32, store_release32
-from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, sq_state_t
+from nvme_mdev.datapath.commands cimport sqe_lba
+from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, nvme_sqe_t, sq_state_t
 from nvme_mdev.datapath.queues cimport (
     cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
     sq_waiting, tell_relay,
@@ -70,6 +72,7 @@ cdef bint has_room(cq_t *cq) noexcept:
 cdef bint abort_waiting(sq_t *sq, uint32_t cid) noexcept:
     cdef uint32_t tail = load_acquire32(sq.tail_doorbell)
     cdef uint32_t i, index, note
+    cdef nvme_sqe_t sqe
     if tail >= sq.size:
         return False
     for i in range(sq_waiting(sq, tail)):
@@ -87,12 +90,15 @@ cdef bint abort_waiting(sq_t *sq, uint32_t cid) noexcept:
         return False
     if not has_room(sq.cq):
         return False
-    post_aborted(sq, note, sq.fetched + i, cid)
+    memcpy(&sqe, sq_entry(sq, index), sizeof(sqe))
+    sqe.cid = <uint16_t> cid
+    post_aborted(sq, note, sq.fetched + i, &sqe)
     return True
 
 
-cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid) noexcept:
-    """Complete a command that is still in the SQ."""
+cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, nvme_sqe_t *sqe) noexcept:
+    """Complete a command that is still in the SQ; `sqe`: a copy of it."""
+    cdef uint32_t cid = sqe.cid
     cdef cq_t *cq = sq.cq
     cdef sq_state_t *state = sq.state
     store_release32(&state.aborted_state[note], NOTE_FREE)
@@ -100,7 +106,8 @@ cdef void post_aborted(sq_t *sq, uint32_t note, uint32_t sequence, uint32_t cid)
     state.aborted_place[note] = cq.tail | cid << 16
     store_release32(&state.aborted_state[note], NOTE_POSTING | cq.phase << PHASE_SHIFT)
     sq.aborted = 1
-    log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED | SC_MORE, LOCATION_NONE, 0, 0)
+    log_error(sq.controller.state, sq.qid, cid, SC_ABORT_REQUESTED | SC_MORE, LOCATION_NONE,
+              sqe_lba(sqe), sqe.nsid)
     cq_post(cq, 0, sq.head, sq.qid, cid, SC_ABORT_REQUESTED | SC_MORE)
     store_release32(&state.aborted_state[note], NOTE_POSTED)
     if not tell_relay(cq) and cq.interrupts:

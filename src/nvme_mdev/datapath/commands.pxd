@@ -2,11 +2,14 @@
 
 from libc.stdint cimport uint64_t
 
+from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.runtime cimport request_t
 
 #: Validate the command in `request.slot`, fill in the request. The NVMe status: 0 when it is ready
 #: for its backend; COMPOUND when it is ready for `compound_start`; else what to complete it with
 #: (`request.error_location` says where).
 cdef unsigned int command_parse(request_t *request) noexcept nogil
+#: The first block that a command names; 0 for one without blocks.
+cdef uint64_t sqe_lba(const nvme_sqe_t *sqe) noexcept nogil
 #: The first block at fault, for the error log; 0 for a command without blocks.
 cdef uint64_t command_lba(request_t *request) noexcept nogil

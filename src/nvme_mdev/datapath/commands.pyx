@@ -325,12 +325,19 @@ cdef unsigned int command_parse(request_t *request) noexcept nogil:
     return parse_by_opcode(request)
 
 
+cdef inline bint names_range(uint8_t opcode) noexcept nogil:
+    return opcode <= OPCODE_LAST and RANGE_OPCODES >> opcode & 1
+
+
+cdef uint64_t sqe_lba(const nvme_sqe_t *sqe) noexcept nogil:
+    return <uint64_t> sqe.cdw11 << 32 | sqe.cdw10 if names_range(sqe.opcode) else 0
+
+
 cdef uint64_t command_lba(request_t *request) noexcept nogil:
     cdef nvme_sqe_t *sqe = &request.slot.sqe
-    cdef uint64_t slba = <uint64_t> sqe.cdw11 << 32 | sqe.cdw10
     if request.flags & REQUEST_LBA:
         return request.error_lba
-    if sqe.opcode > OPCODE_LAST or not RANGE_OPCODES >> sqe.opcode & 1:
-        return 0
+    if not names_range(sqe.opcode) or not request.done:
+        return sqe_lba(sqe)
     # A command that was done in part failed behind that.
-    return slba + (request.done >> request.ns.block_shift) if request.done else slba
+    return sqe_lba(sqe) + (request.done >> request.ns.block_shift)

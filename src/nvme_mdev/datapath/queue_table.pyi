@@ -209,11 +209,11 @@ class QueueTable:
     def is_in_flight(self, command: InFlight) -> bool:
         """Whether it has no completion yet; KeyError: its SQ is gone."""
 
-    def log_queue_error(self, qid: int) -> None:
-        """Add an entry to the error log that belongs to a queue and to no particular command."""
-
     def log_controller_error(self, status: int) -> None:
-        """Add an entry that belongs to no queue and no command; `status` as in `complete_admin`."""
+        """Add an entry to the error log that belongs to no command, and so has the queue FFFFh.
+
+        `status` as in `complete_admin` (Base 5.1.12.1.2).
+        """
 
     def take_errors(self) -> list[QueueError]:
         """Doorbell errors found since the last call."""

@@ -598,9 +598,6 @@ cdef class QueueTable:
         return (slot < sq.slots_ready and load_acquire32(&sq.slots[slot].state) == SLOT_BUSY
                 and sq.slots[slot].sequence == command.sequence)
 
-    def log_queue_error(self, qid):
-        log_error(self.controller.state, qid, 0xffff, 0, 0xffff, 0, 0)
-
     def log_controller_error(self, status):
         log_error(self.controller.state, 0xffff, 0xffff, status, 0xffff, 0, 0)
 

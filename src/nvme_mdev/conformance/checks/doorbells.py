@@ -12,6 +12,7 @@ from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import AsyncEventType, ErrorEventInfo
 from nvme_mdev.spec.nvme_logs import ErrorLogEntry, LogPage
 from nvme_mdev.spec.nvme_registers import CapBit
+from nvme_mdev.spec.nvme_status import Status
 
 if TYPE_CHECKING:
     from nvme_mdev.conformance.subject import Subject
@@ -80,14 +81,15 @@ def a_head_doorbell_of_no_queue_is_an_event(subject: Subject) -> None:
 
 @GROUP.check("Base 5.1.12.1.2", "Base 5.1.2")
 def a_doorbell_error_is_in_the_error_log(subject: Subject) -> None:
-    """The error log has an entry for a doorbell error, which names no command."""
+    """The error log has an entry for a doorbell error: of no command, with a status that fits."""
     subject.host.request_events()
     before = ErrorLogEntry.from_buffer_copy(subject.host.get_log_page(LogPage.ERROR, 64))
     subject.host.write_doorbell(1, 1)
     _event(subject, ErrorEventInfo.INVALID_DOORBELL_REGISTER)
     entry = ErrorLogEntry.from_buffer_copy(subject.host.get_log_page(LogPage.ERROR, 64))
     require(entry.errcnt > before.errcnt, "no new entry")
-    equal(entry.cmdid, 0xFFFF, "CMDID")
+    equal((entry.sqid, entry.cmdid), (0xFFFF, 0xFFFF), "SQID and CMDID")
+    require(not Status.unpack(entry.sts >> 1).success, "the status is SUCCESS")
 
 
 @GROUP.check("PCIe 3.1.2")
