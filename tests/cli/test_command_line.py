@@ -14,6 +14,7 @@ import pytest
 
 from nvme_mdev.cli import main
 from nvme_mdev.cli.standard_output import OutputError, standard_output
+from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.errors import UserError, describe_os_error
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def test_every_command_has_help(nvme_mdev: RunCommand, name: str) -> None:
     result = nvme_mdev(name, "--help")
     assert result.status == 0
     assert result.out.startswith(f"Usage: nvme-mdev {name} ")
+
+
+def test_the_help_of_namespace_add_says_which_nsids_there_are(nvme_mdev: RunCommand) -> None:
+    assert f"1 to {MAX_NSID}." in nvme_mdev("namespace", "add", "--help").out
 
 
 def test_no_command_shows_the_help_and_fails(nvme_mdev: RunCommand) -> None:
