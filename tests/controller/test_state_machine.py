@@ -10,7 +10,10 @@ import os
 import random
 import shutil
 import tempfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,12 +25,21 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.completion import Completion
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.memory import build_prps, page_entries
-from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, NvmOpcode
-from nvme_mdev.spec.nvme_features import FeatureCapability, Fid, Select
+from nvme_mdev.spec.nvme_commands import (
+    NSID_ALL,
+    SQE,
+    AdminOpcode,
+    DsmAttribute,
+    Fuse,
+    NvmOpcode,
+)
+from nvme_mdev.spec.nvme_features import HOST_IDENTIFIER_EXHID, FeatureCapability, Fid, Select
 from nvme_mdev.spec.nvme_identify import Cns
 from nvme_mdev.spec.nvme_logs import ErrorLogEntry, LogPage
+from nvme_mdev.spec.nvme_maintenance import FORMAT_SES_SHIFT, SelfTestLog
 from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Register
-from nvme_mdev.spec.nvme_status import GenericStatus, Status
+from nvme_mdev.spec.nvme_reservations import ReservationStatus
+from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus, Status
 
 from .conftest import Served
 from .model import (
@@ -41,7 +53,12 @@ from .model import (
     Model,
     Transfer,
 )
-from .raw_queues import RawCq, RawSq
+from .raw_queues import PATIENCE, RawCq, RawSq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nvme_mdev.spec.nvme_commands import CQE
 
 QUEUES = 3
 ENTRIES = 32
@@ -53,17 +70,40 @@ qids = st.sampled_from([1, 1, 2, 2, 3, 3, 0, QUEUES + 1, 0xFFFF])
 entries = st.sampled_from([2, 3, 8, 8, 16, ENTRIES, 1, ENTRIES + 1, 0x10000])
 nsids = st.sampled_from([1, 1, 1, 2, 2, 3, 0, 257, NSID_ALL - 1, NSID_ALL])
 sometimes = st.sampled_from([False] * 7 + [True])
+mostly_there = st.sampled_from([1] * 8 + [2] * 5 + [3, 0, 257, NSID_ALL])
+"""NSIDs of commands that would do little else, with so many rules."""
+near = st.one_of(st.integers(0, 12), st.integers(0, 12), st.integers(0, 140))
+keys = st.sampled_from([5] * 8 + [6, 0])
+rtypes = st.sampled_from([1, 2, 3, 4, 5, 6, 0, 9])
+PAGES = {
+    LogPage.SUPPORTED_LOG_PAGES,
+    LogPage.FIRMWARE_SLOT,
+    LogPage.COMMANDS_EFFECTS,
+    LogPage.DEVICE_SELF_TEST,
+    LogPage.FEATURE_EFFECTS,
+    LogPage.RESERVATION_NOTIFICATION,
+    LogPage.SANITIZE_STATUS,
+}
+"""Log pages that no rule but one reads."""
+
+
+def _completion(entry: CQE) -> Completion:
+    return Completion(entry.dw0, 0, entry.sqhd, entry.sqid, entry.cid, entry.status >> 1)
 
 
 class Machine(RuleBasedStateMachine):
     """Drives the controller and the model in step."""
 
-    @initialize()
-    def power_on(self) -> None:
+    @initialize(known=st.sampled_from([True, True, False]))
+    def power_on(self, known: bool) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nvme-mdev-"))
         self.backends = [MemoryBackend(size, block) for size, block in SIZES.values()]
         self.served = Served(
-            self.directory / "s", list(self.backends), io_queues=QUEUES, queue_entries=ENTRIES
+            self.directory / "s",
+            list(self.backends),
+            io_queues=QUEUES,
+            queue_entries=ENTRIES,
+            allow_erase=True,
         )
         self.host = NvmeHost(self.served.path, memory_size=4 << 20, shadow_doorbells=False)
         controller = self.host.identify_controller()
@@ -77,6 +117,13 @@ class Machine(RuleBasedStateMachine):
             {nsid: Medium(block, bytearray(size)) for nsid, (size, block) in SIZES.items()},
         )
         self._forget_queues()
+        self._a_queue_pair()
+        if known:
+            self.say_who_it_is()
+
+    def _a_queue_pair(self) -> None:
+        Machine.create_cq(self, 1, 16, False, 1)
+        Machine.create_sq(self, 1, 16, False, 1)
 
     def _saveable(self, fid: int) -> bool:
         capabilities = self.host.get_features(fid, select=Select.SUPPORTED_CAPABILITIES)
@@ -115,6 +162,7 @@ class Machine(RuleBasedStateMachine):
             return True
         assert status.code in faults, f"{status}: the model has {faults}"
         self.model.errors += 1
+        self.model.unreadable += status.code is MediaStatus.UNRECOVERED_READ
         entry = self._newest_error()
         assert (entry.sqid, entry.cmdid) == (sqid, completion.cid)
         assert Status.unpack(entry.sts >> 1).code is status.code
@@ -228,8 +276,19 @@ class Machine(RuleBasedStateMachine):
             changed = [int.from_bytes(data[at : at + 4], "little") for at in range(0, 512, 4)]
             assert [nsid for nsid in changed if nsid] == sorted(self.model.changed)
         if page is LogPage.SMART:
+            assert int.from_bytes(data[160:176], "little") == self.model.unreadable
             assert int.from_bytes(data[176:192], "little") == self.model.errors
         self.expect_events(self.model.log_page_read(page, retain=retain))
+
+    @rule(page=st.sampled_from([*PAGES, 0x07, 0x0C, 0x7F, 0xC1]), retain=st.booleans())
+    def read_another_log_page(self, page: int, retain: bool) -> None:
+        faults = set() if page in PAGES else {CommandStatus.INVALID_LOG_PAGE}
+        sqe = commands.get_log_page(page, 512, rae=retain)
+        reply = self.host.admin(sqe, receive=512, check=False)
+        if self.agree(reply.completion, faults):
+            if page == LogPage.RESERVATION_NOTIFICATION:
+                assert not any(reply.data[:64])
+            self.expect_events(self.model.log_page_read(page, retain=retain))
 
     @rule(sqid=qids, cid=st.integers(0xFF00, 0xFFFE))
     def abort_what_is_not_there(self, sqid: int, cid: int) -> None:
@@ -279,11 +338,13 @@ class Machine(RuleBasedStateMachine):
                 NvmOpcode.COMPARE,
                 NvmOpcode.WRITE_ZEROES,
                 NvmOpcode.FLUSH,
+                NvmOpcode.VERIFY,
+                NvmOpcode.WRITE_UNCORRECTABLE,
                 0x7E,
             ]
         ),
-        nsid=nsids.filter(lambda nsid: nsid != NSID_ALL),
-        slba=st.one_of(st.integers(0, 140), st.sampled_from([2**64 - 1, 2**63, 64])),
+        nsid=mostly_there,
+        slba=st.one_of(near, near, st.sampled_from([2**64 - 1, 2**63, 64])),
         blocks=st.integers(1, 24),
         flags=st.sampled_from([0] * 9 + [0x03, 0xC0]),
         offset=st.sampled_from([0, 0, 4, 512, 4092]),
@@ -319,14 +380,280 @@ class Machine(RuleBasedStateMachine):
             pointers[-1] = NOWHERE
             command.out_of_memory = True
         prps = build_prps(self.host.memory, pointers)
-        self.next_cid = (self.next_cid + 1) % 0xFFFF
-        entry = sq.execute(self._sqe(command, prps.prp1, prps.prp2))
-        completion = Completion(entry.dw0, 0, entry.sqhd, entry.sqid, entry.cid, entry.status >> 1)
         faults, wanted = self.model.io(command)
-        if self.agree(completion, faults, sq.qid) and wanted is not None:
+        if self._execute(sq, self._sqe(command, prps.prp1, prps.prp2), faults) and wanted:
             assert buffer.read(offset, size) == wanted
         prps.free()
         buffer.free()
+
+    def _execute(self, sq: RawSq, sqe: SQE, faults: Faults) -> bool:
+        """An I/O command; whether it succeeded."""
+        sqe.cid = self.next_cid = (self.next_cid + 1) % 0xFFFF
+        completion = _completion(sq.execute(sqe))
+        assert completion.result == 0
+        if self.agree(completion, faults, sq.qid):
+            return True
+        assert self._newest_error().nsid == sqe.nsid
+        return False
+
+    @precondition(lambda self: self.sqs)
+    @rule(
+        data=st.data(),
+        copy=st.booleans(),
+        nsid=mostly_there,
+        slba=st.sampled_from([0, 5, 13, 24, 30, 50, 2**64 - 1]),
+        ranges=st.lists(st.tuples(near, st.integers(1, 5)), min_size=1, max_size=4),
+        deallocate=st.booleans(),
+        out_of_memory=sometimes,
+    )
+    def ranges(  # noqa: PLR0917 (hypothesis')
+        self,
+        data: st.DataObject,
+        copy: bool,
+        nsid: int,
+        slba: int,
+        ranges: list[tuple[int, int]],
+        deallocate: bool,
+        out_of_memory: bool,
+    ) -> None:
+        """Dataset Management, or Copy: of ranges that do not overlap with where it writes."""
+        sq = self.sqs[data.draw(st.sampled_from(sorted(self.sqs)), label="SQ")]
+        command = Transfer(
+            NvmOpcode.COPY if copy else NvmOpcode.DATASET_MANAGEMENT,
+            nsid,
+            slba,
+            out_of_memory=out_of_memory,
+            ranges=tuple(ranges),
+            deallocate=deallocate and not copy,
+        )
+        if copy and any(
+            first < slba + command.size and slba < first + blocks for first, blocks in ranges
+        ):
+            return
+        buffer = self.host.memory.allocate(PAGE)
+        if copy:
+            sqe = commands.copy(nsid, slba, len(ranges))
+            buffer.write(commands.pack_copy_ranges(ranges))
+        else:
+            attributes = DsmAttribute.AD if deallocate else DsmAttribute.IDR
+            sqe = commands.dataset_management(nsid, len(ranges), attributes)
+            buffer.write(commands.pack_ranges(ranges))
+        sqe.prp1 = NOWHERE if out_of_memory else buffer.iova
+        self._execute(sq, sqe, self.model.io(command)[0])
+        buffer.free()
+
+    @precondition(lambda self: any(self._room(sq) >= 2 for sq in self.sqs.values()))
+    @rule(
+        data=st.data(),
+        nsid=mostly_there,
+        slba=near,
+        blocks=st.integers(1, 3),
+        apart=sometimes,
+        equal=st.sampled_from([True, True, False]),
+        seed=st.integers(0, 3),
+    )
+    def compare_and_write(  # noqa: PLR0917 (hypothesis')
+        self,
+        data: st.DataObject,
+        nsid: int,
+        slba: int,
+        blocks: int,
+        apart: bool,
+        equal: bool,
+        seed: int,
+    ) -> None:
+        """A fused pair."""
+        sq = data.draw(st.sampled_from([sq for sq in self.sqs.values() if self._room(sq) >= 2]))
+        medium = self.model.media.get(nsid)
+        size = blocks * (medium.block_size if medium else 512)
+        new = random.Random(seed).randbytes(size)
+        old = medium.read(slba, blocks).ljust(size, b"\0") if medium and equal else new
+        compare = Transfer(NvmOpcode.COMPARE, nsid, slba, blocks, data=old)
+        write = Transfer(NvmOpcode.WRITE, nsid, slba + apart, blocks, data=new)
+        buffers = []
+        for transfer, fuse in ((compare, Fuse.FIRST), (write, Fuse.SECOND)):
+            buffer = self.host.memory.allocate(size)
+            buffer.write(transfer.data)
+            prps = build_prps(self.host.memory, page_entries(buffer.iova, size))
+            buffers += [buffer, prps]
+            self.next_cid = (self.next_cid + 1) % 0xFFFF
+            sqe = self._sqe(transfer, prps.prp1, prps.prp2)
+            sqe.flags = fuse
+            sq.post(sqe)
+        sq.ring()
+        statuses = [_completion(entry).status for entry in sq.cq.wait(2)]
+        self._agree_on_pair(statuses, self.model.fused(compare, write))
+        for one in buffers:
+            one.free()
+
+    def _agree_on_pair(self, found: list[Status], wanted: list[tuple[Faults, Faults]]) -> None:
+        assert any(
+            all(
+                status.code in faults if faults else status.success
+                for status, faults in zip(found, pair, strict=True)
+            )
+            for pair in wanted
+        ), f"{found}: the model has {wanted}"
+        for status in found:
+            self.model.errors += not status.success
+            self.model.unreadable += status.code is MediaStatus.UNRECOVERED_READ
+
+    @staticmethod
+    def _room(sq: RawSq) -> int:
+        """Commands that can be outstanding in the queue, alone on its CQ."""
+        return min(sq.entries, sq.cq.entries) - 1
+
+    @precondition(lambda self: self.sqs)
+    @rule(data=st.data(), count=st.integers(1, 4), nsid=st.sampled_from([1, 1, 2, 3]))
+    def abort_what_waits(self, data: st.DataObject, count: int, nsid: int) -> None:
+        """The host has paused the controller: one of several Writes is aborted in its queue."""
+        sq = self.sqs[data.draw(st.sampled_from(sorted(self.sqs)), label="SQ")]
+        count = min(count, self._room(sq))
+        aborted = data.draw(st.integers(0, count - 1), label="aborted")
+        size = self.model.media[nsid].block_size if nsid in self.model.media else 512
+        self.served.run(self.served.controller.pause())
+        sent: dict[int, Transfer] = {}
+        buffers = [self.host.memory.allocate(size) for _ in range(count)]
+        for number, buffer in enumerate(buffers):
+            write = Transfer(NvmOpcode.WRITE, nsid, 2 * number, data=bytes([number + 1]) * size)
+            buffer.write(write.data)
+            self.next_cid = (self.next_cid + 1) % 0xFFFF
+            sent[self.next_cid] = write
+            sq.post(self._sqe(write, buffer.iova, 0))
+        sq.ring()
+        cid = list(sent)[aborted]
+        assert self.host.abort(sq.qid, cid)
+        (entry,) = sq.cq.wait(1)
+        assert entry.cid == cid
+        self.agree(_completion(entry), {GenericStatus.ABORT_REQUESTED}, sq.qid)
+        newest = self._newest_error()
+        assert (newest.nsid, newest.lba) == (nsid, sent.pop(cid).slba)
+        self.served.call(self.served.controller.resume)
+        for entry in sq.cq.wait(len(sent)):
+            faults, _ = self.model.io(sent.pop(entry.cid))
+            status = _completion(entry).status
+            assert status.code in faults if faults else status.success
+            self.model.errors += bool(faults)
+        assert not sent
+        for buffer in buffers:
+            buffer.free()
+
+    # -- reservations ------------------------------------------------------------------------
+
+    @rule()
+    def say_who_it_is(self) -> None:
+        sqe = commands.set_features(Fid.HOST_IDENTIFIER, HOST_IDENTIFIER_EXHID)
+        self.host.admin(sqe, send=bytes(range(16)))
+        self.model.host = True
+
+    def _reserve(
+        self, data: st.DataObject, sqe: SQE, keys: tuple[int, ...], faults: Faults
+    ) -> None:
+        sq = self.sqs[data.draw(st.sampled_from(sorted(self.sqs)), label="SQ")]
+        buffer = self.host.memory.allocate(PAGE)
+        buffer.write(commands.pack_keys(*keys))
+        sqe.prp1 = buffer.iova
+        self._execute(sq, sqe, faults)
+        buffer.free()
+
+    @precondition(lambda self: self.sqs)
+    @rule(
+        data=st.data(),
+        nsid=mostly_there,
+        action=st.sampled_from([0, 0, 0, 1, 2, 7]),
+        current=keys,
+        new=keys,
+        iekey=sometimes,
+    )
+    def register(  # noqa: PLR0917 (hypothesis')
+        self, data: st.DataObject, nsid: int, action: int, current: int, new: int, iekey: bool
+    ) -> None:
+        faults = self.model.register(nsid, action, (current, new), iekey=iekey)
+        sqe = commands.reservation_register(nsid, action, iekey=iekey)
+        self._reserve(data, sqe, (current, new), faults)
+
+    @precondition(lambda self: self.sqs)
+    @rule(
+        data=st.data(),
+        nsid=mostly_there,
+        action=st.sampled_from([0, 0, 0, 7]),
+        rtype=rtypes,
+        key=keys,
+    )
+    def acquire(self, data: st.DataObject, nsid: int, action: int, rtype: int, key: int) -> None:
+        faults = self.model.acquire(nsid, action, rtype, key)
+        self._reserve(data, commands.reservation_acquire(nsid, action, rtype), (key, 0), faults)
+
+    @precondition(lambda self: self.sqs)
+    @rule(
+        data=st.data(),
+        nsid=mostly_there,
+        action=st.sampled_from([0, 0, 1, 7]),
+        rtype=rtypes,
+        key=keys,
+    )
+    def release(self, data: st.DataObject, nsid: int, action: int, rtype: int, key: int) -> None:
+        if nsid in self.model.media and key:
+            rtype = self.model.media[nsid].rtype or rtype
+        faults = self.model.release(nsid, action, rtype, key)
+        self._reserve(data, commands.reservation_release(nsid, action, rtype), (key,), faults)
+
+    @precondition(lambda self: self.sqs)
+    @rule(data=st.data(), nsid=mostly_there)
+    def report(self, data: st.DataObject, nsid: int) -> None:
+        sq = self.sqs[data.draw(st.sampled_from(sorted(self.sqs)), label="SQ")]
+        buffer = self.host.memory.allocate(PAGE)
+        sqe = commands.reservation_report(nsid, PAGE)
+        sqe.prp1 = buffer.iova
+        if self._execute(sq, sqe, self.model.report(nsid)):
+            medium = self.model.media[nsid]
+            status = ReservationStatus.from_buffer_copy(buffer.read())
+            assert (status.rtype, status.regstrnt) == (medium.rtype, bool(medium.key))
+        buffer.free()
+
+    # -- what changes namespaces --------------------------------------------------------------
+
+    @contextmanager
+    def _untold(self) -> Iterator[None]:
+        """Whether the guest is told of what changes is another test's."""
+        fid = Fid.ASYNC_EVENT_CONFIGURATION
+        self.host.set_features(fid, 0)
+        yield
+        self.host.get_log_page(LogPage.CHANGED_NAMESPACES, 4096)
+        self.expect_events(self.model.log_page_read(LogPage.CHANGED_NAMESPACES, retain=False))
+        self.host.set_features(fid, self.model.features[fid])
+
+    @rule(nsid=mostly_there, state=st.sampled_from([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 4]))
+    def protect(self, nsid: int, state: int) -> None:
+        with self._untold():
+            faults = self.model.protect(nsid, state)
+            self.admin(
+                commands.set_features(Fid.NAMESPACE_WRITE_PROTECTION, state, nsid=nsid), faults
+            )
+
+    @rule(
+        nsid=mostly_there, index=st.sampled_from([0, 0, 1, 1, 2]), ses=st.sampled_from([0, 0, 1, 2])
+    )
+    def format(self, nsid: int, index: int, ses: int) -> None:
+        with self._untold():
+            faults = self.model.format(nsid, index, ses)
+            cdw10 = index | ses << FORMAT_SES_SHIFT
+            self.admin(SQE(opc=AdminOpcode.FORMAT_NVM, nsid=nsid, cdw10=cdw10), faults)
+
+    @rule(nsid=mostly_there, code=st.sampled_from([1, 2, 2, 3]))
+    def self_test(self, nsid: int, code: int) -> None:
+        """A device self-test, until it is over."""
+        faults = self.model.self_test(nsid, code)
+        self.admin(SQE(opc=AdminOpcode.DEVICE_SELF_TEST, nsid=nsid, cdw10=code), faults)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            page = self.host.get_log_page(LogPage.DEVICE_SELF_TEST, 564, rae=True)
+            log = SelfTestLog.from_buffer_copy(page)
+            if not log.current:
+                break
+            assert time.monotonic() < deadline
+        for entry, wanted in zip(log.results, self.model.self_tests, strict=False):
+            assert (entry.status >> 4, entry.status & 0xF) == wanted
 
     def _sqe(self, command: Transfer, prp1: int, prp2: int) -> SQE:
         return SQE(
@@ -347,7 +674,7 @@ class Machine(RuleBasedStateMachine):
         """Reads on every queue, rung together; room in each CQ for all of its queues' commands."""
         chance = random.Random(seed)
         block = self.model.media.get(1)
-        if block is None:
+        if block is None or block.bad or (block.rtype and not self.model.host):
             return
         buffers = {}
         counts: dict[int, int] = dict.fromkeys(self.cqs, 0)
@@ -358,7 +685,7 @@ class Machine(RuleBasedStateMachine):
                 counts[sq.cq.qid] += 1
                 self.next_cid = (self.next_cid + 1) % 0xFFFF
                 slba = chance.randrange(block.blocks)
-                buffer = self.host.memory.allocate(512)
+                buffer = self.host.memory.allocate(block.block_size)
                 buffers[sq.qid, self.next_cid] = buffer, slba
                 sq.post(self._sqe(Transfer(NvmOpcode.READ, 1, slba), buffer.iova, 0))
         for sq in self.sqs.values():
@@ -381,6 +708,7 @@ class Machine(RuleBasedStateMachine):
             self.served.run(controller.remove_namespace(nsid))
             self.model.error_recovery.pop(nsid, None)
             self.removed = {**getattr(self, "removed", {}), nsid: self.model.media.pop(nsid)}
+            self.removed[nsid].forget()
         else:
             self.served.call(controller.add_namespace, nsid, backend)
             self.model.media[nsid] = self.removed.pop(nsid)
@@ -388,8 +716,11 @@ class Machine(RuleBasedStateMachine):
 
     # -- life cycle --------------------------------------------------------------------------
 
-    @rule(how=st.sampled_from(["enable", "shutdown", "device", "subsystem", "refused"]))
-    def reset(self, how: str) -> None:
+    @rule(
+        how=st.sampled_from(["enable", "shutdown", "device", "subsystem", "refused"]),
+        queues=st.sampled_from([True] * 5 + [False]),
+    )
+    def reset(self, how: str, queues: bool) -> None:
         """A Controller Level Reset of any kind, then enable it again."""
         host = self.host
         match how:
@@ -408,6 +739,8 @@ class Machine(RuleBasedStateMachine):
         self._forget_queues()
         host.enable()
         self.model.reset()
+        if queues:
+            self._a_queue_pair()
 
     # -- what is always so -------------------------------------------------------------------
 
@@ -426,16 +759,46 @@ class Machine(RuleBasedStateMachine):
             for nsid in self.model.media:
                 found = self.host.get_features(Fid.ERROR_RECOVERY, nsid=nsid)
                 assert found == self.model.error_recovery.get(nsid, 0)
+                state = self.host.get_features(Fid.NAMESPACE_WRITE_PROTECTION, nsid=nsid)
+                assert state == self.model.media[nsid].protection
+
+
+IoMachine = type(
+    "IoMachine",
+    (Machine,),
+    dict.fromkeys(
+        (
+            "create_cq",
+            "create_sq",
+            "delete_sq",
+            "delete_cq",
+            "number_of_queues",
+            "set_feature",
+            "set_error_recovery",
+            "a_feature_that_is_not_there",
+            "an_admin_opcode_that_is_not_there",
+            "identify_a_namespace",
+            "read_another_log_page",
+            "abort_what_is_not_there",
+            "request_an_event",
+            "ring_a_queue_that_is_not_there",
+            "ring_beyond_the_end",
+            "self_test",
+        )
+    ),
+)
+"""Without the rules that are about something else, so that it comes further with I/O commands."""
 
 
 @pytest.mark.timeout(600)
-def test_the_model_and_the_controller_agree() -> None:
+@pytest.mark.parametrize(("machine", "examples"), [(Machine, 12), (IoMachine, 15)])
+def test_the_model_and_the_controller_agree(machine: type[Machine], examples: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
