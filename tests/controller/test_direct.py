@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.backends.nvme import NvmeBackend
+    from nvme_mdev.host.io import IoQueue
     from nvme_mdev.spec.nvme_commands import SQE
     from tests.controller.conftest import Served
 
@@ -178,7 +179,7 @@ def drive_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_limits_of_commands_without_data_are_the_drives(
     nest: Callable[..., Nest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"vsl": 3, "wzsl": 5, "wzdsl": 4, "dmrl": 16, "dmrsl": 1000, "dmsl": 9000}
+    limits = {"vsl": 3, "wzsl": 5, "wzdsl": 4, "wusl": 6, "dmrl": 16, "dmrsl": 1000, "dmsl": 9000}
     with monkeypatch.context() as below:
         below.setattr(
             NvmeHost, "identify_controller_nvm", lambda _: IdentifyControllerNvm(**limits)
@@ -313,6 +314,85 @@ def test_verify_and_copy_are_done_below_within_the_part(
     assert image.read_bytes() == bytes(expected)
 
 
+def unreadable(queue: IoQueue, blocks: range, nsid: int = 1) -> list[int]:
+    """The blocks of a namespace that cannot be read."""
+    found = []
+    for lba in blocks:
+        read = queue.execute(commands.read(nsid, lba, 1), receive=512, check=False).completion
+        if not read.ok:
+            assert read.status.code == MediaStatus.UNRECOVERED_READ
+            found.append(lba)
+    return found
+
+
+def test_a_block_that_is_made_unreadable_is_so_for_all_users_of_the_drive(
+    nest: Callable[..., Nest], image: Path
+) -> None:
+    """The mark is the drive's: another controller finds it where it is in another part."""
+    tree = nest(UringBackend(str(image)))
+    above = tree.above({"offset": 1 << 20, "length": 1 << 20})
+    with NvmeHost(above.path) as host:
+        assert host.identify_controller().oncs & Oncs.NVMWUSV
+        queue = host.create_queue_pair()
+        queue.write_uncorrectable(1, 16, 4)
+        assert unreadable(queue, range(14, 22)) == [16, 17, 18, 19]
+        with refused(MediaStatus.UNRECOVERED_READ):
+            queue.verify(1, 8, 16)
+        queue.write(1, 17, DATA[:512])
+        assert unreadable(queue, range(14, 22)) == [16, 18, 19]
+    above.run(above.controller.remove_namespace(1))
+    tree.opened[0].close()
+    tree.parent = Parent(str(tree.below.path))
+    with NvmeHost(tree.above({"offset": (1 << 20) - 4096}).path) as host:
+        assert unreadable(host.create_queue_pair(), range(22, 30)) == [24, 26, 27]
+
+
+def test_no_block_outside_the_part_can_be_made_unreadable(
+    nest: Callable[..., Nest], image: Path
+) -> None:
+    tree = nest(UringBackend(str(image)))
+    parts = [{"offset": start << 20, "length": 1 << 20} for start in range(3)]
+    with NvmeHost(tree.above(*parts).path) as host:
+        queue = host.create_queue_pair()
+        for slba, blocks in ((2048, 1), (2047, 2), (0, 2049), (1 << 40, 1), ((1 << 64) - 1, 2)):
+            with refused(GenericStatus.LBA_OUT_OF_RANGE):
+                queue.write_uncorrectable(2, slba, blocks)
+        queue.write_uncorrectable(2, 0, 2048)
+        assert unreadable(queue, range(2040, 2048), 1) == []
+        assert unreadable(queue, range(0, 2048, 89), 2) == list(range(0, 2048, 89))
+        assert unreadable(queue, range(8), 3) == []
+
+
+def test_a_drive_that_makes_no_block_unreadable_is_not_asked_to(
+    nest: Callable[..., Nest], drive_with: Callable[..., None]
+) -> None:
+    """Nor do we keep marks for it; another namespace of the controller is not offered it either."""
+    drive_with(can_write_uncorrectable=False)
+    tree = nest()
+    above = tree.above()
+    above.call(above.controller.add_namespace, 2, own := MemoryBackend(SIZE))
+    with NvmeHost(above.path) as host:
+        assert not host.identify_controller().oncs & Oncs.NVMWUSV
+        queue = host.create_queue_pair()
+        before = translated(tree.below)
+        with refused(GenericStatus.INVALID_OPCODE):
+            queue.write_uncorrectable(1, 0, 8)
+        assert translated(tree.below) == before
+        queue.read(1, 0, 8)
+    above.run(above.controller.remove_namespace(2))
+    own.close()
+
+
+def test_a_drive_that_is_write_protected_keeps_its_blocks_readable(
+    nest: Callable[..., Nest], drive_with: Callable[..., None]
+) -> None:
+    drive_with(read_only=True)
+    with NvmeHost(nest().above().path) as host:
+        queue = host.create_queue_pair()
+        with refused(GenericStatus.NAMESPACE_WRITE_PROTECTED):
+            queue.write_uncorrectable(1, 0, 8)
+
+
 def test_the_drives_health_is_the_guests(nest: Callable[..., Nest]) -> None:
     made = nest()
     served = made.above()
@@ -352,7 +432,7 @@ def test_no_stream_of_commands_touches_a_block_outside(
                     rng.choice([rng.randrange(4096), rng.getrandbits(64), 2048 - rng.randrange(9)]),
                     rng.choice([1, 8, rng.randrange(1, 65536)]),
                 )
-                sqe.opc = rng.choice([0, 1, 1, 1, 2, 5, 8, 9, 12, 25, rng.randrange(256)])
+                sqe.opc = rng.choice([0, 1, 1, 1, 2, 4, 5, 8, 9, 12, 25, rng.randrange(256)])
                 sqe.prp1 = rng.choice([buffer.iova, buffer.iova + 2048, rng.getrandbits(64)])
                 sqe.prp2 = rng.choice([0, buffer.iova + 4096, rng.getrandbits(64)])
                 cids.append(queue.start(sqe))

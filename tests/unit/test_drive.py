@@ -25,7 +25,7 @@ from nvme_mdev.spec.nvme_identify import (
     Vwc,
 )
 
-ALL = Oncs.NVMCMPS | Oncs.NVMWZSV | Oncs.NVMDSMSV | Oncs.NVMVFYS | Oncs.NVMCPYS
+ALL = Oncs.NVMCMPS | Oncs.NVMWUSV | Oncs.NVMWZSV | Oncs.NVMDSMSV | Oncs.NVMVFYS | Oncs.NVMCPYS
 
 
 def drive(
@@ -61,6 +61,7 @@ def test_a_drive_that_can_everything() -> None:
         can_deallocate=True,
         deallocate_zeroes=True,
         can_verify=True,
+        can_write_uncorrectable=True,
         copy_limits=CopyLimits(128, 256, 1),
     )
 
@@ -105,8 +106,8 @@ def test_several_namespaces_take_what_each_of_them_takes() -> None:
     assert CommandLimits.least([CommandLimits(), CommandLimits(verify=7, ranges=9)]) == (
         CommandLimits(verify=7, ranges=9)
     )
-    assert CommandLimits.least([CommandLimits(3, 9, 0, 8), CommandLimits(5, 4, 2, 8)]) == (
-        CommandLimits(3, 4, 2, 8)
+    assert CommandLimits.least([CommandLimits(3, 9, 0, 5, 8), CommandLimits(5, 4, 2, 0, 8)]) == (
+        CommandLimits(3, 4, 2, 5, 8)
     )
 
 

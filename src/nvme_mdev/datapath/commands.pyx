@@ -182,7 +182,7 @@ cdef uint32_t parse_write_zeroes(request_t *request) noexcept nogil:
 
 
 cdef uint32_t parse_write_uncorrectable(request_t *request) noexcept nogil:
-    """Write Uncorrectable (3.2.7)."""
+    """Write Uncorrectable (3.2.7): the marks are the drive's below, or ours (`uncorrectable.pyx`)."""
     cdef uint32_t status
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
@@ -190,9 +190,9 @@ cdef uint32_t parse_write_uncorrectable(request_t *request) noexcept nogil:
     if status:
         return status
     request.operation = OP_WRITE_UNCORRECTABLE
-    if is_native(request, OP_WRITE_UNCORRECTABLE):
-        return look_closer(request, COMPOUND_PLAIN)
-    return make_compound(request, COMPOUND_UNCORRECTABLE)
+    return look_closer(
+        request,
+        COMPOUND_PLAIN if is_native(request, OP_WRITE_UNCORRECTABLE) else COMPOUND_UNCORRECTABLE)
 
 
 cdef uint32_t parse_others(request_t *request) noexcept nogil:

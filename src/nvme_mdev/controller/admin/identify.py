@@ -157,11 +157,13 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
 def optional_commands(namespaces: Namespaces) -> Oncs:
     """ONCS: what the namespaces' backends can do.
 
-    The field speaks for all namespaces. Write Zeroes and Compare have to work on each; Deallocate
-    is advice, which a backend that cannot follow ignores.
+    The field speaks for all namespaces. Its commands have to work on each; Deallocate is advice,
+    which a backend that cannot follow ignores.
     """
     backends = [namespace.backend for namespace in namespaces]
-    oncs = Oncs.SSFS | Oncs.NVMWUSV | Oncs.RESERVS
+    oncs = Oncs.SSFS | Oncs.RESERVS
+    if all(backend.can_write_uncorrectable for backend in backends):
+        oncs |= Oncs.NVMWUSV
     if all(backend.can_verify for backend in backends):
         oncs |= Oncs.NVMVFYS
     if all(backend.can_copy for backend in backends):
@@ -207,6 +209,7 @@ def _controller_nvm(controller: Controller, command: AdminCommand) -> IdentifyCo
     return IdentifyControllerNvm(
         vsl=limits.verify,
         wzsl=limits.write_zeroes,
+        wusl=limits.write_uncorrectable,
         wzdsl=limits.write_zeroes_deallocated,
         dmrl=limits.ranges,
         dmrsl=limits.range_blocks,

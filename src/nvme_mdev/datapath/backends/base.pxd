@@ -22,6 +22,7 @@ cdef class Backend:
     cdef readonly bint can_write_zeroes
     cdef readonly bint can_deallocate
     cdef readonly bint can_verify
+    cdef readonly bint can_write_uncorrectable
     cdef readonly bint can_copy
     cdef readonly bint deallocate_zeroes
     cdef readonly unsigned int optimal_io_boundary

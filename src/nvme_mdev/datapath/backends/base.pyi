@@ -24,8 +24,8 @@ class Backend:
     #: Compare can be done.
     can_compare: bool
     #: What it cannot do itself is made of reads and writes (Compare, Verify, Copy), of any memory
-    #: of this process, in pieces of any length. Not for a drive's namespace: its guest is told what
-    #: the drive can, and gets the statuses that the drive gives.
+    #: of this process, in pieces of any length, or of marks of ours (Write Uncorrectable). Not for
+    #: a drive's namespace: its guest is told what the drive can, and gets the drive's statuses.
     emulates: bool
     #: How it takes SGLs (`Sgls`): their alignment, 0 for not at all, and bit buckets.
     sgls: int
@@ -34,6 +34,8 @@ class Backend:
     can_deallocate: bool
     #: Verify and Copy can be done, and what a Copy may be at most (None: what we do ourselves).
     can_verify: bool
+    #: Blocks can be made unreadable, by the drive or by marks that we keep.
+    can_write_uncorrectable: bool
     can_copy: bool
     copy_limits: CopyLimits | None
     #: Of commands without data; what we do ourselves has no limits.

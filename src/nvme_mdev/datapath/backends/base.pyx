@@ -19,6 +19,7 @@ cdef class Backend:
 
     def __cinit__(self, *args, **kwargs):
         self.can_compare = self.can_verify = self.can_copy = self.emulates = True
+        self.can_write_uncorrectable = True
         self.command_limits = NO_LIMITS
         self.sgls = int(Sgls.BYTE_ALIGNED | Sgls.BIT_BUCKET)
         self.served_on = {}

@@ -9,8 +9,8 @@ from libc.string cimport memset
 
 from nvme_mdev.datapath.host_rings cimport sqe_t
 from nvme_mdev.datapath.runtime cimport (
-    OP_COMPARE, OP_COPY, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE, OP_WRITE_ZEROES,
-    REQUEST_DEALLOCATE, REQUEST_FUA, request_t,
+    OP_COMPARE, OP_COPY, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE,
+    OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE, REQUEST_FUA, request_t,
 )
 from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_OPCODE, SC_SUCCESS
 
@@ -18,6 +18,7 @@ cdef enum:
     NVME_FLUSH = 0x00
     NVME_WRITE = 0x01
     NVME_READ = 0x02
+    NVME_WRITE_UNCORRECTABLE = 0x04
     NVME_COMPARE = 0x05
     NVME_WRITE_ZEROES = 0x08
     NVME_DATASET_MANAGEMENT = 0x09
@@ -46,7 +47,8 @@ cdef inline uint32_t natives_of(drive):
     """The operations, besides those that all backends have, that a drive (`DriveNamespace`) does."""
     return (
         (1 << OP_COMPARE if drive.can_compare else 0) | (1 << OP_VERIFY if drive.can_verify else 0)
-        | (1 << OP_COPY if drive.copy_limits is not None else 0))
+        | (1 << OP_COPY if drive.copy_limits is not None else 0)
+        | (1 << OP_WRITE_UNCORRECTABLE if drive.can_write_uncorrectable else 0))
 
 
 cdef inline bint moves_data(request_t *request) noexcept nogil:
@@ -81,6 +83,10 @@ cdef inline uint32_t rewrite(below_t *below, request_t *request, sqe_t *sqe) noe
         sqe.opcode = NVME_WRITE_ZEROES
         if request.flags & REQUEST_DEALLOCATE:
             sqe.cdw12 |= CDW12_DEAC
+        return SC_SUCCESS
+    if request.operation == OP_WRITE_UNCORRECTABLE:
+        # It has neither data nor flags.
+        sqe.opcode = NVME_WRITE_UNCORRECTABLE
         return SC_SUCCESS
     sqe.cdw12 |= request.slot.sqe.cdw12 & (CDW12_LR | CDW12_FUA)
     if request.operation == OP_READ:

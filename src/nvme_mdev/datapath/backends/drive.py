@@ -69,6 +69,8 @@ class CommandLimits(NamedTuple):
     """WZSL, likewise."""
     write_zeroes_deallocated: int = 0
     """WZDSL, likewise: with Deallocate."""
+    write_uncorrectable: int = 0
+    """WUSL, likewise."""
     ranges: int = 0
     """DMRL: ranges of a Dataset Management command."""
     range_blocks: int = 0
@@ -79,7 +81,7 @@ class CommandLimits(NamedTuple):
     @classmethod
     def of(cls, data: IdentifyControllerNvm) -> CommandLimits:
         """As a controller tells them."""
-        return cls(data.vsl, data.wzsl, data.wzdsl, data.dmrl, data.dmrsl, data.dmsl)
+        return cls(data.vsl, data.wzsl, data.wzdsl, data.wusl, data.dmrl, data.dmrsl, data.dmsl)
 
     @classmethod
     def least(cls, limits: Iterable[CommandLimits]) -> CommandLimits:
@@ -114,6 +116,7 @@ class DriveNamespace:
     can_write_zeroes: bool = False
     can_deallocate: bool = False
     can_verify: bool = False
+    can_write_uncorrectable: bool = False
     copy_limits: CopyLimits | None = None
     """None: it cannot copy."""
     command_limits: CommandLimits = NO_LIMITS
@@ -190,6 +193,7 @@ def describe(
         can_write_zeroes=bool(controller.oncs & Oncs.NVMWZSV),
         can_deallocate=bool(controller.oncs & Oncs.NVMDSMSV),
         can_verify=bool(controller.oncs & Oncs.NVMVFYS),
+        can_write_uncorrectable=bool(controller.oncs & Oncs.NVMWUSV),
         copy_limits=_copy_limits(controller, namespace),
         command_limits=limits,
         deallocate_zeroes=namespace.dlfeat & 0x7 == Dlfeat.READS_ZEROES,

@@ -29,6 +29,7 @@ cdef class DriveBackend(Backend):
         self.emulates = False
         self.can_compare = drive.can_compare
         self.can_verify = drive.can_verify
+        self.can_write_uncorrectable = drive.can_write_uncorrectable
         self.copy_limits = drive.copy_limits
         self.command_limits = drive.command_limits
         self.can_copy = self.copy_limits is not None
