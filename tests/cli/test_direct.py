@@ -117,6 +117,7 @@ def test_a_drive_that_has_other_blocks_after_a_kill_is_not_served_any_more(
     [
         ("direct:", "write direct:/dev/nvme0n1p1, direct:vfio-user:SOCKET/n1 or direct:vfio:"),
         ("direct:drive", "it is not a block device: serve it without direct:"),
+        ("direct:/dev/null", "it is not a block device: give that of a namespace or partition"),
         ("direct:nowhere", "nowhere: No such file or directory"),
         ("direct:/dev/loop0", "loop0 is no NVMe namespace: serve it without direct:"),
         ("direct:/dev/nvme4242/n1p1", "there is no such NVMe controller"),

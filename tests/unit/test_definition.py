@@ -54,6 +54,9 @@ def test_options_follow_a_target_in_any_order() -> None:
         ("a,huge-pages", "is for memory targets"),
         ("memory:1G,read-only", "are for files and devices"),
         (",offset=1M", "a target is empty"),
+        ("a,ptpl-file=", "ptpl-file= names no file: give one for the reservations"),
+        ("direct:/dev/nvme0n1,inline-io=on", "inline-io is for files and block devices"),
+        ("direct:/dev/nvme0n1,huge-pages", "is for memory targets"),
     ],
 )
 def test_options_that_make_no_sense(text: str, what: str) -> None:

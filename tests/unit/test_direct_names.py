@@ -49,6 +49,22 @@ def test_a_direct_target_without_a_controller(text: str) -> None:
         Target.parse(text)
 
 
+@pytest.mark.parametrize("prefix", ["", "direct:"])
+@pytest.mark.parametrize("name", ["/dev/nvme0", ADDRESS])
+def test_of_a_controller_a_namespace_has_to_be_named(prefix: str, name: str) -> None:
+    what = f"{prefix}{name} is an NVMe controller: name a namespace of it ({prefix}{name}/n1)"
+    with pytest.raises(UserError, match=re.escape(what)):
+        Target.parse(f"{prefix}{name},read-only")
+    assert Target.parse(f"./{name}").kind == "path"
+
+
+@pytest.mark.parametrize("name", ["vfio:0000:00:1f.7", "vfio:0000:44:00.0/n1", "vfio-user:d/n2"])
+def test_what_we_drive_ourselves_is_written_with_direct(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"write direct:{name}")):
+        Target.parse(name)
+    assert Target.parse(f"./{name}").kind == "path"
+
+
 def test_the_absolute_form_of_direct_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

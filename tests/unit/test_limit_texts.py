@@ -56,6 +56,8 @@ def test_an_unknown_limit_is_refused_and_told_what_there_is() -> None:
         split_limits(["iops=1", "iops=2"])
     with pytest.raises(UserError, match="read-iops is given twice"):
         split_limits(["read-iops=1", "read_iops=2"])
+    with pytest.raises(UserError, match="read-iops is given twice"):
+        parse_limits({"read-iops": 1, "read_iops": None})
     with pytest.raises(UserError, match="NAME=RATE"):
         split_limits(["iops"])
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.parents import Part
+from nvme_mdev.service.parents import Part, is_controller
 
 if TYPE_CHECKING:
     from nvme_mdev.datapath.backends.base import Backend
@@ -59,6 +59,8 @@ class DirectName:
                 f"{name}: write direct:/dev/nvme0n1p1, direct:vfio-user:SOCKET/n1 or"
                 " direct:vfio:0000:44:00.0/n1"
             )
+        if not scheme and is_controller(controller):
+            raise UserError(_which_namespace(name))
         if not scheme:
             return cls(scheme, controller)
         match = _PART.fullmatch(controller)
@@ -87,6 +89,24 @@ class DirectName:
             return f"{PREFIX}{self.controller}"
         part = "" if self.partition is None else f"p{self.partition}"
         return f"{PREFIX}{self.scheme}{self.controller}/n{self.nsid}{part}"
+
+
+def check_path(name: str) -> None:
+    """UserError: a target that is not direct names a controller, which is no file.
+
+    A file of that name can be had as ``./NAME``.
+    """
+    if name.startswith((VFIO, VFIO_USER)):
+        raise UserError(f"{name} is a controller that we drive ourselves: write {PREFIX}{name}")
+    if is_controller(name):
+        raise UserError(_which_namespace(name))
+
+
+def _which_namespace(name: str) -> str:
+    return (
+        f"{name} is an NVMe controller: name a namespace of it ({name}/n1), or a partition"
+        f" ({name}/n1p1)"
+    )
 
 
 def open_direct(
@@ -156,6 +176,11 @@ def _open_passthrough(
     try:
         backend = PassthruBackend(path, read_only=read_only, offset=offset, length=length)
     except NoCharacterDeviceError as error:
+        if Path(path).is_char_device():
+            raise UserError(
+                f"{text}: {error.strerror}: give that of a namespace or partition"
+                " (direct:/dev/nvme0n1p1)"
+            ) from error
         raise UserError(f"{text}: {error.strerror}: serve it without direct:") from error
     if block_size not in {None, backend.block_size}:
         backend.close()

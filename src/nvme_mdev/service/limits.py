@@ -48,11 +48,19 @@ def parse_limit(name: str, text: str) -> Limit | None:
 
 
 def parse_limits(changes: Mapping[str, int | str | None]) -> dict[str, Limit | None]:
-    """By name, with underscores: the limit, None where there is to be none; UserError as above."""
-    return {
-        name.replace("-", "_"): parse_limit(name, NO_LIMIT if value is None else str(value))
-        for name, value in changes.items()
-    }
+    """By name, with underscores: the limit, None where there is to be none; UserError as below."""
+    found: dict[str, Limit | None] = {}
+    for text, value in changes.items():
+        name = text.replace("-", "_")
+        limit = parse_limit(text, NO_LIMIT if value is None else str(value))
+        if name in found:
+            raise UserError(_twice(name))
+        found[name] = limit
+    return found
+
+
+def _twice(name: str) -> str:
+    return f"the limit {name.replace('_', '-')} is given twice: give it once"
 
 
 def split_limits(texts: Iterable[str]) -> dict[str, str]:
@@ -65,7 +73,7 @@ def split_limits(texts: Iterable[str]) -> dict[str, str]:
         parse_limit(name, value)
         option = name.replace("_", "-")
         if option in found:
-            raise UserError(f"the limit {option} is given twice: give it once")
+            raise UserError(_twice(option))
         found[option] = value
     return found
 

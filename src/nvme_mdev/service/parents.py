@@ -17,7 +17,8 @@ from nvme_mdev.errors import UserError
 SYSFS = Path("/sys")
 
 _PCI_ADDRESS = r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]"
-_PART = re.compile(rf"(/dev/nvme\d+|{_PCI_ADDRESS})/n([1-9]\d*)(?:p([1-9]\d*))?", re.ASCII)
+_CONTROLLER = re.compile(rf"/dev/nvme\d+|{_PCI_ADDRESS}", re.ASCII)
+_PART = re.compile(rf"({_CONTROLLER.pattern})/n([1-9]\d*)(?:p([1-9]\d*))?", re.ASCII)
 _PATH_OF_A_NAMESPACE = re.compile(r"(nvme\d+)c\d+(n\d+)", re.ASCII)
 """A namespace as seen through one of several controllers; the block device lacks the middle."""
 
@@ -54,6 +55,11 @@ class Part:
                 f"{self.parent}/n{self.nsid} has no partition p{self.partition}: there are {there}"
             )
         return Path("/dev") / name
+
+
+def is_controller(text: str) -> bool:
+    """It names a parent, and nothing in it."""
+    return _CONTROLLER.fullmatch(text) is not None
 
 
 def controller_path(parent: str, sysfs: Path = SYSFS) -> Path:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller import ptpl
 from nvme_mdev.errors import UserError, describe_os_error
 from nvme_mdev.service.direct import PREFIX as DIRECT
-from nvme_mdev.service.direct import DirectName, open_direct
+from nvme_mdev.service.direct import DirectName, check_path, open_direct
 from nvme_mdev.service.limits import LIMIT_OPTIONS, change_limits, parse_limits
 from nvme_mdev.service.parents import Part
 from nvme_mdev.units import MAX_SIZE, format_size, parse_duration_ns, parse_size
@@ -83,6 +83,10 @@ class Options:
         inline_io = found.get("inline-io")
         if inline_io is not None and inline_io not in SWITCH:
             raise UserError(f"{text}: inline-io={inline_io}: use on or off")
+        if found.get("ptpl-file") == "":
+            raise UserError(
+                f"{text}: ptpl-file= names no file: give one for the reservations, or leave it out"
+            )
         offset = found.get("offset")
         length = found.get("length")
         return text, cls(
@@ -160,16 +164,22 @@ class Target:
                 return cls(text, kind, parse_size(size), name, options)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+        if options.huge_pages:
+            raise UserError(_HUGE_PAGES.format(text))
         if name.startswith(DIRECT):
             DirectName.parse(name)
+            if options.inline_io is not None:
+                raise UserError(
+                    f"{text}: inline-io is for files and block devices, and direct: goes past that:"
+                    " leave it out"
+                )
             return cls(text, "direct", 0, name, options)
+        check_path(name)
         if not name:
             raise UserError("a target is empty: give an image file or block device")
         if "\0" in name:
             # Said here, since each version of Python words it in its own way.
             raise UserError(f"{name!r} has a null byte, which no path can: leave it out")
-        if options.huge_pages:
-            raise UserError(_HUGE_PAGES.format(text))
         return cls(text, "path", 0, name, options)
 
     @property
