@@ -10,6 +10,7 @@ import pytest
 from nvme_mdev.datapath.backends.kernel_drive import (
     NoCharacterDeviceError,
     character_device,
+    check_blocks,
     locate,
     queue_limit,
     transfer_limit,
@@ -137,6 +138,18 @@ def test_what_the_kernel_takes_in_one_command(
     (queue / "max_hw_sectors_kb").write_text(f"{kilobytes}\n")
     (queue / "max_segments").write_text(f"{segments}\n")
     assert transfer_limit("nvme0n1", tmp_path) == limit
+
+
+def test_a_drive_that_was_formatted_with_other_blocks_is_not_what_it_was(sysfs: Path) -> None:
+    blocks = sysfs / "block/nvme0n1/queue/logical_block_size"
+    blocks.write_text("512\n")
+    check_blocks("nvme0n1", 512, sysfs)
+    blocks.write_text("4096\n")
+    with pytest.raises(OSError, match="formatted with other blocks"):
+        check_blocks("nvme0n1", 512, sysfs)
+    # A drive that has gone is found out by its size.
+    blocks.unlink()
+    check_blocks("nvme0n1", 512, sysfs)
 
 
 def test_the_character_device_beside_a_disk(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ class Controller:
         if state.scratch[Scratch.MAGIC] != STATE_MAGIC:
             self._power_on()
         queues.paused = bool(state.scratch[Scratch.PAUSED])
+        queues.io_timeout_ms = settings.io_timeout_ms
 
     # -- the life of the object --------------------------------------------------------------
 
@@ -354,6 +355,7 @@ class Controller:
     def set_io_timeout(self, milliseconds: int) -> None:
         """Cancel I/O that takes longer, from now on; CAP.TO follows at the next reset."""
         self.settings = dataclasses.replace(self.settings, io_timeout_ms=milliseconds)
+        self.queues.io_timeout_ms = milliseconds
 
     @property
     def shadow_doorbell(self) -> bool:

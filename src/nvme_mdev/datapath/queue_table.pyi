@@ -88,6 +88,8 @@ class QueueTable:
     #: The host holds all I/O SQs, those that are created meanwhile included, whatever `release`
     #: says; what is in flight completes normally. Resets do not change it.
     paused: bool
+    #: How long a command may take, for backends whose medium has a time-out for each; 0: not said.
+    io_timeout_ms: int
 
     def inflight(self, qid: int | None = None) -> int:
         """Commands that are being executed, of one I/O SQ or all I/O SQs.

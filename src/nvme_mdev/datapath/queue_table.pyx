@@ -343,6 +343,15 @@ cdef class QueueTable:
             count += load_acquire32(&self.controller.sqs[i].throttled)
         return count
 
+    @property
+    def io_timeout_ms(self):
+        return self.controller.io_timeout_ms
+
+    @io_timeout_ms.setter
+    def io_timeout_ms(self, value):
+        # One word: an IOThread sees the one or the other.
+        self.controller.io_timeout_ms = value
+
     def cancel_expired(self, timeout_ms):
         cdef uint64_t limit = timeout_ms * ticks_hz() // 1000
         cdef uint64_t now

@@ -506,6 +506,8 @@ cdef struct controller_t:
     int relay_fd
     #: The host holds all I/O queues, those to come included.
     uint32_t paused
+    #: How long an I/O command may take, for who else looks after that (`passthru.pyx`); 0: not said.
+    uint32_t io_timeout_ms
     const uint32_t *admin_doorbell
 
 #: A range of a backend that a fused pair has for itself, in bytes.

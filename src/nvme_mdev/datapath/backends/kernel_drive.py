@@ -1,7 +1,7 @@
 """A namespace or partition of a drive that the kernel's NVMe driver runs, opened for passthrough.
 
 Its block device is claimed, as for any other backend, so that the host cannot mount it meanwhile;
-commands go to the namespace's character device (``/dev/ng0n1``; Linux 5.13 and newer), on which
+commands go to the namespace's character device (``/dev/ng0n1``), on which
 LBAs are those of the whole namespace. Where the partition begins comes from sysfs.
 """
 
@@ -94,6 +94,8 @@ class KernelDrive:
     namespace: DriveNamespace
     controller: str | None
     """The kernel's name of it, ``nvme0``."""
+    disk: str
+    """The whole block device's name, ``nvme0n1``."""
     host_queues: int
     """Queues that are set aside, one for each IOThread; 0: they are the host's, and not counted."""
 
@@ -108,7 +110,8 @@ class KernelDrive:
             give_queue(self.controller, owner)
 
     def current_size(self) -> int:
-        """Bytes now (OSError: the drive has gone)."""
+        """Bytes now (OSError: the drive has gone, or is not what it was)."""
+        check_blocks(self.disk, self.namespace.block_size)
         return self.medium.current_size()
 
     def is_read_only(self) -> bool:
@@ -175,7 +178,7 @@ def open_drive(
         undo.pop_all()
     name = controller_of(disk)
     host_queues = polled_queues(name) if medium.polled and name else 0
-    return KernelDrive(medium, fd, described, name, host_queues)
+    return KernelDrive(medium, fd, described, name, disk, host_queues)
 
 
 def locate(major: int, minor: int, sysfs: Path = SYSFS) -> tuple[str, int]:
@@ -203,6 +206,13 @@ def queue_limit(disk: str, name: str, sysfs: Path = SYSFS) -> int:
         return int((sysfs / "block" / disk / "queue" / name).read_text())
     except (OSError, ValueError):
         return 0
+
+
+def check_blocks(disk: str, block_size: int, sysfs: Path = SYSFS) -> None:
+    """OSError: it has logical blocks of another size now, so that LBAs are in other places."""
+    now = queue_limit(disk, "logical_block_size", sysfs)
+    if now and now != block_size:
+        raise OSError(errno.ENODEV, "it was formatted with other blocks")
 
 
 def transfer_limit(disk: str, sysfs: Path = SYSFS) -> int:

@@ -1,15 +1,17 @@
 """A namespace on the queues of the kernel's NVMe driver: io_uring passthrough.
 
 A guest's command becomes an NVMe command of the namespace's character device (IORING_OP_URING_CMD on
-/dev/ngXnY, Linux 5.19 and newer), past the block layer and its scheduler, while the host goes on using
+/dev/ngXnY), past the block layer and its scheduler, while the host goes on using
 the drive. NSID and LBA are rewritten; data moves between guest memory and the drive. The status that
 the drive returns is the guest's, unchanged.
 
 The commands need submission entries of 128 bytes and completions of 32, so each IOThread has a second
 ring for them, one for all such namespaces; it polls where the driver has poll queues (IOPOLL).
+Passthrough is in Linux 5.19, but polling and registered memory for it are in 6.1 only, as is
+DEFER_TASKRUN.
 """
 
-from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EPERM, EACCES
+from libc.errno cimport EACCES, EAGAIN, EFAULT, EINTR, EINVAL, EPERM, ETIMEDOUT
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -49,6 +51,7 @@ cdef extern from "<linux/nvme_ioctl.h>" nogil:
         uint32_t cdw10
         uint32_t cdw11
         uint32_t cdw12
+        uint32_t timeout_ms
     enum:
         NVME_URING_CMD_IO
         NVME_URING_CMD_IO_VEC
@@ -184,6 +187,8 @@ cdef void start(iothread_t *thread, passthru_ring_t *ring, request_t *request) n
     command.cdw10 = <uint32_t> wanted.slba
     command.cdw11 = <uint32_t> (wanted.slba >> 32)
     command.cdw12 = wanted.cdw12
+    # The driver begins with an Abort then; 0: its own (nvme_core.io_timeout).
+    command.timeout_ms = request.sq.controller.io_timeout_ms
     point_to_data(ring, served, request, sqe, command)
 
 
@@ -202,7 +207,7 @@ cdef void passthru_submit(iothread_t *thread, request_t *request) noexcept nogil
 
 cdef uint32_t status_of(int error) noexcept nogil:
     """The NVMe status for what the kernel says before, or instead of, the drive."""
-    if error == EINTR:
+    if error == EINTR or error == ETIMEDOUT:
         # The driver gave up on it: a time-out, a reset, a drive that has gone.
         return SC_ABORT_REQUESTED
     if error == EFAULT:
@@ -250,8 +255,9 @@ cdef void passthru_complete(iothread_t *thread, request_t *request, int32_t resu
 
 
 cdef void passthru_cancel(iothread_t *thread, request_t *request) noexcept nogil:
-    """The driver has a time-out of its own (nvme_core.io_timeout): it aborts, then resets the drive,
-    and the command ends as `status_of` says."""
+    """The driver has been told how long it may take (`start`): it has the drive abort the command,
+    whose status is the guest's, and after as long again resets the drive; then the command ends as
+    `status_of` says."""
 
 
 cdef backend_ops_t passthru_ops
@@ -273,10 +279,6 @@ cdef int open_ring(iothread_t *thread, void *argument) noexcept nogil:
                         | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | ring.flags)
     parameters.cq_entries = CQ_ENTRIES
     status = io_uring_queue_init_params(ENTRIES, &ring.uring.ring, &parameters)
-    if status == -EINVAL:  # before Linux 6.1
-        parameters.flags = (
-            IORING_SETUP_CQSIZE | IORING_SETUP_SQE128 | IORING_SETUP_CQE32 | ring.flags)
-        status = io_uring_queue_init_params(ENTRIES, &ring.uring.ring, &parameters)
     if status == 0 and io_uring_register_buffers_sparse(&ring.uring.ring, BUFFERS) != 0:
         memset(ring.uring.buffers, BUFFER_REFUSED, BUFFERS)
     if status == 0 and ring.lifeline >= 0:
@@ -339,7 +341,8 @@ cdef passthru_ring_t *take_ring(IOThread iothread, bint polled) except NULL:
     status = iothread.call(open_ring, ring)
     if status:
         free(ring)
-        raise OSError(-status, f"io_uring passthrough: {os.strerror(-status)}")
+        why = "it needs Linux 6.1 or newer" if status == -EINVAL else os.strerror(-status)
+        raise OSError(-status, f"io_uring passthrough: {why}")
     iothread.pause()
     try:
         iothread.add_poller(passthru_poll, ring)
