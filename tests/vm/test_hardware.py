@@ -25,13 +25,18 @@ COMMANDS = """
 import sys
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_status import MediaStatus
+from nvme_mdev.spec.nvme_identify import Oncs
+from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 
 data = bytes(range(256)) * 16
 with NvmeHost(sys.argv[1]) as host:
     limits = host.identify_controller_nvm()
     assert (limits.vsl, limits.dmrsl > 0) == (7, True), bytes(limits)[:16]  # QEMU's
+    # QEMU's drive makes no block unreadable: nor do we.
+    assert not host.identify_controller().oncs & Oncs.NVMWUSV
     queue = host.create_queue_pair()
+    spoilt = queue.execute(commands.write_uncorrectable(1, 0, 8), check=False).completion.status
+    assert spoilt.code == GenericStatus.INVALID_OPCODE, spoilt
     for slba in range(0, 64, 8):
         queue.write(1, slba, data, fua=slba == 8)
     for _ in range(40):
@@ -46,6 +51,70 @@ with NvmeHost(sys.argv[1]) as host:
     # As the drive says it: its error log has nothing more.
     assert (refused.code, refused.more) == (MediaStatus.COMPARE_FAILURE, False), refused
     assert queue.read(1, 40, 8) == data
+"""
+#: Random opcodes, blocks (around the ends of the partition, wrapped to before it), counts,
+#: addresses and ranges; a third of the commands are ones that write where they are let.
+STREAM = """
+import random, struct, sys
+from nvme_mdev.host import commands
+from nvme_mdev.host.driver import NvmeHost
+
+OPCODES = [0, 1, 1, 1, 2, 4, 5, 8, 8, 9, 9, 12, 25, 25]
+with NvmeHost(sys.argv[1]) as host:
+    rng = random.Random(int(sys.argv[2]))
+    blocks = host.namespace(1).blocks
+    queue = host.create_queue_pair(64)
+    buffer = host.memory.allocate(1 << 20)
+    buffer.fill(0xAA)
+    ranges = host.memory.allocate(4096)
+
+    def block():
+        wrapped = (1 << 64) - rng.randrange(1, 100000)
+        beyond = blocks + rng.randrange(-9, 9)
+        return rng.choice([rng.randrange(blocks), beyond, wrapped, rng.getrandbits(64)])
+
+    def count():
+        return rng.choice([1, 8, rng.randrange(1, 65536)])
+
+    def entry(opcode):
+        if opcode == 9:
+            return struct.pack("<IIQ", 0, count(), block())
+        return struct.pack("<QQHHIQ", 0, block(), rng.choice([0, 7, 127]), 0, 0, 0)
+
+    for _ in range(30):
+        listed = rng.choice([9, 25])
+        ranges.write(b"".join(entry(listed) for _ in range(256 if listed == 9 else 128)))
+        cids = []
+        for _ in range(32):
+            sqe = commands.write(rng.choice([0, 1, 1, 1, 1, 2, 0xFFFFFFFF]), block(), count())
+            sqe.opc = rng.choice([*OPCODES, rng.randrange(256)])
+            sqe.prp1 = rng.choice([buffer.iova, buffer.iova + 2048, rng.getrandbits(64)])
+            sqe.prp2 = rng.choice([0, buffer.iova + 4096, rng.getrandbits(64)])
+            if sqe.opc in (9, 25):
+                sqe.prp1 = ranges.iova
+            if sqe.opc == 9:
+                sqe.cdw10, sqe.cdw11 = rng.choice([0, 3, rng.getrandbits(32)]), rng.choice([4, 7])
+            if sqe.opc == 25:
+                sqe.cdw12 = rng.choice([0, 3, rng.getrandbits(32)])
+            cids.append(queue.start(sqe))
+        for cid in cids:
+            queue.finish(cid, 120)
+"""
+#: A read that a drive takes long for ends as an aborted one.
+TOO_LONG = """
+import sys
+from nvme_mdev.host import commands
+from nvme_mdev.host.driver import NvmeHost
+from nvme_mdev.spec.nvme_status import GenericStatus
+
+with NvmeHost(sys.argv[1]) as host:
+    queue = host.create_queue_pair()
+    ends = [
+        queue.execute(commands.read(1, 8 * i, 8), receive=4096, check=False, timeout=120).completion
+        for i in range(2)
+    ]
+    assert ends[1].status.code == GenericStatus.ABORT_REQUESTED, ends
+    assert not ends[1].status.dnr, ends
 """
 #: The host's part: serve the block device, and wait until it is ready.
 ATTACH = """cd /run
@@ -115,6 +184,60 @@ class TestHardware:
     def test_the_conformance_suite_passes_over_passthrough(self, machine: Machine) -> None:
         self.conform(machine, f"direct:{machine.guest.disk('main')}p3")
         assert machine.untouched()
+
+    def test_no_stream_of_commands_touches_a_block_outside(self, machine: Machine) -> None:
+        machine.guest.sh("sync")
+        before = [machine.partition(number) for number in (1, 2, 3)]
+        socket = machine.serve(f"direct:/dev/{machine.controller('main')}/n1p2")
+        machine.wait(socket)
+        machine.guest.sh(
+            f"cat >/run/stream.py <<'EOF'\n{STREAM}EOF\n"
+            f"for seed in 1 2 3; do python3 /run/stream.py {socket} $seed; done; sync",
+            timeout=LONG,
+        )
+        machine.stop(socket)
+        assert machine.untouched()
+        after = [machine.partition(number) for number in (1, 2, 3)]
+        assert after[0] == before[0]
+        assert after[2] == before[2]
+        assert after[1] != before[1]
+
+    def test_a_command_that_takes_longer_than_io_timeout_ms_is_aborted(
+        self, machine: Machine
+    ) -> None:
+        """The kernel's driver gives up on it, long before its own 30 s."""
+        controller = machine.controller("lost")
+        socket = machine.serve(
+            f"direct:/dev/{controller}n1", options="--no-keeper --io-timeout-ms 2000"
+        )
+        machine.wait(socket)
+        machine.guest.allow(rf"{controller}: |{controller}n1")
+        limit = {"bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+        # The second read begins when there is room for it, after 12 s.
+        machine.guest.qmp("block_set_io_throttle", id="lost-drive", bps=340, **limit)
+        machine.guest.sh(
+            f"cat >/run/long.py <<'EOF'\n{TOO_LONG}EOF\npython3 /run/long.py {socket}",
+            timeout=LONG,
+        )
+        machine.guest.qmp("block_set_io_throttle", id="lost-drive", bps=0, **limit)
+        machine.guest.sh(verify(socket, 2), timeout=LONG)
+        machine.stop(socket)
+
+    def test_a_drive_that_is_formatted_with_other_blocks_is_lost_and_found(
+        self, machine: Machine
+    ) -> None:
+        second = machine.guest.disk("main", 2)
+        socket = machine.serve("memory:1M", f"direct:{second}")
+        machine.wait(socket)
+        machine.guest.sh(
+            f'said() {{ until grep -q "$1" {socket}.log; do sleep 0.5; done; }}\n'
+            # nvme-cli has the kernel reread what we hold, which it does not.
+            f"nvme format {second} --lbaf 0 --force || true; said 'formatted with other blocks'\n"
+            f"nvme-mdev namespace list {socket} -o json | grep -q lost\n"
+            f"nvme format {second} --lbaf 4 --force || true; said 'it is back'",
+            timeout=LONG,
+        )
+        machine.stop(socket)
 
     def test_a_drive_with_poll_queues_is_polled_by_io_uring_too(self, machine: Machine) -> None:
         """What the kernel polls for raises no interrupt."""
