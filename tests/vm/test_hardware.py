@@ -181,6 +181,13 @@ class TestHardware:
         machine.stop(passed)
         machine.stop(block)
 
+    def test_the_program_is_the_wheel_as_it_is_installed(self, machine: Machine) -> None:
+        where = "import importlib.metadata as m, nvme_mdev; print(nvme_mdev.__file__)"
+        told = f"{where}; print(m.version('nvme-mdev'), m.files('nvme-mdev')[0])"
+        path, version = machine.guest.sh(f'python3 -c "{told}"').splitlines()
+        assert path == "/py/site/nvme_mdev/__init__.py"
+        assert machine.guest.sh("nvme-mdev --version").split()[-1] == version.split()[0]
+
     def test_the_conformance_suite_passes_over_passthrough(self, machine: Machine) -> None:
         self.conform(machine, f"direct:{machine.guest.disk('main')}p3")
         assert machine.untouched()

@@ -6,11 +6,13 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from nvme_mdev.bench.page import html_page
 from nvme_mdev.cli.bench_report import print_report
 
+from . import hardware
 from .machines import direct_boot, machine, programs_disk, vfio_user
 from .packages import LabUnavailableError
 from .prepare import Lab, cache_directory, clean, prepare, say
@@ -28,6 +30,9 @@ def main() -> int:
     shell = commands.add_parser("shell", help="boot a guest with a shell on its serial console")
     shell.add_argument("--socket", type=Path, action="append", default=[], help="vfio-user socket")
     shell.add_argument("--kernel", choices=KERNEL_NAMES, default="6.12")
+    shell.add_argument(
+        "--hardware", action="store_true", help="the host with NVMe drives, and nvme-mdev in it"
+    )
     shell.add_argument("--append", default="", help="more for the kernel's command line")
     shell.add_argument("--memory", type=int, default=512, metavar="MIB")
     shell.add_argument("--smp", type=int, default=2, metavar="CPUS")
@@ -55,6 +60,8 @@ def main() -> int:
         return 0
     if arguments.command == "report":
         return compare(lab, arguments)
+    if arguments.hardware:
+        return open_hardware(lab, arguments)
     return open_shell(lab, arguments)
 
 
@@ -88,6 +95,20 @@ def open_shell(lab: Lab, arguments: argparse.Namespace) -> int:
     for path in arguments.socket:
         command += ["-device", json.dumps(vfio_user(path))]
     return subprocess.run([*command, *arguments.qemu], check=False).returncode
+
+
+def open_hardware(lab: Lab, arguments: argparse.Namespace) -> int:
+    """The serial console of the host of `test_hardware.py`, on images that go with it."""
+    with tempfile.TemporaryDirectory(prefix="nvme-mdev-shell-") as directory:
+        host = hardware.make(Path(directory))
+        for block in host.blocks:
+            arguments.qemu += ["-blockdev", block]
+        for device in host.devices:
+            arguments.qemu += ["-device", json.dumps(device)]
+        arguments.append = f"{host.append} {arguments.append}"
+        arguments.memory = max(arguments.memory, host.memory_mib)
+        say(f"nvme-mdev is there after this:\n{hardware.setup()}")
+        return open_shell(lab, arguments)
 
 
 if __name__ == "__main__":

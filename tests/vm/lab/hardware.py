@@ -38,6 +38,15 @@ FILL = 0xA5
 PARTITIONS = {1: (1, 40), 2: (48, 24), 3: (80, 24)}
 """By number: first MiB and size in MiB; between them nobody has any business."""
 MAIN_SIZE = 112 * MIB
+_SIZES = {
+    "main": MAIN_SIZE,
+    "small": 16 * MIB,
+    "spare": 64 * MIB,
+    "lost": 16 * MIB,
+    "twin": MIB,
+    "other": MIB,
+}
+"""Of the images, in bytes."""
 _APPEND = "intel_iommu=on nvme.poll_queues=2 no_console_suspend"
 _VFIO = "load vfio_pci vfio_iommu_type1"
 #: Of a folder with modules of one's own; what is missing there is not loaded.
@@ -140,22 +149,34 @@ def _first_mebibyte() -> bytes:
     return table.ljust(MIB, bytes([FILL]))
 
 
-def boot(rig: Rig, kernel: str = "6.12") -> Machine:
-    """Boot the machine, with nvme-mdev in it."""
-    main = rig.image(MAIN_SIZE, "main")
-    main.write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
-    images = {
-        "main": main,
-        "small": rig.image(16 * MIB, "small"),
-        "spare": rig.image(64 * MIB, "spare"),
-        "lost": rig.image(16 * MIB, "lost"),
-        "twin": rig.image(MIB, "twin"),
-        "other": rig.image(MIB, "other"),
-        "program": rig.directory / "program.img",
-    }
+@dataclass
+class Hardware:
+    """What QEMU is told of the machine."""
+
+    blocks: list[str]
+    """For ``-blockdev``."""
+    devices: list[dict[str, object]]
+    """For ``-device``."""
+    append: str = _APPEND
+    """For the kernel."""
+    memory_mib: int = 1024
+
+
+def make(directory: Path) -> Hardware:
+    """Make the images of the machine in a folder, where none of them is yet."""
     own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
+    images = {name: directory / f"{name}.img" for name in (*_SIZES, "program")}
+    for name, size in _SIZES.items():
+        with images[name].open("xb") as image:
+            image.truncate(size)
+    images["main"].write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
     program_disk.make(images["program"], Path(own_modules) if own_modules else None)
-    devices: list[dict[str, object]] = [
+    return Hardware([_block(name, image) for name, image in images.items()], _devices())
+
+
+def _devices() -> list[dict[str, object]]:
+    """The drives, and what they are behind."""
+    return [
         {"driver": "intel-iommu", "intremap": "on", "caching-mode": True},
         *(
             {"driver": "pcie-root-port", "id": f"{name}-port", "chassis": n, "slot": n}
@@ -194,16 +215,27 @@ def boot(rig: Rig, kernel: str = "6.12") -> Machine:
         ),
         {"driver": "virtio-blk-pci", "drive": "program"},
     ]
+
+
+def setup() -> str:
+    """The script that makes `nvme-mdev` and VFIO ready in the machine."""
+    own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
+    return f"{program_disk.setup('/dev/vdb')}\n{_OWN_VFIO if own_modules else _VFIO}"
+
+
+def boot(rig: Rig, kernel: str = "6.12") -> Machine:
+    """Boot the machine, with nvme-mdev in it."""
+    hardware = make(rig.directory)
     guest = rig.start(
-        devices=devices,
-        blocks=[_block(name, image) for name, image in images.items()],
-        memory_mib=1024,
-        append=_APPEND,
+        devices=hardware.devices,
+        blocks=hardware.blocks,
+        memory_mib=hardware.memory_mib,
+        append=hardware.append,
         kernel=kernel,
     ).wait_ready()
     guest.allow(r"Ignoring bogus Namespace Identifiers$")
-    guest.sh(f"{program_disk.setup('/dev/vdb')}\n{_OWN_VFIO if own_modules else _VFIO}")
-    return Machine(guest, main)
+    guest.sh(setup())
+    return Machine(guest, rig.directory / "main.img")
 
 
 def _block(name: str, image: Path) -> str:

@@ -1,4 +1,4 @@
-"""A read-only disk with the program under test: this Python, its packages, and nvme-mdev as built.
+"""A read-only disk with the program under test: this Python, its packages, and our wheel.
 
 A guest that has it runs `nvme-mdev` itself, as a host would. It is made anew for each test, since
 what is under test changes; everything else in the guest is the lab's.
@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nvme_mdev
+from . import wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ export PYTHONHOME={MOUNT} PYTHONPATH={MOUNT}/site PYTHONDONTWRITEBYTECODE=1
 export LD_LIBRARY_PATH={MOUNT}/libraries NVME_MDEV_RUNTIME_DIR=/run/nvme-mdev
 export PATH={MOUNT}/programs:$PATH
 case $0 in
-*/nvme-mdev) exec {MOUNT}/bin/python3 -m nvme_mdev.cli.main "$@" ;;
+*/nvme-mdev) exec {MOUNT}/bin/python3 {MOUNT}/site/bin/nvme-mdev "$@" ;;
 *) exec {MOUNT}/bin/python3 "$@" ;;
 esac
 """
@@ -41,18 +41,16 @@ unset LD_LIBRARY_PATH
 exec /usr/bin/{name} "$@"
 """
 _STARTED = ("fio",)
-# Run in the guest once it is attached as the given disk.
-SETUP = """
-mkdir -p {mount} /run/nvme-mdev && chmod 700 /run/nvme-mdev
-mount -t ext4 -o ro,noload {disk} {mount}
-cp {mount}/nvme-mdev /bin/nvme-mdev
-cp {mount}/nvme-mdev /bin/python3
+# Run in the guest once the disk is mounted.
+_SETUP = f"""mkdir -p /run/nvme-mdev && chmod 700 /run/nvme-mdev
+cp {MOUNT}/nvme-mdev /bin/nvme-mdev
+cp {MOUNT}/nvme-mdev /bin/python3
 """
 
 
 def setup(disk: str) -> str:
     """The script that makes `nvme-mdev`, and its `python3`, commands of the guest."""
-    return SETUP.format(mount=MOUNT, disk=disk)
+    return f"mkdir -p {MOUNT}; mount -t ext4 -o ro,noload {disk} {MOUNT}; . {MOUNT}/setup"
 
 
 def make(image: Path, modules: Path | None = None) -> None:
@@ -82,11 +80,10 @@ def _fill(tree: Path) -> None:
     python = Path(sys.executable).resolve()
     shutil.copy2(python, tree / "bin/python3")
     site = tree / "site"
-    ours = Path(nvme_mdev.__file__).parent
-    shutil.copytree(ours, site / "nvme_mdev", ignore=shutil.ignore_patterns("*.c", "*.pyx"))
+    wheel.install(site)
     for name in _PACKAGES:
         shutil.copytree(_folder_of(name), site / name, ignore=left_out)
-    for name in ("nvme-mdev", "click", "rich"):
+    for name in ("click", "rich"):
         distribution = metadata.distribution(name)
         shutil.copytree(
             Path(str(distribution.locate_file(""))) / f"{_info(distribution)}",
@@ -96,6 +93,7 @@ def _fill(tree: Path) -> None:
     for library in _libraries([python, *tree.rglob("*.so")]):
         shutil.copy2(library, tree / "libraries" / library.name)
     _script(tree / "nvme-mdev", _WRAPPER)
+    _script(tree / "setup", _SETUP)
     (tree / "programs").mkdir()
     for name in _STARTED:
         _script(tree / "programs" / name, _PROGRAM.format(name=name))
