@@ -61,10 +61,14 @@ cdef inline bint names_ranges(request_t *request) noexcept nogil:
     return request.operation == OP_DEALLOCATE or request.operation == OP_COPY
 
 
-cdef inline uint32_t rewrite(below_t *below, request_t *request, sqe_t *sqe) noexcept nogil:
-    """Everything but command identifier and data pointer; the NVMe status: 0, or why not."""
-    memset(sqe, 0, sizeof(sqe_t))
-    sqe.nsid = below.nsid
+cdef inline uint32_t blocks_of(below_t *below, request_t *request) noexcept nogil:
+    """NLB, and FUA where we want it."""
+    return (<uint32_t> (request.length >> below.block_shift) - 1) | (
+        CDW12_FUA if request.flags & REQUEST_FUA else 0)
+
+
+cdef inline uint32_t rewrite_other(below_t *below, request_t *request, sqe_t *sqe) noexcept nogil:
+    """What is neither Read nor Write."""
     if request.operation == OP_FLUSH:
         sqe.opcode = NVME_FLUSH
         return SC_SUCCESS
@@ -77,28 +81,35 @@ cdef inline uint32_t rewrite(below_t *below, request_t *request, sqe_t *sqe) noe
         sqe.opcode = NVME_COPY
         sqe.cdw12 = (request.iov_count - 1) | (CDW12_FUA if request.flags & REQUEST_FUA else 0)
         return SC_SUCCESS
-    sqe.cdw12 = (<uint32_t> (request.length >> below.block_shift) - 1) | (
-        CDW12_FUA if request.flags & REQUEST_FUA else 0)
+    sqe.cdw12 = blocks_of(below, request)
     if request.operation == OP_WRITE_ZEROES:
         sqe.opcode = NVME_WRITE_ZEROES
         if request.flags & REQUEST_DEALLOCATE:
             sqe.cdw12 |= CDW12_DEAC
         return SC_SUCCESS
     if request.operation == OP_WRITE_UNCORRECTABLE:
-        # It has neither data nor flags.
+        # It has no flags.
         sqe.opcode = NVME_WRITE_UNCORRECTABLE
         return SC_SUCCESS
     sqe.cdw12 |= request.slot.sqe.cdw12 & (CDW12_LR | CDW12_FUA)
-    if request.operation == OP_READ:
-        sqe.opcode = NVME_READ
-    elif request.operation == OP_WRITE:
-        sqe.opcode = NVME_WRITE
-    elif request.operation == OP_COMPARE:
+    if request.operation == OP_COMPARE:
         sqe.opcode = NVME_COMPARE
     elif request.operation == OP_VERIFY:
         sqe.opcode = NVME_VERIFY
     else:
         return SC_INVALID_OPCODE | SC_DNR
+    return SC_SUCCESS
+
+
+cdef inline uint32_t rewrite(below_t *below, request_t *request, sqe_t *sqe) noexcept nogil:
+    """Everything but command identifier and data pointer; the NVMe status: 0, or why not."""
+    memset(sqe, 0, sizeof(sqe_t))
+    sqe.nsid = below.nsid
+    if request.operation != OP_READ and request.operation != OP_WRITE:
+        return rewrite_other(below, request, sqe)
+    sqe.opcode = NVME_READ if request.operation == OP_READ else NVME_WRITE
+    sqe.slba = below.start + (request.offset >> below.block_shift)
+    sqe.cdw12 = blocks_of(below, request) | request.slot.sqe.cdw12 & (CDW12_LR | CDW12_FUA)
     return SC_SUCCESS
 
 
