@@ -192,29 +192,18 @@ def _devices() -> list[dict[str, object]]:
             "logical_block_size": 4096,
             "physical_block_size": 4096,
         },
+        *(_drive(name, id=f"{name}-drive", bus=f"{name}-port") for name in ("spare", "lost")),
         *(
-            {
-                "driver": "nvme",
-                "id": f"{name}-drive",
-                "serial": name,
-                "bus": f"{name}-port",
-                "drive": name,
-            }
-            for name in ("spare", "lost")
-        ),
-        *(
-            {
-                "driver": "nvme",
-                "serial": name,
-                "bus": "twin-port",
-                "addr": f"0.{function}",
-                "multifunction": True,
-                "drive": name,
-            }
+            _drive(name, bus="twin-port", addr=f"0.{function}", multifunction=True)
             for function, name in enumerate(("twin", "other"))
         ),
         {"driver": "virtio-blk-pci", "drive": "program"},
     ]
+
+
+def _drive(name: str, **properties: object) -> dict[str, object]:
+    """One whose only namespace is the image of that name."""
+    return {"driver": "nvme", "serial": name, "drive": name, **properties}
 
 
 def setup() -> str:
