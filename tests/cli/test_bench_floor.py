@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev import __version__
 from nvme_mdev.cli import bench
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def test_json_has_median_and_ends_of_every_limit_and_nothing_else(nvme_mdev: Run
     result = nvme_mdev("bench", "floor", *QUICK, "--json")
     assert (result.status, result.err) == (0, "")
     output = json.loads(result.out)
+    assert output["nvme-mdev version"] == __version__
+    assert output["command line"] == "nvme-mdev bench floor --rounds 2 --runtime 0.001 --json"
+    assert output["time"]
     assert len(set(output["cpus"])) == 2
     for limit in output["limits"].values():
         assert 0 < limit["min"] <= limit["median"] <= limit["max"]

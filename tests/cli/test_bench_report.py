@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+from html import escape
 from typing import TYPE_CHECKING
 
 import pytest
+
+from nvme_mdev import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +53,12 @@ def test_the_rows_are_the_bare_target_ours_and_the_peers(
     assert output["tests"]["interrupt test"]["null"]["counters"]["interrupts_sent"]["count"] > 0
     assert [one["controllers"] for one in output["scale"]["controllers"]] == [1, 4]
     text = page.read_text()
+    assert output["nvme-mdev version"] == __version__
+    assert output["command line"].startswith(f"nvme-mdev bench report {image} --peer other=")
+    for said in (output["command line"], output["time"], str(peer)):
+        assert escape(said) in text
+    assert output["measured"]["other"] == f"{peer}, namespace 1"
+    assert output["measured"]["mdev/block"] == str(image)
     for plot in ("queue depth", "block size", "queues", "controllers"):
         assert f'aria-label="IOPS against {plot}"' in text
     assert image.read_bytes() == before
@@ -66,12 +76,45 @@ def test_direct_mode_is_compared_with_the_hardware_below_it(nvme_mdev: RunComman
         assert test["null"]["iops_to_host"] is None
 
 
-def test_the_tables_fit_a_terminal_and_say_what_they_are(nvme_mdev: RunCommand) -> None:
-    result = nvme_mdev("bench", "report", *QUICK)
+def test_the_tables_fit_a_terminal_and_say_what_they_are(
+    nvme_mdev: RunCommand, serve: Serve, tmp_path: Path, image: Path
+) -> None:
+    peer = tmp_path / "peer.sock"
+    serve("null:1G", "--socket", peer)
+    others = ("--peer", f"a-peer-with-quite-a-long-name={peer}", "--hardware", "10us")
+    result = nvme_mdev("bench", "report", image, *others, *QUICK)
     assert result.status == 0
     for words in ("polling test", "interrupt test", "SLAT", "LAT/floor", "commands translated"):
         assert words in result.out
+    assert "IOPS/host" in result.out
     assert "…" not in result.out
+    # Below the tables are sentences, which a terminal wraps.
+    tables = result.out.split("\n", 1)[1].partition("4 KiB random reads at depth 1")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+
+
+def test_a_target_that_can_only_be_read_is_measured(nvme_mdev: RunCommand, tmp_path: Path) -> None:
+    # The kernel lets nobody, root neither, open a program that runs for writing (ETXTBSY).
+    image = tmp_path / "sleep"
+    shutil.copy("/bin/sleep", image)
+    os.truncate(image, 4 << 20)
+    with subprocess.Popen([image, "600"]) as program:
+        try:
+            result = nvme_mdev("bench", "report", image, *QUICK, "--json")
+        finally:
+            program.kill()
+    assert (result.status, result.err) == (0, "")
+    assert "mdev/block" in json.loads(result.out)["tests"]["polling test"]
+
+
+def test_a_page_that_cannot_be_written_after_all_costs_no_result(
+    nvme_mdev: RunCommand,
+) -> None:
+    # It can be opened, and holds nothing.
+    result = nvme_mdev("bench", "report", "--html", "/dev/full", *QUICK, "--json")
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert json.loads(result.out)["tests"]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +123,12 @@ def test_the_tables_fit_a_terminal_and_say_what_they_are(nvme_mdev: RunCommand) 
         (["null:1G"], "null and memory are measured anyway"),
         (["/nonexistent/disk"], "there is no such file"),
         (["--html", "/nonexistent/report.html"], "there is no such folder"),
+        (["--html", "/proc/report.html"], "/proc/report.html"),
+        (["--peer", "null=a.sock"], "the report has a row of that name already"),
+        (["--peer", "mdev/block=a.sock"], "the report has a row of that name already"),
+        (["--peer", "a=a.sock", "--peer", "a=b.sock"], "--peer a=... is given twice"),
+        (["--size", "1"], "--size 1: commands of up to 128 KiB are measured"),
+        (["--size", "32k", "--quick"], "--size 32768: commands of up to 64 KiB are measured"),
         (["--peer", "name"], "'name' is not NAME=SOCKET"),
         (["--cpu", "0"], "--cpu A,B"),
     ],
@@ -104,6 +153,14 @@ def test_more_than_the_target_has_cannot_be_read(nvme_mdev: RunCommand, image: P
     result = nvme_mdev("bench", "report", image, "--size", "1G", *QUICK)
     assert result.status == 2
     assert "--size" in result.err
+
+
+def test_a_target_of_less_than_a_command_is_refused(nvme_mdev: RunCommand, tmp_path: Path) -> None:
+    small = tmp_path / "small.img"
+    small.write_bytes(bytes(32 << 10))
+    result = nvme_mdev("bench", "report", small, *QUICK)
+    assert (result.status, result.out) == (2, "")
+    assert result.err == (f"nvme-mdev: {small} has 32768: commands of up to 64 KiB are measured\n")
 
 
 def test_nothing_is_left_of_its_daemon(

@@ -25,6 +25,7 @@ from nvme_mdev.bench.report import (
     sweeps,
 )
 from nvme_mdev.bench.report_table import (
+    bandwidth_rows,
     counter_rows,
     floor_rows,
     latency_rows,
@@ -155,11 +156,11 @@ def test_counters_of_all_rounds_are_added_up():
 
 def test_tables_have_a_row_for_each_subject():
     report = made()
-    for rows in (rate_rows, latency_rows, round_rows):
+    for rows in (rate_rows, bandwidth_rows, latency_rows, round_rows):
         table = rows(report, POLLING)
         assert [row[0] for row in table] == ["", HOST, "null <1>"]
         assert {len(row) for row in table} == {len(table[0])}
-    assert rate_rows(report, POLLING)[1][3:] == ["870", "990", "1"]
+    assert rate_rows(report, POLLING)[1][2:] == ["870", "990", "1"]
     assert latency_rows(report, POLLING)[1][3] == "1.00 µs ± 0 ns"
     assert round_rows(report, POLLING)[2][-1] == "2"
     assert floor_rows(report.floor)[1][1] == "500 ns"

@@ -58,6 +58,7 @@ def html_page(report: Report) -> str:
     body = [
         "<h1>nvme-mdev bench report</h1>",
         f"<p>{escape(machine_line())}; {report.rounds} rounds of {report.runtime:g} s each.</p>",
+        *_about(report),
         *(f"<p>{escape(note)}</p>" for note in report.notes),
     ]
     for name, point in report.tests.items():
@@ -84,6 +85,19 @@ def html_page(report: Report) -> str:
         f"<title>nvme-mdev bench report</title><style>{_style()}</style></head>\n"
         "<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+
+
+def _about(report: Report) -> list[str]:
+    """The command line, when and with which version; what is behind each row."""
+    lines = []
+    if run := report.run:
+        version, when = escape(str(run["nvme-mdev version"])), escape(str(run["time"]))
+        command = escape(str(run["command line"]))
+        lines.append(f"<p>nvme-mdev {version}, {when}: <code>{command}</code></p>")
+    items = (f"<li>{escape(name)}: {escape(what)}</li>" for name, what in report.measured.items())
+    if report.measured:
+        lines.append(f"<ul>{''.join(items)}</ul>")
+    return lines
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 
 HOST = "host"
 """Name of the row that the others are compared with."""
+BLOCK, PASSTHROUGH = "mdev/block", "mdev/passthrough"
+"""The daemon on the target: through io_uring; in direct mode over the kernel's driver."""
 HARDWARE, DIRECT = "hardware", "mdev/direct"
 """A controller that takes its time, bare and below another: direct mode is compared with that."""
-PASSTHROUGH = "mdev/passthrough"
-"""Direct mode over the kernel's driver, on a drive of this host."""
+NULL, MEMORY = "null", "memory"
+OWN_ROWS = frozenset((HOST, BLOCK, PASSTHROUGH, HARDWARE, DIRECT, NULL, MEMORY))
+"""No other server's row may have such a name."""
 
 
 class Point(NamedTuple):
@@ -82,6 +85,11 @@ def sweeps(*, quick: bool, jobs: int) -> list[Sweep]:
         Sweep("block size", "bs", tuple(Point(iodepth=32, bs=size) for size in sizes)),
         Sweep("queues", "numjobs", tuple(Point(iodepth=32, numjobs=n) for n in numbers)),
     ]
+
+
+def largest_block(points: Sequence[Sweep]) -> int:
+    """Bytes of the largest command that is measured."""
+    return max(point.bs for one in points for point in one.points)
 
 
 # -- what is measured ----------------------------------------------------------------------------
@@ -198,6 +206,10 @@ class Report:
     cells: dict[tuple[Point, str], Cell] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
+    measured: dict[str, str] = field(default_factory=dict)
+    """What is behind each row: a target or a socket, in words."""
+    run: dict[str, object] = field(default_factory=dict)
+    """With which version, when, and how (`describe_run`); empty: nobody said."""
     floor: Floor | None = None
     scale: Scale | None = None
     """Many controllers on one IOThread."""
@@ -226,9 +238,11 @@ class Report:
         return Spread(tuple(a / b for a, b in zip(one.lat_means, floor, strict=True)))
 
     def to_json(self) -> dict[str, object]:
-        """Tests, then sweeps, then the floor."""
+        """What was measured, tests, sweeps, then the floor."""
         return {
+            **self.run,
             "machine": describe_machine(),
+            "measured": self.measured,
             "rounds": self.rounds,
             "runtime": self.runtime,
             "tests": {name: self._point_json(point) for name, point in self.tests.items()},

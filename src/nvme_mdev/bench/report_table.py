@@ -20,20 +20,30 @@ def _ratio(spread: Spread | None) -> str:
 
 
 def rate_rows(report: Report, point: Point) -> list[list[str]]:
-    """Bandwidth and IOPS."""
-    rows = [["", "BW", "IOPS", "min", "max", "IOPS/host"]]
+    """IOPS."""
+    rows = [["", "IOPS", "min", "max", "IOPS/host"]]
     for name in report.subjects:
         if cell := report.cell(point, name):
-            bandwidth, iops = Spread(tuple(cell.bandwidth)), Spread(tuple(cell.iops))
+            iops = Spread(tuple(cell.iops))
             rows.append(
                 [
                     name,
-                    f"{format_bandwidth(bandwidth.median)} ± {format_bandwidth(bandwidth.stddev)}",
                     f"{format_count(iops.median)} ± {format_count(iops.stddev)}",
                     *map(format_count, (iops.least, iops.most)),
                     _ratio(report.against_host(point, name)),
                 ]
             )
+    return rows
+
+
+def bandwidth_rows(report: Report, point: Point) -> list[list[str]]:
+    """Bandwidth."""
+    rows = [["", "BW", "min", "max"]]
+    for name in report.subjects:
+        if cell := report.cell(point, name):
+            spread = Spread(tuple(cell.bandwidth))
+            middle = f"{format_bandwidth(spread.median)} ± {format_bandwidth(spread.stddev)}"
+            rows.append([name, middle, *map(format_bandwidth, (spread.least, spread.most))])
     return rows
 
 
@@ -66,7 +76,7 @@ def round_rows(report: Report, point: Point) -> list[list[str]]:
 
 def counter_rows(report: Report, point: Point) -> list[list[str]]:
     """Our daemon's three counters, over all rounds; only headings where there are none."""
-    rows = [["", "counted", "number", "average cycles", "average time"]]
+    rows = [["", "counted", "number", "mean cycles", "mean time"]]
     for name in report.subjects:
         cell = report.cell(point, name)
         if cell is None or cell.counters is None:
@@ -88,5 +98,5 @@ def floor_rows(floor: Floor) -> list[list[str]]:
     return rows
 
 
-POINT_TABLES = (rate_rows, latency_rows, round_rows, counter_rows)
+POINT_TABLES = (rate_rows, bandwidth_rows, latency_rows, round_rows, counter_rows)
 """What is shown of a test, in this order."""

@@ -107,10 +107,14 @@ def summary_table(results: Sequence[tuple[str, BenchResult]]) -> Table:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> Table:
-    """Rows of text, the first of which are the headings; what begins a row is on the left."""
+    """Rows of text, the first of which are the headings.
+
+    What begins a row is on the left, and goes on in the next line where the terminal is too narrow.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    table.add_column(rows[0][0], overflow="fold")
+    for heading in rows[0][1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
     return table

@@ -126,6 +126,18 @@ def host_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+def this_run() -> dict[str, object]:
+    """How the result of this command line came about."""
+    from nvme_mdev.bench.machine import describe_run
+
+    return describe_run(click.get_current_context().find_root().obj)
+
+
+def echo_json(result: dict[str, object]) -> None:
+    """Print a result, and how it came about."""
+    click.echo(json.dumps({**this_run(), **result}, indent=2))
+
+
 @contextmanager
 def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
     """A bar on standard error, when that is a terminal."""
@@ -255,7 +267,7 @@ def measure(
     with host_errors(), _attach(socket, job, shadow_doorbell, mapped_doorbells) as host:
         result = run_job(host, job, show=not as_json)
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        echo_json(result.to_json())
     else:
         _print(result)
     for problem in result.problems:

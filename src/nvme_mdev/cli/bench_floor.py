@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
-from nvme_mdev.cli.bench import CpuList, progress_bar
+from nvme_mdev.cli.bench import CpuList, echo_json, progress_bar
 from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.errors import UserError
 
@@ -48,7 +47,7 @@ def floor(*, cpus: tuple[int, ...], rounds: int, runtime: float, as_json: bool) 
     """
     found = _measure(cpus, rounds, runtime, show=not as_json)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        echo_json(found.to_json())
     else:
         _print(found, rounds)
 

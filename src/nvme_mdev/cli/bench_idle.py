@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
-from nvme_mdev.cli.bench import progress_bar
+from nvme_mdev.cli.bench import echo_json, progress_bar
 from nvme_mdev.cli.parameters import SecondsType
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def idle(*, socket: str, nsid: int, rests: int, rest: float, as_json: bool) -> N
     with NvmeHost(socket) as host, progress_bar("idle", enabled=not as_json) as progress:
         found = measure(host, nsid, rests, rest, lambda done: progress(done, ""))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        echo_json(found.to_json())
     else:
         _print(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from contextlib import ExitStack
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
+from nvme_mdev.cli.bench import CpuList, echo_json, host_errors, progress_bar, this_run
 from nvme_mdev.cli.bench_floor import two_cpus
 from nvme_mdev.cli.bench_scale import Counts, fill_in
 from nvme_mdev.cli.parameters import DURATION, SIZE, SecondsType
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.errors import UserError
+from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
     from nvme_mdev.bench.report import Namespace, Report, Subject
@@ -135,6 +135,8 @@ def report(
     controller that takes its time, and the daemon in direct mode on the queues of another such.
     """
     _check(target, html)
+    _check_peers(peers)
+    _check_size(size, "--size", quick=quick)
     seconds = runtime or (_QUICK_RUNTIME if quick else _RUNTIME)
     floor_cpus = two_cpus(cpus)
     job_cpus = _job_cpus(cpus, floor_cpus[1])
@@ -143,21 +145,23 @@ def report(
         daemon = stack.enter_context(
             serve_privately(interrupts, lambda _folder: _arguments(bare), floor_cpus[1])
         )
-        subjects = _subjects(stack, daemon, bare, peers)
+        subjects = _subjects(stack, daemon, bare, peers, quick=quick)
         if hardware_ns is not None:
             subjects += _direct_subjects(stack, interrupts, hardware_ns, floor_cpus[1])
         found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
+        found.run = this_run()
+        found.measured = _behind(subjects, bare, peers, hardware_ns)
         _fill_in(found, subjects, job_cpus, floor_cpus, show=not as_json)
         chosen = counts or (_QUICK_COUNTS if quick else _COUNTS)
         _fill_in_scale(found, chosen, interrupts, floor_cpus, show=not as_json)
+    if as_json:
+        echo_json(found.to_json())
+    else:
+        print_report(found)
     if html:
         from nvme_mdev.bench.page import html_page
 
         html.write_text(html_page(found), encoding="utf-8")
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
-    else:
-        print_report(found)
 
 
 def _check(target: str | None, html: Path | None) -> None:
@@ -167,8 +171,40 @@ def _check(target: str | None, html: Path | None) -> None:
             raise UserError(f"{target}: null and memory are measured anyway; give a file or device")
         if not Path(target).exists():
             raise UserError(f"{target}: there is no such file: give an image or a block device")
-    if html is not None and not html.absolute().parent.is_dir():
+    if html is not None:
+        _check_page(html)
+
+
+def _check_page(html: Path) -> None:
+    """That the page can be written, as long as that costs nothing; OSError: it cannot."""
+    if not html.absolute().parent.is_dir():
         raise UserError(f"{html}: there is no such folder")
+    there = html.exists()
+    with html.open("a"):
+        pass
+    if not there:
+        html.unlink()
+
+
+def _check_peers(peers: tuple[tuple[str, str], ...]) -> None:
+    """A row's name is its own."""
+    from nvme_mdev.bench.report import OWN_ROWS
+
+    names = [name for name, _socket in peers]
+    for name in names:
+        if name in OWN_ROWS:
+            raise UserError(f"--peer {name}=...: the report has a row of that name already")
+        if names.count(name) > 1:
+            raise UserError(f"--peer {name}=... is given twice: give each a name of its own")
+
+
+def _check_size(size: int | None, what: str, *, quick: bool) -> None:
+    """Less than a command cannot be read from. UserError begins with ``what`` that is."""
+    from nvme_mdev.bench.report import largest_block, sweeps
+
+    most = largest_block(sweeps(quick=quick, jobs=1))
+    if size is not None and size < most:
+        raise UserError(f"{what} {size}: commands of up to {format_size(most)} are measured")
 
 
 def _job_cpus(cpus: tuple[int, ...], daemon_cpu: int) -> tuple[int, ...]:
@@ -199,9 +235,10 @@ def _arguments(bare: Bare | None) -> list[str]:
     """The daemon's: it goes to sleep soon, so that it does not poll while the host is measured."""
     targets = [f"null:{NULL_SIZE}", f"memory:{MEMORY_SIZE}"]
     if bare and bare.half:
-        targets += [f"{bare.path},length={bare.half}", f"direct:{bare.path},offset={bare.half}"]
+        targets.append(f"{bare.path},length={bare.half},read-only")
+        targets.append(f"direct:{bare.path},offset={bare.half},read-only")
     elif bare:
-        targets.append(bare.path)
+        targets.append(f"{bare.path},read-only")
     return [*targets, "--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
 
 
@@ -210,29 +247,56 @@ def _subjects(
     daemon: Daemon,
     bare: Bare | None,
     peers: tuple[tuple[str, str], ...],
+    *,
+    quick: bool,
 ) -> list[Subject]:
     """The rows, in their order; controllers stay attached until the end."""
     from nvme_mdev.bench import fio
-    from nvme_mdev.bench.report import PASSTHROUGH, BareTarget, Namespace
+    from nvme_mdev.bench.report import BLOCK, MEMORY, NULL, PASSTHROUGH, BareTarget, Namespace
     from nvme_mdev.host.driver import NvmeHost
 
     host = stack.enter_context(NvmeHost(daemon.socket))
     subjects: list[Subject] = []
     if bare is not None:
         whole, part = host.namespace(_TARGET).size, "half of " if bare.half else ""
+        _check_size(whole, f"{bare.path} has", quick=quick)
         if bare.size is not None and bare.size > whole:
             raise UserError(f"--size {bare.size} is more than {part}{bare.path} has: {whole} bytes")
         if fio.available():
             subjects.append(BareTarget(bare.path, bare.size or whole))
-        subjects.append(Namespace("mdev/block", host, _TARGET, bare.size))
+        subjects.append(Namespace(BLOCK, host, _TARGET, bare.size))
         if bare.half:
             subjects.append(Namespace(PASSTHROUGH, host, _TARGET + 1, bare.size))
-    memory = Namespace("memory", host, _MEMORY)
+    memory = Namespace(MEMORY, host, _MEMORY)
     _fill(memory)
-    subjects += [Namespace("null", host, _NULL), memory]
+    subjects += [Namespace(NULL, host, _NULL), memory]
     for name, socket in peers:
         subjects.append(Namespace(name, stack.enter_context(NvmeHost(socket)), 1))
     return subjects
+
+
+def _behind(
+    subjects: list[Subject],
+    bare: Bare | None,
+    peers: tuple[tuple[str, str], ...],
+    hardware_ns: int | None,
+) -> dict[str, str]:
+    """What each row is of, in words."""
+    from nvme_mdev.bench.report import BLOCK, DIRECT, HARDWARE, HOST, MEMORY, NULL, PASSTHROUGH
+
+    what = {
+        NULL: f"null namespace of {format_size(NULL_SIZE)}",
+        MEMORY: f"memory namespace of {format_size(MEMORY_SIZE)}",
+    }
+    if bare:
+        read = "" if bare.size is None else f", {format_size(bare.size)} of it"
+        what |= dict.fromkeys((HOST, BLOCK), f"{bare.path}{read}")
+        what[PASSTHROUGH] = f"{bare.path} from byte {bare.half} on{read}"
+    if hardware_ns is not None:
+        what[HARDWARE] = f"{what[NULL]}, {hardware_ns} ns a command"
+        what[DIRECT] = f"direct mode on a {what[HARDWARE]}"
+    what |= {name: f"{socket}, namespace 1" for name, socket in peers}
+    return {subject.name: what[subject.name] for subject in subjects}
 
 
 def _direct_subjects(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvme_mdev.cli.bench import CpuList, host_errors, progress_bar
+from nvme_mdev.cli.bench import CpuList, echo_json, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
 from nvme_mdev.cli.parameters import SecondsType
 from nvme_mdev.cli.private_daemon import Interrupts, serve_privately
@@ -114,7 +113,7 @@ def scale(
     ):
         fill_in(found, interrupts, two_cpus(cpus), progress)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        echo_json(found.to_json())
         return
     from rich.console import Console
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 
 import click
 
-from nvme_mdev.cli.bench import host_errors, progress_bar
+from nvme_mdev.cli.bench import echo_json, host_errors, progress_bar
 from nvme_mdev.cli.private_daemon import Interrupts, serve_privately
 
 _TARGET = "null:1G"
@@ -43,7 +42,7 @@ def startup(*, rounds: int, as_json: bool) -> None:
                     daemon = stack.enter_context(serving)
                 time_client(found, daemon.socket)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        echo_json(found.to_json())
         return
     from rich.console import Console
 
