@@ -47,6 +47,7 @@ fast: build-test ## the tests that need no virtual machine
 budget: build-test ## count the instructions of a command, and compare with benchmarks/budget.toml
 	@$(STAGE) 'instruction budget' $(BIN)/python -m benchmarks
 
+# And the tables in docs/performance.md.
 .PHONY: record-budget
 record-budget: build-test
 	@$(BIN)/python -m benchmarks --record

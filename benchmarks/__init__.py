@@ -9,8 +9,9 @@ paths      the program that is counted: each path of a command, with a guest in 
 callgrind  runs it under valgrind and reads what that wrote
 stages     which stage of a command an instruction belongs to
 budget     what was recorded, and whether a count is still within it
+page       the tables of docs/performance.md
 =========  ====================================================================================
 
-``python -m benchmarks`` compares, ``--record`` writes `budget.toml` anew, ``--stages`` shows where
-the instructions of a path are.
+``python -m benchmarks`` compares, ``--record`` writes `budget.toml` and the page's tables anew,
+``--page`` the tables alone, ``--stages`` shows where the instructions of a path are.
 """

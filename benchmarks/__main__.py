@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from benchmarks.budget import BUDGET_FILE, Budget, Comparison, compare, counted
 from benchmarks.callgrind import CallgrindError, Place, profile_paths
 from benchmarks.mapping import measure as measure_mapping
+from benchmarks.page import PAGE
+from benchmarks.page import write as write_page
 from benchmarks.paths import PATHS
 from benchmarks.stages import by_function, by_stage
-from benchmarks.timing import time_idle, time_path
+from benchmarks.timing import TIMED, time_idle, time_path
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,10 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--record", action="store_true", help="write the budget anew")
+    action.add_argument("--record", action="store_true", help="write the budget anew, and the page")
+    action.add_argument(
+        "--page", action="store_true", help="write what is counted into docs/performance.md"
+    )
     action.add_argument("--stages", action="store_true", help="show where the instructions are")
     action.add_argument(
-        "--time", action="store_true", help="time paths of 32 commands a turn, and idle turns"
+        "--time",
+        action="store_true",
+        help="time paths of 32 commands a turn and of one, and idle turns",
     )
     action.add_argument("--mapping", action="store_true", help="time memory in many pieces")
     options = parser.parse_args(arguments)
@@ -52,17 +59,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.record:
         now.save()
         print(f"{BUDGET_FILE.name}: {len(now.instructions)} paths recorded, {now.compiler}")
+    if options.record or options.page:
+        write_page(profiles, now)
+        print(f"{PAGE.name}: written")
         return 0
     return report(Budget.load(), now)
 
 
 def print_times() -> None:
-    """Nanoseconds of a command on the paths that take batches: a clock is read for each."""
+    """Nanoseconds of a command: a clock is read for each batch."""
     print(f"{'ns a command':<18} {'median':>8} {'min':>8} {'p90':>8}")
-    for path in PATHS:
-        if path.batch > 1:
-            numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_path(path))
-            print(f"{path.name:<18} {numbers}")
+    for path in TIMED:
+        numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_path(path))
+        print(f"{path.name:<18} {numbers}")
     print("ns an idle turn")
     for controllers in (1, 8, 64, 256):
         numbers = " ".join(f"{nanoseconds:>8.1f}" for nanoseconds in time_idle(controllers))

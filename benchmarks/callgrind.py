@@ -66,13 +66,15 @@ def profile_paths() -> dict[str, Counter[Place]]:
         _run_callgrind(Path(folder) / "profile")
         # A file for each call of `take_turns`, in order: a path's first warms it up.
         parts = sorted(Path(folder).glob("profile.*"), key=lambda path: int(path.suffix[1:]))
-        if len(parts) != 2 * len(PATHS):
+        if len(parts) != 2 * sum(path.calls for path in PATHS):
             raise CallgrindError(
                 f"{len(parts)} profiles for {len(PATHS)} paths: was the data path built with names?"
             )
         profiles = {}
-        for path, part in zip(PATHS, parts[1::2], strict=True):
-            with part.open() as lines:
+        written = iter(parts)
+        for path in PATHS:
+            of_path = [next(written) for _ in range(2 * path.calls)]
+            with of_path[path.counted_call].open() as lines:
                 profiles[path.name] = read_profile(lines)
             if not profiles[path.name]:
                 raise CallgrindError(f"{path.name}: no instruction of the data path was counted")

@@ -26,23 +26,38 @@ OTHER = "other"
 
 STAGES: Mapping[str, frozenset[str]] = {
     "doorbell seen": frozenset(
-        ("take_turns", "turn", "poll_admin", "load_acquire32", "load_relaxed32", "sq_waiting")
+        (
+            *("take_turns", "turn", "put_last", "poll_admin"),
+            *("load_acquire32", "load_relaxed32", "sq_waiting"),
+        )
     ),
-    "batch decided": frozenset(("batch_size", "cq_room", "cq_used", "cq_read_head")),
-    "SQE fetched, slot taken": frozenset(("sq_fetch", "sq_entry", "copy64", "publish_head")),
+    "batch decided": frozenset(
+        (
+            *("begin", "can_fetch", "doorbell_error", "batch_size"),
+            *("cq_room", "cq_used", "cq_read_head"),
+        )
+    ),
+    "SQE fetched, slot taken": frozenset(
+        ("sq_prefetch", "prefetch_lines", "sq_fetch", "sq_entry", "copy64", "publish_head")
+    ),
     "batch led through": frozenset(
-        ("serve", "fetch", "submit", "sq_suppress_event", "store_relaxed32")
+        (
+            *("serve", "fetch", "submit", "submit_batch", "complete_pair"),
+            *("sq_suppress_event", "quiet_index", "store_relaxed32"),
+        )
     ),
     "validation": frozenset(
         (
             *("command_parse", "parse_by_opcode", "parse_read", "parse_write", "check_lbas"),
             *("check_range", "wants_durability", "refuse"),
+            *("parse_allowed", "command_lba", "unreadable"),
         )
     ),
     "address translation": frozenset(
         (
             *("map_data", "find_buffer", "memory_translate", "memory_find"),
             *("prp_walk", "prp_list", "add_segment", "load_entry", "load_relaxed64"),
+            *("region_next", "guest_segments", "prp_at_fault"),
         )
     ),
     "backend": frozenset(
@@ -53,15 +68,26 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "completion": frozenset(
         (
-            *("complete_done", "post_done", "post_one", "log_error"),
+            *("reap", "post_all", "complete_done", "post_done", "post_run", "post_one"),
+            *("record_run", "complete_compound", "note_error", "log_error", "count_end"),
             *("count_io", "count_read", "count_write", "moved_of"),
         )
     ),
     "CQE written": frozenset(
-        ("slot_record", "cq_post", "cq_advance", "store_release64", "store_release32")
+        (
+            "cq_entry",
+            "cq_prefetch",
+            "slot_record",
+            "cq_post",
+            "cq_advance",
+            "store_release64",
+            "store_release32",
+        )
     ),
     "slot released": frozenset(("release_one", "sq_release")),
-    "interrupt": frozenset(("interrupt_for", "raise_interrupt", "pin_wanted", "signal_fd")),
+    "interrupt": frozenset(
+        ("interrupt_for", "raise_interrupt", "pin_in_use", "pin_wanted", "signal_fd")
+    ),
     "time-stamp counter": frozenset(("read_tsc",)),
 }
 """Functions of each stage, in the order of a command's way."""

@@ -2,7 +2,8 @@
 
 A batch of commands lies in the queue, one turn takes it, executes it and posts it; the clock is
 read around the turns. On a busy machine the median still is the path's own time: a batch takes a
-microsecond, and most are not interrupted.
+microsecond, and most are not interrupted. Of a single command it would be the call's and the
+clock's as much: what the same takes without a command, in the median, is subtracted.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from typing import NamedTuple
 
 from tests.datapath.guest import Guest
 
-from benchmarks.paths import CAPACITY, Path, prepared, scattered_prps
+from benchmarks.paths import CAPACITY, PATHS, Path, prepared, read_or_write
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.probe import take_turns
 
 REPEATS = 2000
+TIMED = tuple(
+    path
+    for path in PATHS
+    if path.name in {"null_1", "direct_1"} or (path.batch > 1 and path.calls == 1)
+)
+"""Paths of batches, and the command that comes alone. What a turn only begins is none of them."""
 IDLE_TURNS = 160
 """Of one reading of the clock."""
 
@@ -36,8 +43,8 @@ def time_path(path: Path, repeats: int = REPEATS) -> Timing:
     """Take the first turn of a path again and again; AssertionError: a command was not done."""
     taken = []
     with prepared(path) as (guest, queue, drive):
-        prp1, prp2 = scattered_prps(guest, path.size)
-        sqe = queue.command(path.opcode, blocks=path.size // 512, prp1=prp1, prp2=prp2)
+        sqe = read_or_write(path, guest, queue)
+        nothing = _time_nothing(guest, repeats) if path.batch == 1 else 0.0
         for _ in range(repeats):
             for _ in range(path.batch):
                 queue.put(sqe)
@@ -46,13 +53,23 @@ def time_path(path: Path, repeats: int = REPEATS) -> Timing:
                 drive.complete(path.batch)
             before = time.perf_counter_ns()
             take_turns(guest.iothread, 1)
-            taken.append((time.perf_counter_ns() - before) / path.batch)
+            taken.append((time.perf_counter_ns() - before - nothing) / path.batch)
             for _ in range(path.batch):
                 completion = queue.poll()
                 assert completion is not None
                 assert completion.status == 0
             queue.doorbell(queue.head, completion=True)
     return Timing(statistics.median(taken), min(taken), statistics.quantiles(taken, n=10)[-1])
+
+
+def _time_nothing(guest: Guest, repeats: int) -> float:
+    """Nanoseconds of a turn without a command, the call and the clock included: the median."""
+    taken = []
+    for _ in range(repeats):
+        before = time.perf_counter_ns()
+        take_turns(guest.iothread, 1)
+        taken.append(time.perf_counter_ns() - before)
+    return statistics.median(taken)
 
 
 def time_idle(controllers: int, repeats: int = REPEATS // 4) -> Timing:

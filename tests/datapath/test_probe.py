@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from nvme_mdev.datapath.backends.null import NullBackend
-from nvme_mdev.datapath.probe import line_places, line_starts, struct_sizes, take_turns
+from nvme_mdev.datapath.backends.uring import UringBackend
+from nvme_mdev.datapath.iothread import IOThread
+from nvme_mdev.datapath.probe import (
+    by_hand,
+    complete_ring,
+    cut_off_kernel,
+    line_places,
+    line_starts,
+    struct_sizes,
+    take_turns,
+)
 
 from .guest import READ, Guest, QueuePair
 
@@ -53,3 +63,29 @@ def test_what_threads_or_queues_have_one_each_of_is_whole_cache_lines():
     with Guest(NullBackend(1 << 20), running=False) as guest:
         guest.queue()
         assert not any(line_places(guest.iothread))
+
+
+def test_what_a_file_is_asked_is_completed_in_the_kernels_place_when_it_is_cut_off(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    iothread = IOThread("by hand")
+    with by_hand(iothread), Guest(UringBackend(str(path)), shared=iothread) as guest:
+        queue = guest.queue()
+        with pytest.raises(RuntimeError, match="the kernel's"):
+            complete_ring(iothread, 512)
+        cut_off_kernel(iothread)
+        put(queue, 3)
+        assert take_turns(iothread, 4) == 3
+        assert completed(queue) == 0
+        assert complete_ring(iothread, 512) == 3
+        assert take_turns(iothread, 1) == 3
+        assert completed(queue) == 3
+
+
+def test_a_thread_that_runs_is_called_itself():
+    with (
+        Guest(NullBackend(1 << 20)) as guest,
+        pytest.raises(RuntimeError, match="itself"),
+        by_hand(guest.iothread),
+    ):
+        pass

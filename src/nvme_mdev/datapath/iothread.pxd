@@ -16,6 +16,8 @@ cdef class IOThread:
     #: What `ring_set` is.
     cdef object rings
     cdef object failure
+    #: The calling thread takes its turns (`probe.pyx`), and what it is called for happens there.
+    cdef bint by_hand
     #: Run a function on the thread (paused or not) and wait for it; its result.
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999
     cdef int add_queue(self, sq_t *sq) except -1

@@ -283,6 +283,8 @@ cdef class IOThread:
         store_release32(&self.thread.request, self.thread.request - 1)
 
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999:
+        if self.by_hand:
+            return function(self.thread, argument)
         if self.worker is None:
             raise RuntimeError(f"IOThread {self.name} is not running")
         self.thread.call = function

@@ -1,5 +1,7 @@
 """What tests and benchmarks ask of the data path: turns, a clock, how structs lie in lines."""
 
+from contextlib import AbstractContextManager
+
 from nvme_mdev.datapath.iothread import IOThread
 
 def take_turns(iothread: IOThread, count: int) -> int:
@@ -25,3 +27,21 @@ def line_starts() -> dict[str, int]:
 
 def line_places(iothread: IOThread) -> list[int]:
     """Where, in a cache line, the structs of a thread with at least one queue begin; bytes."""
+
+def by_hand(iothread: IOThread) -> AbstractContextManager[None]:
+    """In the block, what has to happen on the thread happens in the calling one: its io_uring is
+    made there, too, and closed at the end, so that files can be served.
+
+    RuntimeError when the thread was started.
+    """
+
+def cut_off_kernel(iothread: IOThread) -> None:
+    """Leave what is put on the thread's io_uring from now on where it is, for `complete_ring`.
+
+    RuntimeError: it has none.
+    """
+
+def complete_ring(iothread: IOThread, result: int) -> int:
+    """In the kernel's place, complete what is on the thread's io_uring with this result (bytes, or
+    -errno); how many operations that was. RuntimeError: the kernel was not cut off.
+    """

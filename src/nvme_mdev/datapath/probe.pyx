@@ -4,13 +4,32 @@ the other in the calling thread; its clock; how its structs lie in cache lines.
 For counting what a turn costs: nothing depends on when the thread looks, as it does when it spins.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from nvme_mdev.datapath.atomics cimport read_tsc
+from nvme_mdev.datapath.atomics cimport read_tsc, store_release32
 from nvme_mdev.datapath.iothread cimport IOThread, take_turns as take_turns_of
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t, slot_t
 from nvme_mdev.datapath.lines cimport LINE_SIZE
 from nvme_mdev.datapath.runtime cimport aggregation_t, cq_t, iothread_t, region_t, share_t, sq_t
+from nvme_mdev.datapath.uring cimport io_uring_cqe, io_uring_sqe, uring_destroy, uring_of, uring_t
+
+from contextlib import contextmanager
+
+cdef extern from "<liburing.h>" nogil:
+    cdef struct io_uring_sq:
+        unsigned *khead
+        unsigned *ktail
+        io_uring_sqe *sqes
+        unsigned ring_mask
+    cdef struct io_uring_cq:
+        unsigned *ktail
+        io_uring_cqe *cqes
+        unsigned ring_mask
+    #: `io_uring` of uring.pxd, with what is in it.
+    cdef struct rings_t "io_uring":
+        io_uring_sq sq
+        io_uring_cq cq
+        int enter_ring_fd
 
 
 def take_turns(IOThread iothread not None, uint32_t count):
@@ -65,3 +84,42 @@ def line_places(IOThread iothread not None):
         thread, queue, <size_t> iothread.thread.queues[0].cq, regions,
         <size_t> iothread.thread.queues[0].controller.shares,
         <size_t> iothread.thread.queues[0].path_counters, <size_t> iothread.thread.queues[0].slots)]
+
+
+@contextmanager
+def by_hand(IOThread iothread not None):
+    if iothread.worker is not None:
+        raise RuntimeError(f"IOThread {iothread.name} runs: it does itself what it is called for")
+    iothread.by_hand = True
+    try:
+        yield
+    finally:
+        iothread.by_hand = False
+        uring_destroy(iothread.thread)
+
+
+def cut_off_kernel(IOThread iothread not None):
+    if iothread.thread.uring == NULL:
+        raise RuntimeError(f"IOThread {iothread.name} has no io_uring")
+    # io_uring_enter fails with EBADF; what is registered goes through another descriptor.
+    (<rings_t *> &uring_of(iothread.thread).ring).enter_ring_fd = -1
+
+
+def complete_ring(IOThread iothread not None, int32_t result):
+    cdef uring_t *uring = uring_of(iothread.thread)
+    cdef rings_t *rings
+    cdef io_uring_cqe *cqe
+    cdef uint32_t head, tail, count
+    if uring == NULL or (<rings_t *> &uring.ring).enter_ring_fd != -1:
+        raise RuntimeError(f"IOThread {iothread.name}: its io_uring is the kernel's")
+    rings = <rings_t *> &uring.ring
+    head, tail = rings.sq.khead[0], rings.cq.ktail[0]
+    count = rings.sq.ktail[0] - head
+    for i in range(count):
+        cqe = &rings.cq.cqes[(tail + i) & rings.cq.ring_mask]
+        cqe.user_data = rings.sq.sqes[(head + i) & rings.sq.ring_mask].user_data
+        cqe.res = result
+    store_release32(rings.sq.khead, head + count)
+    store_release32(rings.cq.ktail, tail + count)
+    uring.prepared -= count
+    return count
