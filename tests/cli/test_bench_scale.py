@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,9 @@ def test_it_tells_of_every_number_of_controllers(nvme_mdev: RunCommand) -> None:
     assert one["variation_percent"]["values"] == [0.0, 0.0]
     assert all(values["min"] > 0 for values in found["light_p99_ns"].values())
     assert len(found["light_p99_ns"]) == 2
+    assert found["light_controllers"] == 3
+    spare = len(os.sched_getaffinity(0)) > 2
+    assert found["light_neighbour"] == ("own thread" if spare else "same thread")
 
 
 def test_it_prints_tables(nvme_mdev: RunCommand) -> None:
@@ -34,6 +40,20 @@ def test_it_prints_tables(nvme_mdev: RunCommand) -> None:
     assert (result.status, result.err) == (0, "")
     assert "variation" in result.out
     assert "beside one at depth 128" in result.out
+    assert "depth 1, on one of 3 controllers: " in result.out
+
+
+@pytest.mark.parametrize("spare", [None, min(os.sched_getaffinity(0))])
+def test_a_heavy_neighbour_is_driven_from_the_same_thread_or_one_of_its_own(
+    nvme_mdev: RunCommand, monkeypatch: pytest.MonkeyPatch, spare: int | None
+) -> None:
+    # With two processors it is not spare, but the threads are the same.
+    monkeypatch.setattr("nvme_mdev.bench.scale.spare_cpu", lambda _host, _iothread: spare)
+    result = nvme_mdev(*ARGUMENTS, "--json")
+    assert (result.status, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert found["light_neighbour"] == ("same thread" if spare is None else "own thread")
+    assert all(len(values["values"]) == 2 for values in found["light_p99_ns"].values())
 
 
 def test_a_wrong_number_of_controllers_is_refused(refuse: Callable[..., str]) -> None:

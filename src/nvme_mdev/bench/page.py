@@ -73,6 +73,7 @@ def html_page(report: Report) -> str:
             f"<p>On one IOThread, null namespaces, depth {report.scale.depth}.</p>",
             _scale(report.scale),
             *map(_table, (report.scale.rows(), report.scale.light_rows())),
+            f"<p>{escape(report.scale.light_note())}</p>",
         ]
     if report.floor:
         body += ["<h2>The machine's own limits</h2>", _table(floor_rows(report.floor))]

@@ -4,12 +4,17 @@ For each number of controllers there is a daemon with so many, on a null namespa
 IOThread. A single thread of ours drives them all, a look at each in turn, so that the guests are
 equal, and counts what each of them gets. A round measures every number once, one right after the
 other, and ratios are taken within rounds.
+
+Beside a heavy neighbour a light load must not wait for us, who drive both. Where a third processor
+is free, the neighbour has a thread of its own there. Where there is none, one thread looks at the
+light queue after each single completion of the neighbour's.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +24,7 @@ from nvme_mdev.bench.machine import describe_machine
 from nvme_mdev.bench.runner import Runner, describe_problem
 from nvme_mdev.bench.spread import Spread
 from nvme_mdev.bench.table import format_count, format_ns
+from nvme_mdev.bench.worker import Worker
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError
 from nvme_mdev.host.workload import run_together
@@ -68,6 +74,8 @@ class Scale:
     cells: dict[tuple[Kind, int], Cell] = field(default_factory=dict)
     light: dict[str, list[float]] = field(default_factory=dict)
     """99th percentile of the latency at depth 1, nanoseconds: alone, beside a heavy neighbour."""
+    own_thread: bool = False
+    """The neighbour was driven by a thread of its own, on a third processor."""
 
     def against_one(self, count: int) -> Spread:
         """IOPS of so many busy controllers in those of the smallest number, round by round."""
@@ -112,6 +120,17 @@ class Scale:
             rows.append([name, *map(format_ns, (spread.median, spread.least, spread.most))])
         return rows
 
+    def light_note(self) -> str:
+        """How the light load was measured; empty when it was not."""
+        if not self.light:
+            return ""
+        how = (
+            "the heavy load has a thread and a processor of its own"
+            if self.own_thread
+            else "one thread drives both, and looks at the light one after each completion"
+        )
+        return f"depth 1, on one of {self.counts[-1]} controllers: {how}"
+
     def to_json(self) -> dict[str, object]:
         """Numbers by name."""
         return {
@@ -132,6 +151,10 @@ class Scale:
             "light_p99_ns": {
                 name: Spread(tuple(values)).to_json() for name, values in self.light.items()
             },
+            "light_controllers": self.counts[-1] if self.light else None,
+            "light_neighbour": ("own thread" if self.own_thread else "same thread")
+            if self.light
+            else None,
         }
 
 
@@ -139,9 +162,18 @@ class Group:
     """The controllers of one daemon, attached, with a workload each."""
 
     def __init__(
-        self, sockets: Sequence[Path], depth: int, runtime: float, stack: ExitStack
+        self,
+        sockets: Sequence[Path],
+        depth: int,
+        runtime: float,
+        stack: ExitStack,
+        *,
+        own_thread: bool = False,
     ) -> None:
-        """Attach to all; HostError: one fails. ``stack`` gives everything back."""
+        """Attach to all; HostError: one fails. ``stack`` gives everything back.
+
+        ``own_thread``: the heavy load will have one.
+        """
         job = Job(rw=Pattern.RANDREAD, iodepth=depth, runtime=runtime)
         self._hosts = [
             stack.enter_context(NvmeHost(socket, memory_size=_MEMORY)) for socket in sockets
@@ -151,7 +183,13 @@ class Group:
         self.heavy: Workload | None = None
         if len(sockets) > 1:
             light = Job(rw=Pattern.RANDREAD, iodepth=1, runtime=runtime)
-            heavy = Job(rw=Pattern.RANDREAD, iodepth=_HEAVY_DEPTH, runtime=runtime)
+            heavy = Job(
+                rw=Pattern.RANDREAD,
+                iodepth=_HEAVY_DEPTH,
+                runtime=runtime,
+                # In the same thread the light one's queue is looked at after each completion.
+                batch=0 if own_thread else 1,
+            )
             self.light = _workload(self._hosts[0], light, stack)
             self.heavy = _workload(self._hosts[1], heavy, stack)
 
@@ -183,31 +221,68 @@ def _measure(found: Scale, kind: Kind, count: int, workloads: Sequence[Workload]
     cell.variation.append(100 * statistics.pstdev(commands) / mean if mean else 0.0)
 
 
-def _measure_light(found: Scale, group: Group) -> None:
+def _measure_light(found: Scale, group: Group, spare_cpu: int | None) -> None:
     if group.light is None or group.heavy is None:
         return
-    for name, workloads in (
-        ("alone", [group.light]),
-        (f"beside one at depth {_HEAVY_DEPTH}", [group.light, group.heavy]),
-    ):
-        _run(workloads)
+    for name, beside in (("alone", None), (f"beside one at depth {_HEAVY_DEPTH}", group.heavy)):
+        if beside is None:
+            _run([group.light])
+        elif spare_cpu is None:
+            _run([group.light, beside])
+        else:
+            _run_beside(group.light, beside, spare_cpu)
         latency = Histogram.of(group.light.measured(write=False).lat)
         found.light.setdefault(name, []).append(latency.percentiles((_P99,))[_P99])
+
+
+def _run_beside(light: Workload, heavy: Workload, cpu: int) -> None:
+    """Run the light load while another thread, on ``cpu``, drives the heavy one."""
+    failed: list[BaseException] = []
+    begun, over = threading.Event(), threading.Event()
+
+    def drive() -> None:
+        try:
+            os.sched_setaffinity(0, {cpu})
+            begun.set()
+            while not over.is_set():
+                _run([heavy])
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            begun.set()
+
+    worker = Worker(drive, "neighbour")
+    worker.start()
+    try:
+        begun.wait()
+        _run([light])
+    finally:
+        over.set()
+        worker.wait()
+    if failed:
+        raise failed[0]
+
+
+def spare_cpu(host: int, iothread: int) -> int | None:
+    """A processor for the neighbour of a light load: one that neither of these is; None: none."""
+    return min(os.sched_getaffinity(0) - {host, iothread}, default=None)
 
 
 def measure(
     found: Scale,
     groups: Sequence[Group],
-    cpu: int | None,
+    cpu: int,
+    spare: int | None,
     progress: Callable[[float, str], None],
 ) -> None:
-    """Measure every group in every round, in this thread, on ``cpu``.
+    """Measure every group in every round, in this thread, on ``cpu``; a light load's neighbour on
+    ``spare``, where there is one (`spare_cpu`).
 
     HostError: a controller fails.
     """
+    found.own_thread = spare is not None
     before = os.sched_getaffinity(0)
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, {cpu})
     try:
         for number in range(found.rounds):
             for index, group in enumerate(groups):
@@ -215,7 +290,7 @@ def measure(
                 progress(done, f"{group.count} controllers")
                 _measure(found, BUSY, group.count, group.workloads)
                 _measure(found, ONE_BUSY, group.count, group.workloads[:1])
-            _measure_light(found, groups[-1])
+            _measure_light(found, groups[-1], spare)
     finally:
         os.sched_setaffinity(0, before)
     progress(1.0, "done")

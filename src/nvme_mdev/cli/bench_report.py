@@ -405,6 +405,8 @@ def print_report(found: Report) -> None:
         for table in (found.scale.rows(), found.scale.light_rows()):
             if table:
                 console.print(text_table(table))
+        if note := found.scale.light_note():
+            click.echo(note)
     if found.floor:
         console.print(text_table(floor_rows(found.floor)))
     for note in (*found.notes, *(f"left out: {line}" for line in found.left_out)):

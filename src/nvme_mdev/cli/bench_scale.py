@@ -98,8 +98,9 @@ def scale(
 
     4 KiB random reads of a null namespace: IOPS of all, as a share of what the smallest number of
     them does, how far they lie apart (coefficient of variation), and what a single busy one does
-    while the others are idle. Then how long a light load waits beside a heavy one. Each number has
-    a daemon of its own; one thread drives all controllers.
+    while the others are idle. Then how long a light load waits beside a heavy one, on the largest
+    number. Each number has a daemon of its own; one thread drives all controllers, but for the
+    heavy one, which has a third CPU where there is one.
     """
     from nvme_mdev.bench.machine import machine_line
     from nvme_mdev.bench.scale import Scale
@@ -122,6 +123,8 @@ def scale(
     for rows in (found.rows(), found.light_rows()):
         if rows:
             console.print(text_table(rows))
+    if note := found.light_note():
+        click.echo(note)
 
 
 def fill_in(
@@ -134,15 +137,17 @@ def fill_in(
 
     ``cpus``: the host's and the IOThread's.
     """
-    from nvme_mdev.bench.scale import Group, measure
+    from nvme_mdev.bench.scale import Group, measure, spare_cpu
 
+    spare = spare_cpu(*cpus)
     with ExitStack() as stack:
         groups = []
         for count in found.counts:
             progress(0.0, f"attaching to {count}")
             sockets = _serve(interrupts, stack, count, cpus[1])
-            groups.append(Group(sockets, found.depth, found.runtime, stack))
-        measure(found, groups, cpus[0], progress)
+            own_thread = spare is not None
+            groups.append(Group(sockets, found.depth, found.runtime, stack, own_thread=own_thread))
+        measure(found, groups, cpus[0], spare, progress)
 
 
 def _serve(interrupts: Interrupts, stack: ExitStack, count: int, cpu: int) -> list[Path]:
