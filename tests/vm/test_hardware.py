@@ -71,7 +71,8 @@ with NvmeHost(sys.argv[1]) as host:
     def block():
         wrapped = (1 << 64) - rng.randrange(1, 100000)
         beyond = blocks + rng.randrange(-9, 9)
-        return rng.choice([rng.randrange(blocks), beyond, wrapped, rng.getrandbits(64)])
+        within = [rng.randrange(9), rng.randrange(blocks)]
+        return rng.choice([*within, beyond, wrapped, rng.getrandbits(64)])
 
     def count():
         return rng.choice([1, 8, rng.randrange(1, 65536)])
