@@ -40,7 +40,7 @@ def test_it_prints_tables(nvme_mdev: RunCommand) -> None:
     assert (result.status, result.err) == (0, "")
     assert "variation" in result.out
     assert "beside one at depth 128" in result.out
-    assert "depth 1, on one of 3 controllers: " in result.out
+    assert "depth 1: one of 3 controllers; " in result.out
 
 
 @pytest.mark.parametrize("spare", [None, min(os.sched_getaffinity(0))])

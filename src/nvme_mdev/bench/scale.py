@@ -124,12 +124,8 @@ class Scale:
         """How the light load was measured; empty when it was not."""
         if not self.light:
             return ""
-        how = (
-            "the heavy load has a thread and a processor of its own"
-            if self.own_thread
-            else "one thread drives both, and looks at the light one after each completion"
-        )
-        return f"depth 1, on one of {self.counts[-1]} controllers: {how}"
+        whose = "a thread of its own" if self.own_thread else "the same thread"
+        return f"depth 1: one of {self.counts[-1]} controllers; {whose} drives the heavy one"
 
     def to_json(self) -> dict[str, object]:
         """Numbers by name."""
