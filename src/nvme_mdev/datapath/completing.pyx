@@ -122,13 +122,14 @@ cdef bint complete_compound(iothread_t *thread, request_t *request) noexcept nog
 
 cdef inline void interrupt_for(iothread_t *thread, cq_t *cq) noexcept nogil:
     """Raise a CQ's interrupt for what was posted since the last, or hold it back."""
-    cdef bint timed = is_timed(thread)
     cdef uint64_t before = 0
+    cdef bint timed
     if cq.interrupts != INTERRUPTS_AT_ONCE and (
             cq.interrupts == INTERRUPTS_NONE or tell_relay(cq) or hold_back(thread, cq)):
         cq.dirty = 0
         return
     cq.dirty = 0
+    timed = is_timed(thread, cq.path_counters.interrupts)
     if timed:
         before = read_tsc()
     if raise_interrupt(cq):
@@ -205,12 +206,12 @@ cdef inline uint32_t post_run(iothread_t *thread, uint32_t first) noexcept nogil
 
 cdef inline void post_done(iothread_t *thread) noexcept nogil:
     # There is at least one. The cycles go to the controller of the last: batches seldom mix.
-    cdef bint timed = is_timed(thread)
+    cdef path_counters_t *counters = thread.done[0].sq.path_counters
+    cdef bint timed = is_timed(thread, counters.completed)
     cdef uint64_t before = read_tsc() if timed else 0
     cdef uint32_t i = 0
     cdef uint32_t end
     cdef uint32_t posted = 0
-    cdef path_counters_t *counters = thread.done[0].sq.path_counters
     cdef cq_t *touched[DONE_CAPACITY]
     cdef cq_t *cq
     cdef uint32_t touched_count = 0

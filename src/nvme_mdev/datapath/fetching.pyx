@@ -169,10 +169,10 @@ cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     sq.inflight += count
     sq.cq.reserved_entries += count
     counters = sq.path_counters
-    counters.translated += count
-    if is_timed(thread):
+    if is_timed(thread, counters.translated):
         counters.translated_timed += count
         counters.translated_cycles += read_tsc() - before
+    counters.translated += count
     submit(thread, batch, count)
     sq_suppress_event(sq)
     if thread.done_count:

@@ -621,9 +621,10 @@ cdef struct iothread_t:
     uint32_t rests
 
 
-cdef inline bint is_timed(iothread_t *thread) noexcept nogil:
-    """What is done in this turn is timed, too: in one turn of 16, and the first after a sleep.
+cdef inline bint is_timed(iothread_t *thread, uint64_t count) noexcept nogil:
+    """What is done in this turn is timed, too: in one turn of 16, in the first after a sleep, and as
+    long as there were few (`count`).
 
     Looking at the time-stamp counter three times more would be a seventh of a single command.
     """
-    return thread.turns & 15 == 15
+    return (thread.turns & 15 == 15) | (count < 16)
