@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
-from nvme_mdev.datapath.runtime cimport NS_STATE, REQUEST_LBA, namespace_t, request_t
+from nvme_mdev.datapath.runtime cimport NS_STATE, REQUEST_LBA, backend_t, namespace_t, request_t
 from nvme_mdev.datapath.status cimport (
     LOCATION_CDW10, LOCATION_NONE, SC_DNR, SC_LBA_OUT_OF_RANGE, SC_SANITIZE_FAILED,
     SC_SANITIZE_IN_PROGRESS, SC_SUCCESS, SC_UNRECOVERED_READ,
@@ -16,6 +16,10 @@ cdef enum:
     CDW12_DTYPE = 0xf << 20
     CDW12_DEAC = 1 << 25
     CDW12_FUA = 1 << 30
+    #: Bit n: opcode n can change data (Write, Write Uncorrectable, Write Zeroes, Dataset Management, Copy);
+    #: the highest opcode that there is.
+    WRITE_OPCODES = 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
+    OPCODE_LAST = 25
     #: Feature 06h and its bit (Base 2.x, section 5.1.25.1.4).
     FID_VOLATILE_WRITE_CACHE = 0x06
     WCE = 1
@@ -24,6 +28,16 @@ cdef enum:
 cdef inline uint32_t refuse(request_t *request, uint32_t status, uint32_t location) noexcept nogil:
     request.error_location = location
     return status | SC_DNR
+
+
+cdef inline bint is_one_of(uint32_t opcode, uint32_t opcodes) noexcept nogil:
+    """Whether a guest's opcode, any number, is in a set of those up to OPCODE_LAST."""
+    return opcode <= OPCODE_LAST and opcodes >> opcode & 1
+
+
+cdef inline bint is_native(const backend_t *backend, uint32_t operation) noexcept nogil:
+    """The backend's `submit` does it: it need not be made of reads and writes."""
+    return backend.natives >> operation & 1
 
 
 cdef inline bint takes_flush(namespace_t *ns) noexcept nogil:

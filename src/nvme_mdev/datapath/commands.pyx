@@ -13,7 +13,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport prefetch_read
 from nvme_mdev.datapath.checks cimport (
-    CDW12_DEAC, CDW12_DTYPE, CDW12_FUA, check_range, refuse, takes_flush, unreadable, wants_durability,
+    CDW12_DEAC, CDW12_DTYPE, CDW12_FUA, WRITE_OPCODES, check_range, is_native, is_one_of, refuse,
+    takes_flush, unreadable, wants_durability,
 )
 from nvme_mdev.datapath.compound cimport (
     COMPOUND_COMPARE, COMPOUND_FIRST, COMPOUND_FLUSH_ALL, COMPOUND_PLAIN, COMPOUND_SECOND,
@@ -51,12 +52,11 @@ cdef enum:
     RANGE_OPCODES = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 12 | 1 << 25
     #: Reservation Register, Report, Acquire and Release.
     RESERVATION_OPCODES = 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21
-    #: Bit n: opcode n is implemented: those, Flush and Dataset Management; the highest of them.
+    #: Bit n: opcode n is implemented: those, Flush and Dataset Management.
     OPCODES = RANGE_OPCODES | RESERVATION_OPCODES | 1 << 0 | 1 << 9
-    OPCODE_LAST = 25
     #: The command groups of reservations; Copy is in both.
     READ_GROUP = 1 << 2 | 1 << 5 | 1 << 12 | 1 << 25
-    WRITE_GROUP = 1 << 0 | 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
+    WRITE_GROUP = WRITE_OPCODES | 1 << 0
 
     NSID_ALL = 0xffffffff
 
@@ -64,10 +64,6 @@ cdef enum:
     FUSE = 3
     FUSE_FIRST = 1
     FUSE_SECOND = 2
-
-
-cdef inline bint is_native(request_t *request, uint32_t operation) noexcept nogil:
-    return request.ns.backend.natives >> operation & 1
 
 
 cdef uint32_t make_compound(request_t *request, uint32_t kind) noexcept nogil:
@@ -152,7 +148,7 @@ cdef uint32_t parse_compare(request_t *request) noexcept nogil:
     status = map_data(request, False)
     if status:
         return status
-    return look_closer(request, COMPOUND_PLAIN if is_native(request, OP_COMPARE) else COMPOUND_COMPARE)
+    return look_closer(request, COMPOUND_PLAIN if is_native(request.ns.backend, OP_COMPARE) else COMPOUND_COMPARE)
 
 
 cdef uint32_t parse_verify(request_t *request) noexcept nogil:
@@ -161,7 +157,7 @@ cdef uint32_t parse_verify(request_t *request) noexcept nogil:
     if status:
         return status
     request.operation = OP_VERIFY
-    return look_closer(request, COMPOUND_PLAIN if is_native(request, OP_VERIFY) else COMPOUND_VERIFY)
+    return look_closer(request, COMPOUND_PLAIN if is_native(request.ns.backend, OP_VERIFY) else COMPOUND_VERIFY)
 
 
 cdef uint32_t parse_write_zeroes(request_t *request) noexcept nogil:
@@ -192,7 +188,7 @@ cdef uint32_t parse_write_uncorrectable(request_t *request) noexcept nogil:
     request.operation = OP_WRITE_UNCORRECTABLE
     return look_closer(
         request,
-        COMPOUND_PLAIN if is_native(request, OP_WRITE_UNCORRECTABLE) else COMPOUND_UNCORRECTABLE)
+        COMPOUND_PLAIN if is_native(request.ns.backend, OP_WRITE_UNCORRECTABLE) else COMPOUND_UNCORRECTABLE)
 
 
 cdef uint32_t parse_others(request_t *request) noexcept nogil:
@@ -273,7 +269,7 @@ cdef uint32_t no_namespace(request_t *request) noexcept nogil:
 cdef inline uint32_t parse_by_opcode(request_t *request) noexcept nogil:
     cdef nvme_sqe_t *sqe = &request.slot.sqe
     cdef uint32_t nsid = sqe.nsid
-    if sqe.opcode > OPCODE_LAST or not OPCODES >> sqe.opcode & 1:
+    if not is_one_of(sqe.opcode, OPCODES):
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if nsid == 0 or nsid > NAMESPACES:
         return no_namespace(request)
@@ -325,19 +321,15 @@ cdef unsigned int command_parse(request_t *request) noexcept nogil:
     return parse_by_opcode(request)
 
 
-cdef inline bint names_range(uint8_t opcode) noexcept nogil:
-    return opcode <= OPCODE_LAST and RANGE_OPCODES >> opcode & 1
-
-
 cdef uint64_t sqe_lba(const nvme_sqe_t *sqe) noexcept nogil:
-    return <uint64_t> sqe.cdw11 << 32 | sqe.cdw10 if names_range(sqe.opcode) else 0
+    return <uint64_t> sqe.cdw11 << 32 | sqe.cdw10 if is_one_of(sqe.opcode, RANGE_OPCODES) else 0
 
 
 cdef uint64_t command_lba(request_t *request) noexcept nogil:
     cdef nvme_sqe_t *sqe = &request.slot.sqe
     if request.flags & REQUEST_LBA:
         return request.error_lba
-    if not names_range(sqe.opcode) or not request.done:
+    if not is_one_of(sqe.opcode, RANGE_OPCODES) or not request.done:
         return sqe_lba(sqe)
     # A command that was done in part failed behind that.
     return sqe_lba(sqe) + (request.done >> request.ns.block_shift)

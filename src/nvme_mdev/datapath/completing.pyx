@@ -8,12 +8,12 @@ from nvme_mdev.datapath.commands cimport command_lba
 from nvme_mdev.datapath.compound cimport compound_over, compound_posted, compound_retry
 from nvme_mdev.datapath.layout cimport io_counters_t, path_counters_t
 from nvme_mdev.datapath.queues cimport (
-    cq_post, log_error, raise_interrupt, request_done, slot_record, sq_release, tell_relay,
+    count_interrupt, cq_post, is_timed, log_error, raise_interrupt, request_done, slot_record, sq_release, tell_relay,
 )
 from nvme_mdev.datapath.runtime cimport (
     DONE_CAPACITY, ENTRIES_URGENT, INTERRUPTS_AT_ONCE, INTERRUPTS_NONE, OP_COMPARE, OP_COPY,
-    OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, aggregation_t, cq_t, iothread_t, is_timed,
-    request_t, sq_t,
+    OP_READ, OP_VERIFY, OP_WRITE, REQUEST_PREEMPTED, aggregation_t, cq_t, iothread_t, request_t,
+    sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     LOCATION_NONE, SC_ABORT_PREEMPT, SC_ABORT_REQUESTED, SC_DNR, SC_MASK, SC_MORE,
@@ -133,10 +133,7 @@ cdef inline void interrupt_for(iothread_t *thread, cq_t *cq) noexcept nogil:
     if timed:
         before = read_tsc()
     if raise_interrupt(cq):
-        cq.path_counters.interrupts += 1
-        if timed:
-            cq.path_counters.interrupts_timed += 1
-            cq.path_counters.interrupt_cycles += read_tsc() - before
+        count_interrupt(cq, timed, before)
 
 
 cdef void send_held_back(iothread_t *thread) noexcept nogil:
@@ -151,9 +148,7 @@ cdef void send_held_back(iothread_t *thread) noexcept nogil:
         if aggregation.deadline - now - 1 >= aggregation.cq.controller.irq.aggregation_time:
             cq = raise_held_back(thread, aggregation)
             if cq != NULL:
-                cq.path_counters.interrupts += 1
-                cq.path_counters.interrupts_timed += 1
-                cq.path_counters.interrupt_cycles += read_tsc() - now
+                count_interrupt(cq, True, now)
         aggregation = following
 
 

@@ -56,7 +56,7 @@ cdef bint map_two(request_t *request, bint to_guest) noexcept nogil:
     cdef uint64_t first = controller.page_size - (sqe.prp1 & mask)
     cdef uint64_t second = request.length - first
     cdef iovec *iov = request.inline_iov
-    # The one bit set of either says that it is no such pair.
+    # Nothing is left for PRP2 (it wraps), or more than its page.
     if (sqe.prp1 & 3) | (sqe.prp2 & mask) or second - 1 > mask:
         return False
     iov[0].iov_len = first

@@ -10,12 +10,11 @@ from nvme_mdev.datapath.completing cimport complete_done, send_held_back
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_start
 from nvme_mdev.datapath.layout cimport path_counters_t
 from nvme_mdev.datapath.queues cimport (
-    cq_prefetch, cq_read_head, cq_room, cq_used, publish_head, request_done, signal_fd,
+    cq_prefetch, cq_read_head, cq_room, cq_used, is_timed, publish_head, request_done, signal_fd,
     sq_fetch, sq_prefetch, sq_suppress_event, sq_unfetch, sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, is_timed, request_t,
-    sq_t,
+    ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.slots cimport more_slots
 from nvme_mdev.datapath.status cimport COMPOUND, LIMITED, SC_SUCCESS

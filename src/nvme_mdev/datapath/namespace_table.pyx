@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.checks cimport WRITE_OPCODES, is_one_of
 from nvme_mdev.datapath.completing cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
 from nvme_mdev.datapath.lines cimport line_calloc
@@ -15,11 +16,6 @@ from nvme_mdev.datapath.runtime cimport (
 from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_FIELD
 from nvme_mdev.datapath.throttle cimport throttle_give_up
 from nvme_mdev.datapath.uncorrectable cimport bad_attach, bad_detach
-
-cdef enum:
-    #: Bit n: opcode n writes (Write, Write Uncorrectable, Write Zeroes, Dataset Management, Copy).
-    WRITES = 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
-    OPCODE_LAST = 25
 
 
 cdef void end_throttled(
@@ -83,10 +79,6 @@ cdef io_counters_t namespace_moved(namespace_t *ns) noexcept:
     return total
 
 
-cdef inline bint writes(uint32_t opcode) noexcept:
-    return opcode <= OPCODE_LAST and WRITES >> opcode & 1
-
-
 cdef bint namespace_used_from(
     controller_t *controller, namespace_t *ns, uint64_t start, bint writing
 ) noexcept:
@@ -99,7 +91,7 @@ cdef bint namespace_used_from(
         for i in range(sq.slots_ready):
             if (sq.slots[i].state == SLOT_BUSY and sq.requests[i].ns == ns
                     and not sq.requests[i].flags & REQUEST_THROTTLED
-                    and (not writing or writes(sq.slots[i].sqe.opcode))
+                    and (not writing or is_one_of(sq.slots[i].sqe.opcode, WRITE_OPCODES))
                     and (start == 0 or request_touches(&sq.requests[i], start, <uint64_t> -1))):
                 return True
     return False

@@ -77,13 +77,10 @@ def line_starts():
 
 
 def line_places(IOThread iothread not None):
-    cdef size_t thread = <size_t> iothread.thread
-    cdef size_t queue = <size_t> iothread.thread.queues[0]
-    cdef size_t regions = <size_t> iothread.thread.queues[0].controller.memory.regions
+    cdef sq_t *sq = iothread.thread.queues[0]
     return [place % LINE_SIZE for place in (
-        thread, queue, <size_t> iothread.thread.queues[0].cq, regions,
-        <size_t> iothread.thread.queues[0].controller.shares,
-        <size_t> iothread.thread.queues[0].path_counters, <size_t> iothread.thread.queues[0].slots)]
+        <size_t> iothread.thread, <size_t> sq, <size_t> sq.cq, <size_t> sq.controller.memory.regions,
+        <size_t> sq.controller.shares, <size_t> sq.path_counters, <size_t> sq.slots)]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from nvme_mdev.datapath.queue_setup cimport (
     move_doorbells, open_cq, open_sq, queue_place_t,
 )
 from nvme_mdev.datapath.queues cimport (
-    SQE_SIZE, behind_tail, log_error, raise_interrupt, signal_fd, tell_relay, wake_thread,
+    SQE_SIZE, behind_tail, count_interrupt, log_error, raise_interrupt, signal_fd, tell_relay, wake_thread,
 )
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
@@ -580,9 +580,7 @@ cdef class QueueTable:
         if tell_relay(cq):
             return
         if cq.interrupts and raise_interrupt(cq):
-            cq.path_counters.interrupts += 1
-            cq.path_counters.interrupts_timed += 1
-            cq.path_counters.interrupt_cycles += read_tsc() - before
+            count_interrupt(cq, True, before)
 
     def abort_command(self, qid, cid):
         cdef sq_t *sq = self._sq(qid)

@@ -11,13 +11,13 @@ from libc.string cimport memcpy
 from posix.uio cimport iovec
 
 from nvme_mdev.datapath.checks cimport (
-    CDW12_DTYPE, check_lbas, fault_at, refuse, unreadable, wants_durability,
+    CDW12_DTYPE, check_lbas, fault_at, is_native, refuse, unreadable, wants_durability,
 )
 from nvme_mdev.datapath.compound cimport COMPOUND_COPY, COMPOUND_PLAIN, compound_of
 from nvme_mdev.datapath.data_pointer cimport copy_in
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, NAMESPACES, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, backend_t, compound_t, controller_t,
+    ATTENTION_BAD, NAMESPACES, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, compound_t, controller_t,
     namespace_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
@@ -80,16 +80,12 @@ cdef uint32_t take_ranges(request_t *request, uint8_t *ranges, uint32_t count) n
     return SC_SUCCESS
 
 
-cdef inline bint deallocates(backend_t *backend) noexcept nogil:
-    return backend.natives >> OP_DEALLOCATE & 1
-
-
 cdef bint some_deallocate(controller_t *controller) noexcept nogil:
     """ONCS speaks for all namespaces: with one that can, the others take it for a hint."""
     cdef uint32_t nsid
     for nsid in range(1, NAMESPACES + 1):
         if (controller.namespaces[nsid].backend != NULL
-                and deallocates(controller.namespaces[nsid].backend)):
+                and is_native(controller.namespaces[nsid].backend, OP_DEALLOCATE)):
             return True
     return False
 
@@ -97,7 +93,7 @@ cdef bint some_deallocate(controller_t *controller) noexcept nogil:
 cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
     """Dataset Management (3.2.3): deallocate is done, the other attributes are hints."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
-    cdef bint can = deallocates(request.ns.backend)
+    cdef bint can = is_native(request.ns.backend, OP_DEALLOCATE)
     cdef uint8_t ranges[DSM_RANGES_MOST * DSM_RANGE_SIZE]
     cdef uint32_t count = (sqe.cdw10 & CDW10_NR) + 1
     cdef uint32_t status
@@ -122,14 +118,10 @@ cdef uint32_t parse_dataset_management(request_t *request) noexcept nogil:
 # -- Copy ---------------------------------------------------------------------------------------------
 
 
-cdef inline bint copies_by_itself(request_t *request) noexcept nogil:
-    return request.ns.backend.natives >> OP_COPY & 1
-
-
 cdef uint32_t check_copy(request_t *request) noexcept nogil:
     """What can be checked without the list (3.2.2); the NVMe status."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
-    if not copies_by_itself(request) and not request.ns.backend.emulates:
+    if not is_native(request.ns.backend, OP_COPY) and not request.ns.backend.emulates:
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if request.ns.read_only:
         return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
@@ -181,7 +173,7 @@ cdef uint32_t take_sources(request_t *request, uint8_t *ranges, uint32_t count, 
 
 cdef uint32_t make_copy(request_t *request, uint32_t count) noexcept nogil:
     """Everything is checked: natively, or by reads and writes."""
-    cdef bint native = copies_by_itself(request)
+    cdef bint native = is_native(request.ns.backend, OP_COPY)
     cdef compound_t *compound
     request.operation = OP_COPY
     request.iov = slot_segments(request)

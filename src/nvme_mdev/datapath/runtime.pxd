@@ -619,12 +619,3 @@ cdef struct iothread_t:
     uint64_t clock
     #: How often it has slept or stood; from 1, so that what counts from 0 takes notice at first.
     uint32_t rests
-
-
-cdef inline bint is_timed(iothread_t *thread, uint64_t count) noexcept nogil:
-    """What is done in this turn is timed, too: in one turn of 16, in the first after a sleep, and as
-    long as there were few (`count`).
-
-    Looking at the time-stamp counter three times more would be a seventh of a single command.
-    """
-    return (thread.turns & 15 == 15) | (count < 16)
