@@ -43,19 +43,20 @@ STAGES: Mapping[str, frozenset[str]] = {
     "batch led through": frozenset(
         (
             *("serve", "fetch", "submit", "submit_batch", "complete_pair"),
-            *("sq_suppress_event", "quiet_index", "store_relaxed32"),
+            *("sq_suppress_event", "quiet_index", "store_relaxed32", "prefetch_read"),
         )
     ),
     "validation": frozenset(
         (
             *("command_parse", "parse_by_opcode", "parse_read", "parse_write", "check_lbas"),
-            *("check_range", "wants_durability", "refuse"),
+            *("is_one_of", "look_closer", "check_range", "wants_durability", "refuse"),
             *("parse_allowed", "command_lba", "unreadable"),
         )
     ),
     "address translation": frozenset(
         (
-            *("map_data", "find_buffer", "memory_translate", "memory_find"),
+            *("map_usual", "map_and_look", "map_data", "map_prps", "map_page", "map_two"),
+            *("find_buffer", "find_buffer_of", "memory_translate", "memory_find"),
             *("prp_walk", "prp_list", "add_segment", "load_entry", "load_relaxed64"),
             *("region_next", "guest_segments", "prp_at_fault"),
         )
@@ -68,9 +69,10 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "completion": frozenset(
         (
-            *("reap", "post_all", "complete_done", "post_done", "post_run", "post_one"),
-            *("record_run", "complete_compound", "note_error", "log_error", "count_end"),
-            *("count_io", "count_read", "count_write", "moved_of"),
+            *("reap", "post_all", "complete_done", "post_done", "post_single", "post_many"),
+            *("post_run", "post_one", "record_run", "complete_compound", "note_error", "log_error"),
+            *("count_end", "count_io", "count_read", "count_write", "tally", "tally_end"),
+            *("end_timing", "is_timed"),
         )
     ),
     "CQE written": frozenset(
@@ -79,6 +81,9 @@ STAGES: Mapping[str, frozenset[str]] = {
             "cq_prefetch",
             "slot_record",
             "cq_post",
+            "cqe_write",
+            "write_run",
+            "cq_move",
             "cq_advance",
             "store_release64",
             "store_release32",

@@ -86,20 +86,25 @@ class Killed:
         self.set_word(self._sq + 16, (self.word(self._sq + 16) + count) % ENTRIES)
         self.set_word(self._sq + 20, (self.word(self._sq + 20) + count) & 0xFFFFFFFF)
 
-    def record_index(self, slot: int) -> None:
-        self.set_word(self._slots + slot * SLOT_SIZE + 68, self.word(self._cq + 16))
+    def place(self, ahead: int) -> tuple[int, int]:
+        """Index and phase of the CQE that is so many behind the tail."""
+        index = self.word(self._cq + 16) + ahead
+        return index % ENTRIES, self.word(self._cq + 20) ^ (index >= ENTRIES)
 
-    def record_phase(self, slot: int) -> None:
-        self.set_word(self._slots + slot * SLOT_SIZE + 72, self.word(self._cq + 20))
+    def record_index(self, slot: int, ahead: int = 0) -> None:
+        self.set_word(self._slots + slot * SLOT_SIZE + 68, self.place(ahead)[0])
 
-    def write_cqe(self, slot: int, *, whole: bool = True) -> None:
+    def record_phase(self, slot: int, ahead: int = 0) -> None:
+        self.set_word(self._slots + slot * SLOT_SIZE + 72, self.place(ahead)[1])
+
+    def write_cqe(self, slot: int, ahead: int = 0, *, whole: bool = True) -> None:
         at = self._slots + slot * SLOT_SIZE
         (cid,) = struct.unpack_from("<H", self._shared, at + 2)
-        entry = self.queue.cq + self.word(self._cq + 16) * 16
+        index, phase = self.place(ahead)
+        entry = self.queue.cq + index * 16
         self.guest.poke(entry, bytes(8))
         if whole:
             head = self.word(self._sq + 16)
-            phase = self.word(self._cq + 20)
             self.guest.poke(entry + 8, struct.pack("<HHHH", head, QID, cid, phase))
 
     def move_tail(self) -> None:
@@ -252,6 +257,39 @@ def test_a_batch_is_executed_again_and_nothing_of_it_is_fetched_twice(
     assert [killed.queue.wait().cid for _ in cids] == cids
     killed.complete(3 * ENTRIES)
     assert killed.queue.poll() is None
+
+
+@pytest.mark.parametrize("posted", range(5))
+@pytest.mark.parametrize("earlier", [1, ENTRIES - 4, ENTRIES - 2, ENTRIES - 1])
+def test_completions_beyond_the_tail_that_was_stored_are_neither_lost_nor_posted_again(
+    killed: Killed, posted: int, earlier: int
+) -> None:
+    """Those of a batch are written one after the other, then the tail is moved behind them."""
+    killed.complete(earlier)
+    cids = [20, 21, 22, 23]
+    commands = [killed.command(cid=cid) for cid in cids]
+    for sqe in commands:
+        killed.queue.put(sqe)
+    killed.kill()
+    killed.queue.doorbell(killed.queue.tail)
+    # In no order of the slots.
+    slots = [3, 0, 2, 1]
+    for ahead, (slot, sqe) in enumerate(zip(slots, commands, strict=True)):
+        killed.copy_sqe(slot, sqe)
+        killed.make_busy(slot, ahead)
+    killed.publish_head(len(commands))
+    for ahead, slot in enumerate(slots):
+        killed.record_index(slot, ahead)
+        killed.record_phase(slot, ahead)
+    for ahead, slot in enumerate(slots[:posted]):
+        killed.write_cqe(slot, ahead)
+    killed.guest.poke(killed.page, b"once more".ljust(512, b"\0"))
+    killed.adopt()
+    assert [killed.queue.wait().cid for _ in cids] == cids
+    assert _block(killed) == (b"before" if posted == len(cids) else b"once more")
+    killed.complete(3 * ENTRIES)
+    assert killed.queue.poll() is None
+    assert killed.guest.table.inflight() == 0
 
 
 def test_an_old_command_is_not_taken_for_one_whose_head_was_not_published(killed: Killed) -> None:

@@ -114,6 +114,9 @@ static inline void prefetch_write(const void *p)
 #endif
 }
 
+/* A condition that is seldom true: what follows from it is kept out of the way of the rest. */
+#define seldom(condition) __builtin_expect(!!(condition), 0)
+
 /* 64 bytes in a fixed-size copy, which the compiler turns into vector moves. */
 static inline void copy64(void *to, const void *from)
 {

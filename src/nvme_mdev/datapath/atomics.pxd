@@ -19,4 +19,5 @@ cdef extern from "atomics.h" nogil:
     uint64_t read_tsc()
     void prefetch_read(const void *p)
     void prefetch_write(const void *p)
+    bint seldom(bint condition)
     void copy64(void *to, const void *from_)

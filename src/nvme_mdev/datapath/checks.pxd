@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
+from nvme_mdev.datapath.atomics cimport seldom
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.runtime cimport NS_STATE, REQUEST_LBA, backend_t, namespace_t, request_t
 from nvme_mdev.datapath.status cimport (
@@ -16,10 +17,6 @@ cdef enum:
     CDW12_DTYPE = 0xf << 20
     CDW12_DEAC = 1 << 25
     CDW12_FUA = 1 << 30
-    #: Bit n: opcode n can change data (Write, Write Uncorrectable, Write Zeroes, Dataset Management, Copy);
-    #: the highest opcode that there is.
-    WRITE_OPCODES = 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 25
-    OPCODE_LAST = 25
     #: Feature 06h and its bit (Base 2.x, section 5.1.25.1.4).
     FID_VOLATILE_WRITE_CACHE = 0x06
     WCE = 1
@@ -28,11 +25,6 @@ cdef enum:
 cdef inline uint32_t refuse(request_t *request, uint32_t status, uint32_t location) noexcept nogil:
     request.error_location = location
     return status | SC_DNR
-
-
-cdef inline bint is_one_of(uint32_t opcode, uint32_t opcodes) noexcept nogil:
-    """Whether a guest's opcode, any number, is in a set of those up to OPCODE_LAST."""
-    return opcode <= OPCODE_LAST and opcodes >> opcode & 1
 
 
 cdef inline bint is_native(const backend_t *backend, uint32_t operation) noexcept nogil:
@@ -61,11 +53,13 @@ cdef inline uint32_t unreadable(request_t *request, uint64_t lba) noexcept nogil
 cdef inline uint32_t check_lbas(request_t *request, uint64_t slba, uint64_t blocks) noexcept nogil:
     """LBA range inside the namespace, without wrapping; sets offset and length (bytes)."""
     cdef namespace_t *ns = request.ns
-    if slba >= ns.blocks or blocks > ns.blocks - slba:
-        fault_at(request, max(slba, ns.blocks))
+    cdef uint64_t capacity = ns.blocks
+    cdef uint32_t shift = ns.block_shift
+    if seldom(slba >= capacity or blocks > capacity - slba):
+        fault_at(request, max(slba, capacity))
         return refuse(request, SC_LBA_OUT_OF_RANGE, LOCATION_CDW10)
-    request.offset = slba << ns.block_shift
-    request.length = blocks << ns.block_shift
+    request.offset = slba << shift
+    request.length = blocks << shift
     return SC_SUCCESS
 
 

@@ -23,6 +23,7 @@ from nvme_mdev.datapath.checks cimport CDW12_NLB, equal_bytes, fault_at, takes_f
 from nvme_mdev.datapath.layout cimport (
     STAGE_COMPARED, STAGE_NONE, STAGE_OVER, STAGE_STATUS_SHIFT, nvme_sqe_t,
 )
+from nvme_mdev.datapath.opcodes cimport NVME_COMPARE, NVME_WRITE
 from nvme_mdev.datapath.queues cimport request_done, signal_fd
 from nvme_mdev.datapath.range_locks cimport conflicts, give_range, have_range, request_touches
 from nvme_mdev.datapath.runtime cimport (
@@ -48,9 +49,6 @@ cdef enum:
     WAITING_MOST = 1024
     #: Entries of `thread.done` that are kept free of commands that waited.
     DONE_SPARE = 16
-
-    NVME_WRITE = 0x01
-    NVME_COMPARE = 0x05
 
     #: `try_start`: it has begun; its range is not free, or not locked yet; there is no bounce buffer.
     STARTED = 0

@@ -11,8 +11,14 @@ from nvme_mdev.datapath.prp cimport prp_walk
 from nvme_mdev.datapath.runtime cimport NO_BUFFER, controller_t, region_t, request_t, sq_t
 from nvme_mdev.datapath.sgl cimport sgl_walk
 from nvme_mdev.datapath.status cimport (
-    LOCATION_PRP1, LOCATION_PSDT, SC_INVALID_FIELD, SC_SUCCESS,
+    LOCATION_CDW12, LOCATION_PRP1, LOCATION_PSDT, SC_INVALID_FIELD, SC_SUCCESS,
 )
+
+
+cdef void set_page_size(controller_t *controller, uint32_t size) noexcept:
+    controller.page_size = controller.piece_size = size
+    while controller.piece_size > controller.max_transfer:
+        controller.piece_size >>= 1
 
 
 cdef uint32_t walk_sgl(
@@ -47,6 +53,12 @@ cdef uint32_t walk(
     return status
 
 
+cdef inline void find_buffer_of(request_t *request) noexcept nogil:
+    """The registered buffer of its only segment, in the region that was found last."""
+    if request.ns.backend.uses_buffers:
+        find_buffer(request, &request.sq.controller.memory.regions[request.sq.region_hint])
+
+
 cdef bint map_two(request_t *request, bint to_guest) noexcept nogil:
     """PRP1 and PRP2 that each are in one piece; False: it takes a walk to tell."""
     cdef sq_t *sq = request.sq
@@ -72,14 +84,34 @@ cdef bint map_two(request_t *request, bint to_guest) noexcept nogil:
     if <uint8_t *> iov[0].iov_base + first == <uint8_t *> iov[1].iov_base:
         iov[0].iov_len += second
         request.iov_count = 1
-        find_buffer(request)
+        find_buffer_of(request)
+    return True
+
+
+cdef bint map_page(request_t *request, bint to_guest) noexcept nogil:
+    """One page in one piece, wherever it is; False: it takes more to tell."""
+    cdef sq_t *sq = request.sq
+    cdef controller_t *controller = sq.controller
+    cdef uint64_t prp1 = request.slot.sqe.prp1
+    cdef uint64_t part = request.length
+    if prp1 & 3 or (prp1 & (controller.page_size - 1)) + part > controller.page_size:
+        return False
+    request.inline_iov[0].iov_base = memory_translate(
+        controller.memory, prp1, &part, to_guest, &sq.region_hint)
+    if request.inline_iov[0].iov_base == NULL or part != request.length:
+        return False
+    request.inline_iov[0].iov_len = part
+    request.iov = request.inline_iov
+    request.iov_count = 1
+    find_buffer_of(request)
     return True
 
 
 cdef uint32_t map_prps(request_t *request, bint to_guest) noexcept nogil:
     cdef sq_t *sq = request.sq
     cdef uint32_t status
-    if request.length <= 2 * sq.controller.page_size and map_two(request, to_guest):
+    if request.length <= 2 * sq.controller.page_size and (
+            map_page(request, to_guest) or map_two(request, to_guest)):
         return SC_SUCCESS
     request.iov = &sq.iov[(request.slot - sq.slots) * sq.iov_stride]
     status = prp_walk(
@@ -91,7 +123,7 @@ cdef uint32_t map_prps(request_t *request, bint to_guest) noexcept nogil:
     if status:
         request.error_location = prp_at_fault(&request.slot.sqe, status)
     elif request.iov_count == 1:
-        find_buffer(request)
+        find_buffer_of(request)
     return status
 
 
@@ -108,8 +140,16 @@ cdef uint32_t map_sgl(request_t *request, bint to_guest) noexcept nogil:
     # What a bit bucket swallows is in no region.
     if status == SC_SUCCESS and request.iov_count == 1 and holds(
             &sq.controller.memory.regions[sq.region_hint], request.iov):
-        find_buffer(request)
+        find_buffer_of(request)
     return status
+
+
+cdef uint32_t map_data(request_t *request, bint to_guest) noexcept nogil:
+    if request.length > request.sq.controller.max_transfer:
+        return refuse(request, SC_INVALID_FIELD, LOCATION_CDW12)
+    if request.slot.sqe.flags & FLAGS_SGL:
+        return map_sgl(request, to_guest)
+    return map_prps(request, to_guest)
 
 
 cdef uint32_t copy_in(request_t *request, uint8_t *buffer, uint32_t size) noexcept nogil:

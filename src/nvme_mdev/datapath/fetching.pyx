@@ -4,14 +4,14 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.arbitration cimport CLASS_LOW, CLASS_URGENT, class_credit, class_next
-from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32, store_release32
-from nvme_mdev.datapath.commands cimport command_parse
+from nvme_mdev.datapath.atomics cimport load_acquire32, prefetch_read, read_tsc, store_relaxed32, store_release32
 from nvme_mdev.datapath.completing cimport complete_done, send_held_back
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_start
 from nvme_mdev.datapath.layout cimport path_counters_t
+from nvme_mdev.datapath.parsing cimport command_parse
 from nvme_mdev.datapath.queues cimport (
     cq_prefetch, cq_read_head, cq_room, cq_used, is_timed, publish_head, request_done, signal_fd,
-    sq_fetch, sq_prefetch, sq_suppress_event, sq_unfetch, sq_waiting,
+    sq_entry, sq_fetch, sq_prefetch, sq_suppress_event, sq_unfetch, sq_waiting,
 )
 from nvme_mdev.datapath.runtime cimport (
     ATTENTION_LIMITED, BATCH, HELD_ERROR, OP_FLUSH, arbiter_t, cq_t, iothread_t, request_t, sq_t,
@@ -137,11 +137,13 @@ cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) no
 
 cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
     """Fetch, parse and submit a batch of a queue's commands; how many."""
-    cdef request_t *batch[BATCH + 1]
+    cdef request_t **batch = thread.batch
     cdef request_t *request
     cdef uint64_t before
     cdef uint32_t i, count
     cdef path_counters_t *counters
+    # It comes while the batch is decided, and the clock read.
+    prefetch_read(sq_entry(sq, sq.head))
     if tail >= sq.size:
         doorbell_error(sq, &sq.controller.sq_error[sq.qid])
         return 0

@@ -24,7 +24,7 @@ from nvme_mdev.datapath.idling cimport idle
 from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.queues cimport wake_thread
 from nvme_mdev.datapath.runtime cimport (
-    DONE_CAPACITY, RUNNING, STANDING, controller_t, iothread_t, poller_t, request_t, sq_t,
+    BATCH, DONE_CAPACITY, RUNNING, STANDING, controller_t, iothread_t, poller_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.time_slice cimport shorten_slices
 from nvme_mdev.datapath.uring cimport uring_destroy, uring_of, uring_poll, uring_submit
@@ -160,9 +160,10 @@ cdef class IOThread:
         if self.thread == NULL:
             raise MemoryError
         self.thread.wake_fd = -1
+        self.thread.batch = <request_t **> calloc(BATCH + 1, sizeof(request_t *))
         self.thread.done = <request_t **> calloc(DONE_CAPACITY, sizeof(request_t *))
         self.thread.compounds = compounds_create()
-        if self.thread.done == NULL or self.thread.compounds == NULL:
+        if self.thread.batch == NULL or self.thread.done == NULL or self.thread.compounds == NULL:
             raise MemoryError
         self.thread.state = STANDING
         self.thread.look_after = look_after
@@ -178,6 +179,7 @@ cdef class IOThread:
         if self.thread == NULL:
             return
         self.close_wake()
+        free(self.thread.batch)
         free(self.thread.done)
         compounds_destroy(self.thread.compounds)
         free(self.thread.queues)

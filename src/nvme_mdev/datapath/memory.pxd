@@ -32,12 +32,15 @@ cdef inline uint8_t *memory_translate(
     holds `iova`, and `memory_find` compares offsets, not ends.
     """
     cdef region_t *region = memory_find(memory, iova, hint)
-    cdef uint64_t offset
-    if region == NULL or region.address == NULL or (write and not region.writable):
+    cdef uint64_t offset, reach
+    if region == NULL:
         return NULL
     offset = iova - region.iova
-    if length[0] > region.size - offset:
-        length[0] = region.size - offset
+    reach = region.writable_size if write else region.readable_size
+    if offset >= reach:
+        return NULL
+    if length[0] > reach - offset:
+        length[0] = reach - offset
     return region.address + offset
 
 

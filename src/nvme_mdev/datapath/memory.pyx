@@ -227,7 +227,8 @@ cdef class GuestMemory:
         if fd is not None and (readable or writable):
             file = self.open_file(fd, file_offset, length, writable)
             region.address = file.address + (file_offset - file.offset)
-            region.writable = writable
+            region.readable_size = length
+            region.writable_size = length if writable else 0
             region.buffer_base = file.buffer_base
             region.mapping = file.address
             region.file = <uint32_t> (file - self.files)
@@ -302,7 +303,7 @@ cdef class GuestMemory:
         found = []
         while region != NULL:
             found.append(
-                (region.iova, region.size, region.address != NULL, bool(region.writable)))
+                (region.iova, region.size, region.address != NULL, bool(region.writable_size)))
             region = region_next(&self.table, &place)
         return found
 

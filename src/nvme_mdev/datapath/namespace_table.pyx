@@ -5,10 +5,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from nvme_mdev.datapath.backends.base cimport Backend
-from nvme_mdev.datapath.checks cimport WRITE_OPCODES, is_one_of
 from nvme_mdev.datapath.completing cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
 from nvme_mdev.datapath.lines cimport line_calloc
+from nvme_mdev.datapath.opcodes cimport WRITE_OPCODES, is_one_of
 from nvme_mdev.datapath.range_locks cimport request_touches
 from nvme_mdev.datapath.runtime cimport (
     OP_DEALLOCATE, REQUEST_THROTTLED, bad_table_t, controller_t, iothread_t, namespace_t, sq_t, throttled_t,

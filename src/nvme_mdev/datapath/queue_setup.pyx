@@ -5,7 +5,7 @@ and first when it is deleted: so a process that is killed in between leaves none
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -145,10 +145,9 @@ cdef int take_sq(controller_t *controller, uint32_t qid, uint32_t size) except -
     sq.iov_stride = max(
         <uint32_t> SEGMENTS_LEAST, <uint32_t> (controller.max_transfer >> PAGE_SHIFT) + 2)
     sq.pages = <uint8_t **> calloc(page_count(size, SQE_SIZE), sizeof(uint8_t *))
-    sq.free_slots = <uint16_t *> malloc(sq.slot_count * sizeof(uint16_t))
     sq.requests = <request_t *> lazy_memory(sq.slot_count * sizeof(request_t))
     sq.iov = <iovec *> lazy_memory(sq.slot_count * <uint64_t> sq.iov_stride * sizeof(iovec))
-    if sq.pages == NULL or sq.free_slots == NULL or sq.requests == NULL or sq.iov == NULL:
+    if sq.pages == NULL or sq.requests == NULL or sq.iov == NULL:
         free_sq(sq)
         raise MemoryError
     sq.size = size
@@ -174,7 +173,6 @@ cdef int take_sq(controller_t *controller, uint32_t qid, uint32_t size) except -
 
 cdef void free_sq(sq_t *sq) noexcept:
     free(sq.pages)
-    free(sq.free_slots)
     if sq.requests != NULL:
         munmap(sq.requests, sq.slot_count * sizeof(request_t))
     if sq.iov != NULL:

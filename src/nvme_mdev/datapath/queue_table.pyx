@@ -21,6 +21,7 @@ from nvme_mdev.datapath.coalescing cimport coalescing_configure
 from nvme_mdev.datapath.interrupts cimport (
     assert_pin, interrupts_init, mask_vector, pin_level, set_intms, set_pin, set_vector,
 )
+from nvme_mdev.datapath.data_pointer cimport set_page_size
 from nvme_mdev.datapath.deferred cimport (
     answer_deferred, find_deferred, preempt_next, settle_deferred, take_deferred,
 )
@@ -140,7 +141,7 @@ cdef class QueueTable:
         self.controller.relay_fd = -1
         self.controller.doorbell_page = state.doorbell_page
         self.controller.max_transfer = max_transfer
-        self.controller.page_size = PAGE_SIZE
+        set_page_size(self.controller, PAGE_SIZE)
         self.controller.burst = BATCH
         for priority in range(PRIORITY_HIGH, PRIORITY_LOW + 1):
             self.controller.weights[<uint32_t> priority] = 1
@@ -235,7 +236,7 @@ cdef class QueueTable:
         self.controller.weighted = weighted
         self.state.doorbells[:] = bytes(len(self.state.doorbells))
         memset(self.controller.doorbell_page, 0, PAGE_SIZE)
-        self.controller.page_size = page_size
+        set_page_size(self.controller, page_size)
         self.controller.stopped = 0
         self.controller.errors = 0
         memset(self.controller.sq_error, 0, sizeof(self.controller.sq_error))
@@ -394,7 +395,7 @@ cdef class QueueTable:
         cdef uint32_t qid
         self.controller.weighted = weighted
         self.controller.dstrd = dstrd
-        self.controller.page_size = page_size
+        set_page_size(self.controller, page_size)
         self._pause()
         try:
             # No SQ without its CQ, which is checked again: the memory is ours, but it is not worth a crash.

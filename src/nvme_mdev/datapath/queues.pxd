@@ -9,12 +9,12 @@ death, so nothing but the compiler has to be kept from changing it: hence the re
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
     copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32, prefetch_read,
     prefetch_write, read_tsc, store_relaxed32, store_release32, store_release64,
 )
+from nvme_mdev.datapath.chain cimport chain_next
 from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE,
     controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t, slot_t,
@@ -24,9 +24,13 @@ from nvme_mdev.datapath.runtime cimport (
 )
 from nvme_mdev.datapath.signalling cimport signal_client
 
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
+
 cdef enum:
     SQE_SIZE = 64
     CQE_SIZE = 16
+    CQES_PER_PAGE = 256
 
 
 cdef inline nvme_sqe_t *sq_entry(sq_t *sq, uint32_t index) noexcept nogil:
@@ -65,25 +69,28 @@ cdef inline request_t *sq_fetch(sq_t *sq) noexcept nogil:
     published, so that a new process never loses a command. Its completion has no place yet: what
     the slot's last command has left there must not pass for it.
     """
-    cdef uint32_t index
+    cdef uint32_t head = sq.head
+    cdef request_t *request
     cdef slot_t *slot
+    request = sq.free_requests
+    sq.free_requests = chain_next(request)
     sq.free_count -= 1
-    index = sq.free_slots[sq.free_count]
-    slot = &sq.slots[index]
-    copy64(&slot.sqe, sq_entry(sq, sq.head))
-    slot.sq_index = sq.head
+    slot = request.slot
+    copy64(&slot.sqe, sq_entry(sq, head))
+    slot.sq_index = head
     slot.sequence = sq.fetched
     slot.cq_phase = CQ_UNDECIDED
     store_release32(&slot.state, SLOT_BUSY)
     sq.fetched += 1
-    sq.head = 0 if sq.head + 1 == sq.size else sq.head + 1
-    return &sq.requests[index]
+    sq.head = 0 if head + 1 == sq.size else head + 1
+    return request
 
 
 cdef inline void sq_release(sq_t *sq, request_t *request) noexcept nogil:
     """Give the command's slot back: it is complete."""
     store_release32(&request.slot.state, SLOT_FREE)
-    sq.free_slots[sq.free_count] = <uint16_t> (request.slot - sq.slots)
+    request.done = <uint64_t> sq.free_requests
+    sq.free_requests = request
     sq.free_count += 1
 
 
@@ -206,32 +213,41 @@ cdef inline void cq_prefetch(cq_t *cq, uint32_t count) noexcept nogil:
         entry += 4
 
 
+cdef inline void cq_move(cq_t *cq, uint32_t tail, uint32_t phase) noexcept nogil:
+    """The entries up to there are written: move the tail, here and in shared memory."""
+    cq.tail = tail
+    cq.phase = phase
+    store_release64(<uint64_t *> &cq.state.tail, tail | <uint64_t> phase << 32)
+
+
 cdef inline void cq_advance(cq_t *cq) noexcept nogil:
-    """The entry at the tail is written: move the tail, here and in shared memory."""
-    cq.tail += 1
-    if cq.tail == cq.size:
-        cq.tail = 0
-        cq.phase ^= 1
-    store_release64(<uint64_t *> &cq.state.tail, cq.tail | <uint64_t> cq.phase << 32)
+    """The entry at the tail is written."""
+    if cq.tail + 1 == cq.size:
+        cq_move(cq, 0, cq.phase ^ 1)
+    else:
+        cq_move(cq, cq.tail + 1, cq.phase)
+
+
+cdef inline void cqe_write(
+    nvme_cqe_t *entry, uint32_t dw0, uint32_t queue, uint32_t cid, uint32_t status, uint32_t phase
+) noexcept nogil:
+    """Write a CQE; `queue`: SQHD, and SQID above it. The half with the phase tag goes last."""
+    (<uint64_t *> entry)[0] = dw0
+    store_release64(
+        <uint64_t *> entry + 1, queue | <uint64_t> (cid | (status << 1 | phase) << 16) << 32)
 
 
 cdef inline void cq_post(
     cq_t *cq, uint32_t dw0, uint32_t sqhd, uint32_t sqid, uint32_t cid, uint32_t status
 ) noexcept nogil:
-    """Write a CQE at the tail and advance it. The half with the phase tag goes last."""
-    cdef nvme_cqe_t *entry = cq_entry(cq, cq.tail)
-    (<uint64_t *> entry)[0] = dw0
-    store_release64(
-        <uint64_t *> entry + 1,
-        <uint64_t> (sqhd | sqid << 16) | <uint64_t> (cid | (status << 1 | cq.phase) << 16) << 32,
-    )
+    """Write a CQE at the tail and advance it."""
+    cqe_write(cq_entry(cq, cq.tail), dw0, sqhd | sqid << 16, cid, status, cq.phase)
     cq_advance(cq)
 
 
 cdef inline void signal_fd(int fd) noexcept nogil:
     """Bump an eventfd of ours, which never blocks."""
-    cdef uint64_t one = 1
-    write_fd(fd, &one, 8)
+    eventfd_write(fd, 1)
 
 
 cdef inline void wake_thread(iothread_t *thread) noexcept nogil:

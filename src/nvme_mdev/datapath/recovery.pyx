@@ -8,13 +8,13 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t
 
 from nvme_mdev.datapath.aborts cimport adopt_aborts
 from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed32
-from nvme_mdev.datapath.commands cimport command_parse
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop
 from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.fetching cimport submit_batch
 from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, nvme_cqe_t, slot_t,
 )
+from nvme_mdev.datapath.parsing cimport command_parse
 from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
     cq_advance, cq_entry, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
@@ -65,6 +65,13 @@ cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
     return 0
 
 
+cdef bint is_ahead(cq_t *cq, slot_t *slot) noexcept:
+    """Whether the slot's place is at or behind the tail: a round further, or two, is before it."""
+    cdef uint32_t place = slot.cq_index + (cq.size if slot.cq_phase else 0)
+    cdef uint32_t tail = cq.tail + (cq.size if cq.phase else 0)
+    return (place + 2 * cq.size - tail) % (2 * cq.size) < cq.size
+
+
 cdef void settle(sq_t *sq, uint32_t index) noexcept:
     """Release the slot if its command's completion was posted."""
     cdef cq_t *cq = sq.cq
@@ -72,7 +79,10 @@ cdef void settle(sq_t *sq, uint32_t index) noexcept:
     if not was_posted(sq, slot):
         slot.cq_phase = CQ_UNDECIDED
         return
-    if slot.cq_index == cq.tail and slot.cq_phase == cq.phase:
+    if is_ahead(cq, slot):
+        # Posted, and killed before the tail was moved behind what was posted with it.
+        cq.tail = slot.cq_index
+        cq.phase = slot.cq_phase
         cq_advance(cq)
     slot.stage = STAGE_NONE
     sq_release(sq, &sq.requests[index])

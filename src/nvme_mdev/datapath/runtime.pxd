@@ -124,14 +124,16 @@ cdef struct region_t:
     uint64_t size
     #: NULL: known but not accessible (mapped without a file descriptor).
     uint8_t *address
-    uint32_t writable
-    #: Registered-buffer number of the first chunk of the file mapping, NO_BUFFER: not registered.
-    uint32_t buffer_base
+    #: `size` where it can be read, and where it can be written; otherwise 0.
+    uint64_t readable_size
+    uint64_t writable_size
     #: Start of the file mapping that `address` lies in, and its number (`memory.pyx`).
     uint8_t *mapping
     uint32_t file
+    #: Registered-buffer number of the first chunk of the file mapping, NO_BUFFER: not registered.
+    uint32_t buffer_base
     #: A cache line each.
-    uint32_t reserved[5]
+    uint64_t reserved
 
 #: Where in the order of IOVAs a region is.
 cdef struct leaf_entry_t:
@@ -351,13 +353,14 @@ cdef struct sq_t:
     uint32_t qid
     #: Some of the commands to come were aborted while they waited.
     uint32_t aborted
+    #: Those whose slots are free, linked through `request_t.done`.
+    request_t *free_requests
     cq_t *cq
-    controller_t *controller
     sq_state_t *state
     #: EventIdx of the tail doorbell, NULL without shadow doorbells; where it was last set.
     uint32_t *event_idx
     # -- constant while the queue lives
-    uint16_t *free_slots
+    controller_t *controller
     request_t *requests
     slot_t *slots
     #: Segments for commands with more than two; `iov_stride` a slot.
@@ -482,6 +485,9 @@ cdef struct controller_t:
     #: Bytes; what MDTS says.
     uint64_t max_transfer
     uint32_t page_size
+    #: Memory that lies in an aligned piece of so many bytes is in one page, and not too much: the page size,
+    #: or less where MDTS is less than a page.
+    uint32_t piece_size
     #: Commands a turn takes from one queue.
     uint32_t burst
     #: Weighted round robin with urgent priority class (CC.AMS), and the commands of the high, medium
@@ -583,6 +589,8 @@ cdef struct iothread_t:
     poller_t *pollers
     uint32_t poller_count
     # -- its own
+    #: Commands of the queue whose turn it is, and one more (the second of a fused pair).
+    request_t **batch
     #: Requests that are done, completions not yet posted.
     request_t **done
     uint32_t done_count

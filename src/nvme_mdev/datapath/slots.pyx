@@ -6,7 +6,7 @@ those that never did is never touched. How many are ready is in the shared state
 means nothing.
 """
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport store_release16
 from nvme_mdev.datapath.layout cimport SLOT_FREE, SLOTS, STAGE_NONE, slot_t
@@ -22,14 +22,15 @@ cdef enum:
 
 
 cdef void make_ready(sq_t *sq, uint32_t first, uint32_t end) noexcept nogil:
-    """Each request knows its slot and queue; the first free slot is on top of the stack."""
+    """Each request knows its slot and queue; the first free slot is the next to be taken."""
     cdef uint32_t i = end
     while i > first:
         i -= 1
         sq.requests[i].slot = &sq.slots[i]
         sq.requests[i].sq = sq
         if sq.slots[i].state == SLOT_FREE:
-            sq.free_slots[sq.free_count] = <uint16_t> i
+            sq.requests[i].done = <uint64_t> sq.free_requests
+            sq.free_requests = &sq.requests[i]
             sq.free_count += 1
     sq.slots_ready = end
 

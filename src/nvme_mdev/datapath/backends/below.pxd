@@ -7,7 +7,12 @@ is what the guest asked for and was checked (NVM Command Set 1.x, section 3).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from nvme_mdev.datapath.checks cimport CDW12_DEAC, CDW12_FUA
 from nvme_mdev.datapath.host_rings cimport sqe_t
+from nvme_mdev.datapath.opcodes cimport (
+    NVME_COMPARE, NVME_COPY, NVME_DATASET_MANAGEMENT, NVME_FLUSH, NVME_READ, NVME_VERIFY, NVME_WRITE,
+    NVME_WRITE_UNCORRECTABLE, NVME_WRITE_ZEROES,
+)
 from nvme_mdev.datapath.runtime cimport (
     OP_COMPARE, OP_COPY, OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_VERIFY, OP_WRITE,
     OP_WRITE_UNCORRECTABLE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE, REQUEST_FUA, request_t,
@@ -15,17 +20,6 @@ from nvme_mdev.datapath.runtime cimport (
 from nvme_mdev.datapath.status cimport SC_DNR, SC_INVALID_OPCODE, SC_SUCCESS
 
 cdef enum:
-    NVME_FLUSH = 0x00
-    NVME_WRITE = 0x01
-    NVME_READ = 0x02
-    NVME_WRITE_UNCORRECTABLE = 0x04
-    NVME_COMPARE = 0x05
-    NVME_WRITE_ZEROES = 0x08
-    NVME_DATASET_MANAGEMENT = 0x09
-    NVME_VERIFY = 0x0c
-    NVME_COPY = 0x19
-    CDW12_DEAC = 1 << 25
-    CDW12_FUA = 1 << 30
     #: Limited Retry.
     CDW12_LR = 1 << 31
     CDW11_AD = 1 << 2
