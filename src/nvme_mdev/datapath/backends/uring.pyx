@@ -18,7 +18,6 @@ from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
 from nvme_mdev.datapath.atomics cimport store_relaxed64
-from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.inline_io cimport (
     INLINE_MOST, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, inline_io, inline_t,
 )
@@ -37,11 +36,11 @@ from nvme_mdev.datapath.status cimport (
     SC_SUCCESS, SC_UNRECOVERED_READ, SC_WRITE_FAULT,
 )
 from nvme_mdev.datapath.uring cimport (
-    IORING_FSYNC_DATASYNC, IORING_OP_URING_CMD, IOSQE_FIXED_FILE, URING_FILES, io_uring_prep_cancel64,
-    io_uring_prep_fallocate, io_uring_prep_fsync, io_uring_prep_read, io_uring_prep_read_fixed,
-    io_uring_prep_readv2, io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev2,
-    io_uring_sqe, polled_of, uring_create, uring_create_polled, uring_file_slot_t, uring_of,
-    uring_poll_devices, uring_register_file, uring_sqe, uring_t, uring_use_buffer,
+    IORING_FSYNC_DATASYNC, IORING_OP_URING_CMD, URING_FILES, io_uring_prep_cancel64, io_uring_prep_fallocate,
+    io_uring_prep_fsync, io_uring_prep_read, io_uring_prep_read_fixed, io_uring_prep_readv2,
+    io_uring_prep_write, io_uring_prep_write_fixed, io_uring_prep_writev2, io_uring_sqe, uring_create,
+    uring_create_polled, uring_file_slot_t, uring_of, uring_poll_devices, uring_register_file, uring_t,
+    uring_use_buffer,
 )
 
 import os
@@ -61,14 +60,12 @@ cdef extern from *:
     #include <linux/falloc.h>
     #include <stdlib.h>
     #include <sys/ioctl.h>
-    #include <sys/uio.h>
     /* Discard by io_uring command, since Linux 6.12 (<linux/blkdev.h> BLOCK_URING_CMD_DISCARD). */
     #define DISCARD_COMMAND _IO(0x12, 0)
     """
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
     int FALLOC_FL_ZERO_RANGE
-    int RWF_DSYNC
     uint32_t DISCARD_COMMAND
     void *aligned_alloc(size_t alignment, size_t size) nogil
 
@@ -93,25 +90,7 @@ cdef enum:
     #: Segments that the kernel takes at once (UIO_MAXIOV); the rest is a short read or write's.
     IOV_MOST = 1024
 
-#: A file or device, open.
-cdef struct medium_t:
-    #: Numbers in the rings' file tables; `direct` is NO_SLOT where there is no O_DIRECT.
-    uint32_t direct
-    uint32_t buffered
-    #: Alignments of direct I/O, as masks: of memory; of offsets and lengths.
-    uint64_t memory_mask
-    uint64_t offset_mask
-    #: Byte of the file or device that is the namespace's first.
-    uint64_t start
-    #: Discard goes by io_uring command (a block device on a kernel that has it).
-    uint32_t discard_command
-    uint32_t read_only
-    #: Direct I/O that need not be durable when it ends is on the ring that polls the device.
-    uint32_t polled
-    inline_t at_once
-
 cdef enum:
-    NO_SLOT = 0xffffffff
     #: Number of `IOThread.lifeline`.
     LIFELINE_SLOT = URING_FILES - 1
 
@@ -132,12 +111,6 @@ cdef uint32_t allocate_slot() except? 0xfffffffe:
 # -- what to ask of the kernel --------------------------------------------------------------------
 
 
-cdef inline bint goes_direct(medium_t *medium, request_t *request) noexcept nogil:
-    """Each block of the namespace can be written directly."""
-    return medium.direct != NO_SLOT and not (
-        medium.offset_mask >> request.ns.block_shift or medium.start & medium.offset_mask)
-
-
 cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nogil:
     """Offset, length and every segment are aligned as direct I/O wants them."""
     cdef uint64_t offsets = request.offset | request.length
@@ -152,40 +125,9 @@ cdef inline bint suits_direct(medium_t *medium, request_t *request) noexcept nog
     return not (addresses & medium.memory_mask or offsets & medium.offset_mask)
 
 
-cdef inline uint64_t position(request_t *request) noexcept nogil:
-    """Where in the file or device the request's next byte is."""
-    return (<medium_t *> request.ns.backend.context).start + request.offset + request.done
-
-
-cdef inline io_uring_sqe *sqe_on(iothread_t *thread, uring_t *uring, request_t *request) noexcept nogil:
-    """An SQE for one more operation of the request; without one the request fails (to be retried)."""
-    cdef io_uring_sqe *sqe = uring_sqe(uring)
-    if sqe == NULL:
-        request.status = SC_NAMESPACE_NOT_READY
-        return NULL
-    uring.inflight += uring.polls
-    request.pending += 1
-    thread.inflight += 1
-    return sqe
-
-
 cdef inline io_uring_sqe *next_sqe(iothread_t *thread, request_t *request) noexcept nogil:
     """For what is no direct Read or Write."""
     return sqe_on(thread, uring_of(thread), request)
-
-
-cdef inline uring_t *ring_for(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
-    """The ring of a Read or Write."""
-    cdef medium_t *medium = <medium_t *> request.ns.backend.context
-    if medium.polled and slot == medium.direct and not request.flags & REQUEST_FUA:
-        return polled_of(thread)
-    return uring_of(thread)
-
-
-cdef inline void send(io_uring_sqe *sqe, request_t *request) noexcept nogil:
-    """The prep functions cleared the SQE: what they do not set comes after them."""
-    sqe.flags |= IOSQE_FIXED_FILE
-    sqe.user_data = <uint64_t> request
 
 
 cdef void prepare_read(iothread_t *thread, request_t *request, uint32_t slot) noexcept nogil:
@@ -424,7 +366,6 @@ cdef void uring_backend_cancel(iothread_t *thread, request_t *request) noexcept 
 
 
 cdef uint32_t nvme_status(request_t *request, int error) noexcept nogil:
-    """The NVMe status for an errno. Without Do Not Retry where another try may go better."""
     if error == ENOSPC or error == EDQUOT or error == EFBIG:
         return SC_CAPACITY_EXCEEDED | SC_DNR
     if error == EFAULT:
@@ -484,11 +425,15 @@ cdef bint succeeded(request_t *request, uint64_t count) noexcept nogil:
     return False
 
 
-cdef void start_buffered(iothread_t *thread, request_t *request) noexcept nogil:
-    """Direct I/O said EINVAL: this medium wants more than it told. All goes the other way from now on."""
-    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+cdef void give_up_direct(medium_t *medium, request_t *request) noexcept nogil:
     store_relaxed64(&medium.offset_mask, <uint64_t> -1)
     request.flags |= REQUEST_BUFFERED
+
+
+cdef void start_buffered(iothread_t *thread, request_t *request) noexcept nogil:
+    """The same again, and not directly."""
+    cdef medium_t *medium = <medium_t *> request.ns.backend.context
+    give_up_direct(medium, request)
     if request.operation == OP_WRITE:
         prepare_write(thread, request, medium.buffered)
     else:
@@ -532,13 +477,6 @@ uring_ops.cancel = uring_backend_cancel
 
 cdef class UringBackend(Backend):
     """An image file or a block device (see uring.pyi)."""
-
-    cdef medium_t *medium
-    cdef object opened
-    #: IOThread to how many controllers it serves this for.
-    cdef dict attachments
-    cdef readonly bint inline_io
-    cdef readonly bint polled
 
     def __cinit__(self, *args, **kwargs):
         self.attachments = {}
