@@ -13,7 +13,7 @@ STAGE := tools/stage
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,$(shell command -v sudo))
 
 # What a bare Debian 12 lacks to build, and what the tests use besides.
-BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv liburing-dev
+BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv liburing-dev libssl-dev
 TEST_PACKAGES := debootstrap fio e2fsprogs valgrind
 
 # Extra arguments for pytest: make fast ARGS='-k serve'

@@ -10,11 +10,14 @@ SOURCE = Path("src")
 #: Modules that use io_uring; they alone link against liburing.
 NEEDS_LIBURING = {
     "nvme_mdev.bench.floor",
+    "nvme_mdev.datapath.backends.encrypted",
     "nvme_mdev.datapath.backends.passthru",
     "nvme_mdev.datapath.backends.uring",
     "nvme_mdev.datapath.uring",
     "nvme_mdev.host.ublk",
 }
+#: Likewise, of OpenSSL's libcrypto: loaded by the first namespace that has a key.
+NEEDS_LIBCRYPTO = {"nvme_mdev.datapath.cipher"}
 
 COMPILE_ARGS = [
     "-O3",
@@ -44,7 +47,7 @@ def extension(path: Path) -> Extension:
         name,
         [str(path)],
         include_dirs=[str(SOURCE / "nvme_mdev" / "datapath")],
-        libraries=["uring"] if name in NEEDS_LIBURING else [],
+        libraries=["uring"] * (name in NEEDS_LIBURING) + ["crypto"] * (name in NEEDS_LIBCRYPTO),
         extra_compile_args=COMPILE_ARGS,
         define_macros=[("_GNU_SOURCE", "1")],
     )

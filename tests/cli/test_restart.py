@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.cli.deaths import kill, killed_again_and_again, serving_pid
+from tests.encryption import make_key
 
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
@@ -35,6 +36,7 @@ MIB = 1 << 20
     [
         ("image", ["--interrupts"], 20, 30),
         ("image", ["--no-mapped-doorbells", "--interrupts"], 5, 10),
+        ("encrypted", ["--interrupts"], 10, 15),
         ("memory:64M", ["--polling"], 5, 10),
         ("memory:64M", ["--type", "nvme-2Q_V1"], 5, 10),
     ],
@@ -42,7 +44,10 @@ MIB = 1 << 20
 def test_verified_io_goes_on_while_the_serving_process_is_killed(
     serve: Serve, tmp_path: Path, *, target: str, options: list[str], kills: int, seconds: int
 ) -> None:
-    arguments = [tmp_path / "vm1.img", "--size", "64M"] if target == "image" else [target]
+    arguments = [target]
+    if target in {"image", "encrypted"}:
+        key = f",key-file={make_key(tmp_path / 'key')}" if target == "encrypted" else ""
+        arguments = [f"{tmp_path}/vm1.img{key}", "--size", "64M"]
     if "--type" in options:
         arguments, options = [*arguments, *options], []
     daemon = serve(*arguments, "--socket", tmp_path / "s")

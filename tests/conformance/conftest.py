@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.encryption import make_key
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -45,6 +47,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     """The socket of a daemon that serves these targets with these options; each is started once."""
     directory = tmp_path_factory.mktemp("conformance")
     (directory / "protected").write_bytes(bytes(1 << 20))
+    make_key(directory / "key")
     with ExitStack() as daemons:
         running: dict[tuple[str, ...], Path] = {}
 

@@ -24,6 +24,9 @@ READ_ONLY = ("DIR/protected", "--read-only", "--no-shadow-doorbell")
 
 ERASABLE = ("memory:16M", "--allow-erase", "--block-size", "512")
 
+#: All that has to do with its data, and two ways to erase it more.
+ENCRYPTED = ("DIR/encrypted,key-file=DIR/key", "--size", "16M", "--allow-erase")
+
 DATA = {"features", "read_write", "prp", "sgl", "fused", "ranges", "reservations", "error_log"}
 QUEUES = {"queues", "doorbells", "completions", "life_cycle", "shadow_doorbells"}
 
@@ -69,3 +72,8 @@ def test_a_read_only_namespace_conforms(check: Check, controller: Callable[..., 
 @pytest.mark.parametrize("check", _of({"admin_optional", "log_pages"}), ids=lambda check: check.id)
 def test_what_may_be_erased_conforms(check: Check, controller: Callable[..., Path]) -> None:
     _holds(check, controller(*ERASABLE))
+
+
+@pytest.mark.parametrize("check", _of(DATA | {"admin_optional"}), ids=lambda check: check.id)
+def test_an_encrypted_image_conforms(check: Check, controller: Callable[..., Path]) -> None:
+    _holds(check, controller(*ENCRYPTED))

@@ -12,6 +12,7 @@ import pytest
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
+from tests.encryption import blank
 
 from .guest import COMPARE, DSM, FLUSH, PAGE, READ, WRITE, WRITE_ZEROES, Guest
 
@@ -25,9 +26,11 @@ FUA = 1 << 30
 DEAC = 1 << 25
 
 Make = "Callable[..., Backend]"
+deallocating = pytest.mark.parametrize("make", ["memory", "file", "tmpfs"], indirect=True)
+"""What is encrypted is not deallocated."""
 
 
-@pytest.fixture(params=["memory", "file", "tmpfs"])
+@pytest.fixture(params=["memory", "file", "tmpfs", "encrypted", "encrypted in memory"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     """A backend that stores data, of each kind: made when called."""
 
@@ -47,8 +50,23 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
             file.truncate(SIZE)
         return UringBackend(str(shm), **options)
 
-    yield {"memory": memory, "file": image, "tmpfs": tmpfs}[request.param]
+    def encrypted(image: Path) -> Callable[..., Backend]:
+        def make(**options: int) -> Backend:
+            with image.open("wb") as file:
+                file.truncate(SIZE)
+            return blank(str(image), **options)
+
+        return make
+
+    yield {
+        "memory": memory,
+        "file": image,
+        "tmpfs": tmpfs,
+        "encrypted": encrypted(tmp_path / "image"),
+        "encrypted in memory": encrypted(shm),
+    }[request.param]
     shm.unlink(missing_ok=True)
+    shm.with_suffix(".key").unlink(missing_ok=True)
 
 
 def pattern(size: int, seed: int = 1) -> bytes:
@@ -108,6 +126,7 @@ def test_write_zeroes_zeroes_exactly_its_range(make: Callable[..., Backend], fla
         assert guest.peek(buffer, 65536) == expected
 
 
+@deallocating
 def test_deallocated_ranges_read_as_zeroes(make: Callable[..., Backend]) -> None:
     with Guest(make(block_size=4096)) as guest:
         queue = guest.queue()
@@ -126,6 +145,7 @@ def test_deallocated_ranges_read_as_zeroes(make: Callable[..., Backend]) -> None
         assert guest.peek(buffer, 65536) == expected
 
 
+@deallocating
 def test_dataset_management_takes_256_ranges(make: Callable[..., Backend]) -> None:
     with Guest(make(block_size=4096)) as guest:
         queue = guest.queue()

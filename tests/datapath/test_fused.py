@@ -12,6 +12,7 @@ import pytest
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
+from tests.encryption import blank
 
 from .guest import COMPARE, PAGE, READ, WRITE, Guest, QueuePair
 
@@ -27,7 +28,7 @@ MISSING_FUSED = 0x00A | DNR
 INVALID_FIELD = 0x002 | DNR
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "encrypted"])
 def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     if request.param == "memory":
         with Guest(MemoryBackend(SIZE)) as made:
@@ -35,9 +36,11 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         return
     path = Path(f"/dev/shm/nvme-mdev-fused-{os.getpid()}-{id(request)}")
     path.write_bytes(bytes(SIZE))
-    with Guest(UringBackend(str(path))) as made:
+    make = blank if request.param == "encrypted" else UringBackend
+    with Guest(make(str(path))) as made:
         yield made
     path.unlink()
+    path.with_suffix(".key").unlink(missing_ok=True)
 
 
 @pytest.fixture

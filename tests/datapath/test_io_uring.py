@@ -16,12 +16,15 @@ import pytest
 
 from nvme_mdev.datapath.backends.medium import _alignments, open_medium
 from nvme_mdev.datapath.backends.uring import UringBackend
+from tests.encryption import blank
 
 from .guest import FLUSH, PAGE, READ, WRITE, Guest, wait_for
 from .test_block_devices import loop_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .guest import QueuePair
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -125,13 +128,14 @@ class Frozen:
             self.frozen = False
 
 
-@pytest.fixture
-def frozen(tmp_path: Path) -> Iterator[Frozen]:
+@pytest.fixture(params=["plain", "encrypted"])
+def frozen(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Frozen]:
     with small_file_system(tmp_path) as mount_point:
         image = mount_point / "image"
         image.write_bytes(bytes(1 << 20))
+        backend = (blank if request.param == "encrypted" else UringBackend)(str(image))
         os.sync()
-        with Guest(UringBackend(str(image))) as guest:
+        with Guest(backend) as guest:
             made = Frozen(guest, mount_point)
             try:
                 wait_for(lambda: guest.table.inflight() == 1, "the write to be under way")
@@ -141,6 +145,7 @@ def frozen(tmp_path: Path) -> Iterator[Frozen]:
 
 
 @as_root
+@pytest.mark.parametrize("frozen", ["plain"], indirect=True)
 def test_misaligned_writes_beyond_what_is_copied_at_a_time_are_to_be_tried_again(
     frozen: Frozen,
 ) -> None:
@@ -174,6 +179,42 @@ def test_an_expired_command_is_reported_once_and_ends_when_it_can(frozen: Frozen
     completion = frozen.queue.wait()
     assert completion.cid == frozen.cid
     assert completion.status in (0, ABORT_REQUESTED)
+
+
+def crowd(frozen: Frozen) -> QueuePair:
+    """A queue with 100 writes, of which 63 have a buffer."""
+    guest, queue = frozen.guest, frozen.guest.queue(2, 128)
+    for _ in range(100):
+        queue.put(queue.command(WRITE, slba=8, prp1=guest.allocate(1)))
+    queue.ring()
+    wait_for(lambda: guest.table.inflight() == 101, "the writes to be under way")
+    return queue
+
+
+@as_root
+@pytest.mark.parametrize("frozen", ["encrypted"], indirect=True)
+def test_a_command_that_waits_for_a_buffer_can_be_aborted(frozen: Frozen) -> None:
+    queue = crowd(frozen)
+    assert frozen.guest.table.abort_command(2, queue.cid)
+    frozen.thaw()
+    completions = [queue.wait() for _ in range(100)]
+    statuses = {one.cid: one.status for one in completions}
+    assert {cid for cid, status in statuses.items() if status} == {queue.cid}
+    assert statuses[queue.cid] == ABORT_REQUESTED
+
+
+@as_root
+@pytest.mark.parametrize("frozen", ["encrypted"], indirect=True)
+def test_commands_that_expire_while_they_wait_for_a_buffer_end_with_that(frozen: Frozen) -> None:
+    guest, queue = frozen.guest, crowd(frozen)
+    time.sleep(0.02)
+    assert len(guest.table.cancel_expired(10)) == 101
+    frozen.thaw()
+    statuses = [queue.wait().status for _ in range(100)]
+    # How far those with a buffer had come is up to the kernel.
+    assert statuses.count(ABORT_REQUESTED) >= 100 - 63
+    assert set(statuses) <= {0, ABORT_REQUESTED}
+    assert queue.run(queue.command(WRITE, prp1=guest.allocate(1))).status == 0
 
 
 @as_root

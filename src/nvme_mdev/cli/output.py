@@ -169,7 +169,8 @@ def _namespaces(result: api.NamespaceList) -> None:
 def _access(namespace: api.NamespaceInfo) -> str:
     if namespace.state != "active":
         return namespace.state
-    return "read-only" if namespace.read_only else "read-write"
+    access = "read-only" if namespace.read_only else "read-write"
+    return f"{access}, encrypted" if namespace.encrypted else access
 
 
 def _limits(limits: Sequence[api.LimitInfo]) -> str:

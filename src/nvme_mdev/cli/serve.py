@@ -126,8 +126,9 @@ def serve(
 
     They are its namespaces 1, 2, ... A TARGET is an image file, a block device, a namespace or
     partition of an NVMe controller (/dev/nvme0/n1p3), null:SIZE (no medium, for measuring) or
-    memory:SIZE (lost at exit). ",offset=SIZE,length=SIZE", ",read-only" and ",block-size=4096" can
-    follow it. Sizes take K, M, G and T, which are powers of 1024. Stop with Ctrl-C.
+    memory:SIZE (lost at exit). ",offset=SIZE,length=SIZE", ",read-only", ",block-size=4096" and
+    ",key-file=PATH" (encrypted) can follow it. Sizes take K, M, G and T, which are powers of 1024.
+    Stop with Ctrl-C.
     """
     if no_control and control is not None:
         raise UserError("--control and --no-control exclude each other: give one of them")

@@ -184,6 +184,8 @@ class NamespaceInfo:
     """``active``, or ``lost``: its file or device has gone, and the guest sees no namespace."""
     limits: list[LimitInfo] = field(default_factory=list)
     """Of all controllers that share it together."""
+    encrypted: bool = False
+    """With the key in the target's ``key-file``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,4 +257,6 @@ def _describe(backend: Backend) -> str:
     parts = [format_size(backend.size), f"{backend.block_size} B blocks"]
     if backend.read_only:
         parts.append("read-only")
+    if backend.encrypted:
+        parts.append("encrypted")
     return ", ".join(parts)

@@ -381,6 +381,7 @@ def _namespace(served: ServedController, namespace: Namespace) -> api.NamespaceI
         uuid=str(namespace.uuid),
         state="lost" if namespace.nsid in served.controller.namespaces.lost else "active",
         limits=[api.LimitInfo(name, *limit) for name, limit in sorted(backend.limits.items())],
+        encrypted=backend.encrypted,
     )
 
 

@@ -37,10 +37,12 @@ DEFAULT_BLOCK_SIZE = 512
 BLOCK_SIZES = ("512", "4096")
 SWITCH = {"on": True, "off": False}
 _HUGE_PAGES = "{}: huge-pages is for memory targets"
+_NO_KEY = "{}: key-file is for image files and block devices, whose data it encrypts: leave it out"
 
 _OPTION = re.compile(
     r"(.*),(?:(read-only|huge-pages)"
-    rf"|(offset|length|block-size|inline-io|latency|ptpl-file|{'|'.join(LIMIT_OPTIONS)})=([^,]*))",
+    r"|(offset|length|block-size|inline-io|latency|ptpl-file|key-file"
+    rf"|{'|'.join(LIMIT_OPTIONS)})=([^,]*))",
     re.DOTALL,
 )
 """The last option of a target; what does not end so is a name to the end."""
@@ -65,6 +67,8 @@ class Options:
     """How long a null namespace takes for a command."""
     ptpl_file: str | None = None
     """Where reservations are kept through a stop of the daemon."""
+    key_file: str | None = None
+    """Where the key is with which the data is encrypted; None: it is not."""
     limits: tuple[tuple[str, Limit | None], ...] = ()
     """By name; None: none, whatever the others have."""
 
@@ -87,6 +91,12 @@ class Options:
             raise UserError(
                 f"{text}: ptpl-file= names no file: give one for the reservations, or leave it out"
             )
+        if found.get("key-file") == "":
+            raise UserError(f"{text}: key-file= names no file: give one, or leave it out")
+        if inline_io == "on" and "key-file" in found:
+            raise UserError(
+                f"{text}: inline-io=on is not for encrypted namespaces (key-file): leave one out"
+            )
         offset = found.get("offset")
         length = found.get("length")
         return text, cls(
@@ -98,6 +108,7 @@ class Options:
             "huge-pages" in found,
             _parse_latency(text, found["latency"]) if "latency" in found else 0,
             found.get("ptpl-file"),
+            found.get("key-file"),
             tuple(_parse_limits(text, found).items()),
         )
 
@@ -134,6 +145,14 @@ def _parse_latency(target: str, value: str) -> int:
         raise UserError(f"{target}: latency={error}") from None
 
 
+def _absolute_option(text: str, name: str, path: str | None) -> tuple[str, str | None]:
+    """A target, and the option's path, with that path from the root."""
+    if path is None:
+        return text, None
+    absolute = str(Path(path).absolute())
+    return text.replace(f",{name}={path}", f",{name}={absolute}"), absolute
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One namespace's target, as it was written."""
@@ -160,6 +179,8 @@ class Target:
                 )
             if options.huge_pages and kind == "null":
                 raise UserError(_HUGE_PAGES.format(text))
+            if options.key_file is not None:
+                raise UserError(_NO_KEY.format(text))
             try:
                 return cls(text, kind, parse_size(size), name, options)
             except UserError as error:
@@ -168,6 +189,8 @@ class Target:
             raise UserError(_HUGE_PAGES.format(text))
         if name.startswith(DIRECT):
             DirectName.parse(name)
+            if options.key_file is not None:
+                raise UserError(_NO_KEY.format(text))
             if options.inline_io is not None:
                 raise UserError(
                     f"{text}: inline-io is for files and block devices, and direct: goes past that:"
@@ -191,10 +214,9 @@ class Target:
         elif self.kind == "path" and not Part.parse(self.name):
             name = str(Path(self.name).absolute())
         text = name + self.text[len(self.name) :]
-        if options.ptpl_file is not None:
-            path = str(Path(options.ptpl_file).absolute())
-            text = text.replace(f",ptpl-file={options.ptpl_file}", f",ptpl-file={path}")
-            options = replace(options, ptpl_file=path)
+        text, ptpl_file = _absolute_option(text, "ptpl-file", options.ptpl_file)
+        text, key_file = _absolute_option(text, "key-file", options.key_file)
+        options = replace(options, ptpl_file=ptpl_file, key_file=key_file)
         return replace(self, text=text, name=name, options=options)
 
     @property
@@ -427,8 +449,8 @@ def _create_image(path: Path, access: Access, rollback: ExitStack) -> None:
     if mistyped := _LOOKS_LIKE_OPTION.search(path.name):
         raise UserError(
             f"{path} does not exist, and {mistyped[1]} is no option of a target: there are offset=,"
-            f" length=, block-size=, read-only, {'=, '.join(LIMIT_OPTIONS)}=, inline-io= and"
-            " ptpl-file="
+            f" length=, block-size=, read-only, {'=, '.join(LIMIT_OPTIONS)}=, inline-io=,"
+            " ptpl-file= and key-file="
         )
     if access.create_size is None:
         raise UserError(f"{path} does not exist: give --size to create it (such as --size 10G)")
@@ -476,6 +498,8 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
                 offset=target.options.offset or 0,
                 length=target.options.length,
             )
+        if target.options.key_file is not None:
+            return _open_encrypted(target, access, target.options.key_file)
         from nvme_mdev.datapath.backends.uring import UringBackend
 
         return UringBackend(
@@ -490,11 +514,32 @@ def _open(target: Target, access: Access, memory: int | None) -> Backend:
         raise UserError(_why_not_opened(target, access, error)) from error
 
 
+def _open_encrypted(target: Target, access: Access, key_file: str) -> Backend:
+    """Only this needs libcrypto."""
+    try:
+        from nvme_mdev.datapath.backends.encrypted import EncryptedBackend
+    except ImportError as error:
+        raise UserError(
+            f"{target.text}: key-file needs libcrypto ({error}): install it (apt install libssl3)"
+        ) from error
+    return EncryptedBackend(
+        str(target.path),
+        key_file,
+        block_size=access.block_size,
+        read_only=access.read_only,
+        offset=target.options.offset or 0,
+        length=target.options.length,
+    )
+
+
 def _why_not_opened(target: Target, access: Access, error: Exception) -> str:
     """What to tell the user about an error that opening a target raised."""
     name = str(target.path) if target.kind == "path" else target.name
     if target.kind == "direct" and isinstance(error, OSError) and error.filename:
         name = os.fspath(error.filename)
+    key_file = target.options.key_file
+    if isinstance(error, OSError) and key_file and error.filename == os.path.realpath(key_file):
+        return f"{target.text}: key-file is another namespace's: give each its own"
     if target.options.huge_pages and not isinstance(error, ValueError):
         return (
             f"{target.text}: there are not so many free huge pages: reserve them (sysctl"

@@ -25,6 +25,7 @@ cdef class Backend:
     cdef readonly bint can_write_uncorrectable
     cdef readonly bint can_copy
     cdef readonly bint deallocate_zeroes
+    cdef readonly bint encrypted
     cdef readonly unsigned int optimal_io_boundary
     cdef readonly unsigned int preferred_write_granularity
     cdef readonly unsigned int preferred_deallocate_granularity

@@ -110,6 +110,21 @@ class Backend:
     def raw(self) -> RawMedium | NoMedium | None:
         """The bytes underneath, for maintenance; None where that cannot be."""
 
+    #: Its data is encrypted on the medium: another key erases it.
+    encrypted: bool
+
+    def new_key(self) -> object:
+        """Make a key, and put it in the place of the old one; the guest sends nothing meanwhile.
+
+        From any thread; blocks. OSError: nothing has changed, or there is no key (ENOTSUP).
+        """
+
+    def use_key(self, key: object) -> None:
+        """Encrypt and decrypt with what `new_key` gave, on every IOThread; nothing is in flight."""
+
+    def forget_old_key(self) -> None:
+        """Make sure that nobody can read the old one. As `new_key`; OSError: they may still."""
+
     def can_have_blocks(self, block_size: int) -> bool:
         """Whether `format` can give it blocks of so many bytes."""
 

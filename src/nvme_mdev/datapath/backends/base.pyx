@@ -9,6 +9,8 @@ from nvme_mdev.datapath.runtime cimport ATTENTION_LIMITED, LIMITS, bucket_t
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_look_again
 from nvme_mdev.datapath.token_bucket cimport TICK_SHIFT, bucket_set
 
+import errno
+
 from nvme_mdev.datapath.backends.drive import NO_LIMITS
 from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
 from nvme_mdev.spec.nvme_identify import Sgls
@@ -111,6 +113,16 @@ cdef class Backend:
     def raw(self):
         """Nobody can maintain it."""
         return None
+
+    def new_key(self):
+        """It has none."""
+        raise OSError(errno.ENOTSUP, "is not encrypted", self.name)
+
+    def use_key(self, key):
+        """It takes none."""
+
+    def forget_old_key(self):
+        """There is none."""
 
     def can_have_blocks(self, block_size):
         """As the medium is: in memory blocks of any size can be."""

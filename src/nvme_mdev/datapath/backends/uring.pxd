@@ -1,4 +1,5 @@
-"""What an open file or device is, and one more io_uring operation on it."""
+"""What an open file or device is, and one more io_uring operation on it: for `uring.pyx`, and for
+`encrypted.pyx`, whose data goes the same way after a detour."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -33,6 +34,8 @@ cdef struct medium_t:
     #: Direct I/O that need not be durable when it ends is on the ring that polls the device.
     uint32_t polled
     inline_t at_once
+    #: Places for IOThreads, of a namespace whose data is encrypted (`encrypted.pyx`).
+    void *lanes
 
 
 cdef inline bint goes_direct(medium_t *medium, request_t *request) noexcept nogil:
