@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.cli.deaths import kill, serving_pid
+from tests.cli.deaths import kill, killed_again_and_again, serving_pid
 from tests.encryption import decrypted, make_key
 
 from nvme_mdev.errors import UserError
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.service.targets import Target
+from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
+from nvme_mdev.spec.nvme_logs import LogPage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 DATA = b"\xa5" * 4096
+CRYPTOGRAPHIC = SQE(opc=AdminOpcode.FORMAT_NVM, nsid=1, cdw10=2 << 9)
+CRYPTO_ERASE = SQE(opc=AdminOpcode.SANITIZE, cdw10=4)
 
 
 @pytest.fixture
@@ -94,6 +98,7 @@ def test_controllers_that_share_a_namespace_share_its_key(
     with NvmeHost(tmp_path / "s") as one, NvmeHost(tmp_path / "t") as other:
         one.create_queue_pair().write(1, 8, DATA, block_size=512)
         assert other.create_queue_pair().read(1, 8, 8, block_size=512) == DATA
+        assert other.identify_controller().fna == 0, "erasing is not offered to several"
 
 
 # -- what is refused ------------------------------------------------------------------------
@@ -199,3 +204,32 @@ def test_a_key_that_is_gone_when_the_process_dies_is_the_end_of_its_namespace_al
     said = daemon.stop().err
     (line,) = [line for line in said.splitlines() if "is not served any more" in line]
     assert f"key-file={key} does not exist: make one" in line
+
+
+@pytest.mark.parametrize("command", ["format", "sanitize"])
+def test_a_cryptographic_erase_is_done_whenever_the_process_dies(
+    serve: Serve, image: Path, key: Path, tmp_path: Path, command: str
+) -> None:
+    daemon = serve(f"{image},key-file={key}", "--allow-erase", "--socket", tmp_path / "s")
+    seen = {key.read_bytes()}
+    os.link(key, tmp_path / "first")
+    with NvmeHost(tmp_path / "s", timeout=60.0) as host, killed_again_and_again(daemon, 10) as done:
+        queue = host.create_queue_pair(interrupts=True)
+        while not done.is_set() or len(seen) < 10:
+            queue.write(1, 8, DATA, block_size=512)
+            assert queue.read(1, 8, 8, block_size=512) == DATA
+            before = key.read_bytes()
+            if command == "format":
+                host.admin(CRYPTOGRAPHIC)
+            else:
+                host.admin(CRYPTO_ERASE)
+                while host.get_log_page(LogPage.SANITIZE_STATUS, 512)[2] & 7 == 2:
+                    pass
+            assert key.read_bytes() not in seen | {before}
+            seen.add(key.read_bytes())
+            assert queue.read(1, 8, 8, block_size=512) != DATA
+        queue.write(1, 8, DATA, block_size=512)
+    assert daemon.stop().status == 0
+    assert (tmp_path / "first").read_bytes() == bytes(64)
+    assert {one.name for one in tmp_path.iterdir() if "key" in one.name} == {"disk.key"}
+    assert decrypted(image.read_bytes()[4096:8192], 8, key.read_bytes()) == DATA

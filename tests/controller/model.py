@@ -80,6 +80,8 @@ class Medium:
 
     block_size: int
     data: bytearray
+    encrypted: bool = False
+    """It is erased cryptographically, too, and not deallocated."""
     bad: set[int] = field(default_factory=set)
     """Blocks of Write Uncorrectable."""
     protection: int = WriteProtectionState.NONE
@@ -294,7 +296,7 @@ class Model:
         faults, media = self.concerned(nsid)
         if index >= len(BLOCK_SIZES):
             faults.add(CommandStatus.INVALID_FORMAT)
-        if ses > 1:
+        if ses > 2 or (ses == 2 and not all(medium.encrypted for medium in media)):
             faults.add(GenericStatus.INVALID_FIELD)
         for medium in media:
             faults |= self._refusals(medium, NvmOpcode.WRITE)
@@ -454,7 +456,7 @@ class Model:
         match command.opcode:
             case NvmOpcode.WRITE_UNCORRECTABLE:
                 medium.bad.update(range(command.slba, command.slba + command.blocks))
-            case NvmOpcode.DATASET_MANAGEMENT if command.deallocate:
+            case NvmOpcode.DATASET_MANAGEMENT if command.deallocate and not medium.encrypted:
                 for slba, blocks in command.ranges:
                     medium.clear(slba, blocks)
             case NvmOpcode.COPY:
@@ -484,6 +486,8 @@ class Model:
             found, media = self.concerned(command.nsid)
             return faults.union(found, *(self._refusals(one, opcode) for one in media))
         faults |= self._namespace_faults(command.nsid)
+        if opcode is NvmOpcode.DATASET_MANAGEMENT and self._none_deallocates():
+            faults.add(GenericStatus.INVALID_OPCODE)
         medium = self.media.get(command.nsid)
         if medium is None:
             return faults
@@ -499,6 +503,10 @@ class Model:
         if command.out_of_memory:
             faults.add(GenericStatus.DATA_TRANSFER_ERROR)
         return faults
+
+    def _none_deallocates(self) -> bool:
+        media = self.media.values()
+        return bool(media) and all(medium.encrypted for medium in media)
 
     def _block_faults(self, command: Transfer, opcode: NvmOpcode, medium: Medium) -> Faults:
         """Blocks that are not there, or that cannot be read."""

@@ -20,6 +20,7 @@ from nvme_mdev.spec.nvme_identify import Oacs
 from nvme_mdev.spec.nvme_logs import CommandEffect, CommandsEffectsLog, LogPage
 from nvme_mdev.spec.nvme_maintenance import SANITIZE_GDE, Sanicap, SanitizeLog, SanitizeState
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
+from tests.encryption import blank
 
 from .assembly import SIZE
 from .statuses import error_log, refused
@@ -90,15 +91,19 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made.opened.set()
 
 
-@pytest.fixture(params=["memory", "image"])
+@pytest.fixture(params=["memory", "image", "encrypted"])
 def served(serve: Callable[..., Served], request: pytest.FixtureRequest, tmp_path: Path) -> Served:
     """Two namespaces with data at both ends, of one kind."""
     if request.param == "memory":
         return serve(MemoryBackend(SIZE), MemoryBackend(SIZE), allow_erase=True)
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(bytes(SIZE))
-    backends = [UringBackend(str(tmp_path / name)) for name in ("one", "two")]
-    return serve(*backends, allow_erase=True)
+    make = blank if request.param == "encrypted" else UringBackend
+    return serve(*(make(str(tmp_path / name)) for name in ("one", "two")), allow_erase=True)
+
+
+without_keys = pytest.mark.parametrize("served", ["memory", "image"], indirect=True)
+"""With keys there is one more way to erase: `test_crypto_erase.py`."""
 
 
 @pytest.fixture
@@ -137,6 +142,7 @@ def test_without_the_users_consent_there_is_no_erasing(
             host.get_log_page(LogPage.SANITIZE_STATUS, 512)
 
 
+@without_keys
 def test_with_it_there_are_two_formats_and_two_ways_to_sanitize(host: NvmeHost) -> None:
     data = host.identify_controller()
     assert data.oacs & Oacs.FNVMS
@@ -258,6 +264,7 @@ def test_a_format_that_fails_is_an_internal_error(
     queue.read(1, 0, 8, block_size=512)
 
 
+@without_keys
 @pytest.mark.parametrize(
     ("sqe", "status", "peloc"),
     [

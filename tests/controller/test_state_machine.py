@@ -40,6 +40,7 @@ from nvme_mdev.spec.nvme_maintenance import FORMAT_SES_SHIFT, SelfTestLog
 from nvme_mdev.spec.nvme_registers import NSSR_NSSRC, Register
 from nvme_mdev.spec.nvme_reservations import ReservationStatus
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus, Status
+from tests.encryption import blank, decrypted
 
 from .conftest import Served
 from .model import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 QUEUES = 3
 ENTRIES = 32
 NOWHERE = 0x7FFF_0000_0000
+ENCRYPTED = 2
 SIZES = {1: (64 << 10, 512), 2: (256 << 10, 4096)}
 """The namespaces at the start: bytes, and bytes of a block."""
 
@@ -97,7 +99,10 @@ class Machine(RuleBasedStateMachine):
     @initialize(known=st.sampled_from([True, True, False]))
     def power_on(self, known: bool) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nvme-mdev-"))
-        self.backends = [MemoryBackend(size, block) for size, block in SIZES.values()]
+        self.image = self.directory / "image"
+        self.image.write_bytes(bytes(SIZES[ENCRYPTED][0]))
+        self.memory = MemoryBackend(*SIZES[1])
+        self.backends = [self.memory, blank(str(self.image), block_size=SIZES[ENCRYPTED][1])]
         self.served = Served(
             self.directory / "s",
             list(self.backends),
@@ -114,7 +119,10 @@ class Machine(RuleBasedStateMachine):
             self.host.max_transfer,
             {fid: self.host.get_features(fid, select=Select.DEFAULT) for fid in KEPT_FEATURES},
             {fid for fid in KEPT_FEATURES if self._saveable(fid)},
-            {nsid: Medium(block, bytearray(size)) for nsid, (size, block) in SIZES.items()},
+            {
+                nsid: Medium(block, bytearray(size), encrypted=nsid == ENCRYPTED)
+                for nsid, (size, block) in SIZES.items()
+            },
         )
         self._forget_queues()
         self._a_queue_pair()
@@ -147,10 +155,15 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def _every_byte_is_as_it_should_be(self) -> None:
-        for nsid, backend in enumerate(self.backends, 1):
-            if nsid in self.model.media:
-                data = self.model.media[nsid].data
-                assert os.pread(backend.fd, len(data), 0) == bytes(data)
+        for nsid, medium in self.model.media.items():
+            if nsid == ENCRYPTED:
+                found = self._decrypted()
+            else:
+                found = os.pread(self.memory.fd, len(medium.data), 0)
+            assert found == bytes(medium.data)
+
+    def _decrypted(self) -> bytes:
+        return decrypted(self.image.read_bytes(), 0, self.image.with_suffix(".key").read_bytes())
 
     # -- what both say -----------------------------------------------------------------------
 
@@ -639,6 +652,10 @@ class Machine(RuleBasedStateMachine):
             faults = self.model.format(nsid, index, ses)
             cdw10 = index | ses << FORMAT_SES_SHIFT
             self.admin(SQE(opc=AdminOpcode.FORMAT_NVM, nsid=nsid, cdw10=cdw10), faults)
+        medium = self.model.media.get(ENCRYPTED)
+        if ses == 2 and not faults and medium is not None:
+            medium.data[:] = self._decrypted()
+            assert any(medium.data), "there is another key"
 
     @rule(nsid=mostly_there, code=st.sampled_from([1, 2, 2, 3]))
     def self_test(self, nsid: int, code: int) -> None:

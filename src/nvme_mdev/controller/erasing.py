@@ -7,7 +7,9 @@ in shared memory: the next process goes on there.
 
 How it is erased: *deallocated*, so that everything reads as zeroes, where the medium can; otherwise
 overwritten. Overwriting goes to the medium directly, block by block, which for an image file on a
-copy-on-write file system means other blocks than those that held the data.
+copy-on-write file system means other blocks than those that held the data. Where the data is
+encrypted it can also be erased *cryptographically*: there is another key then, and the old one
+nowhere (`nvme_mdev.datapath.backends.key_file`).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.controller.controller import Controller
     from nvme_mdev.controller.namespaces import Namespace
+    from nvme_mdev.datapath.backends.base import Backend
     from nvme_mdev.datapath.backends.raw import NoMedium, RawMedium
 
 _log = logging.getLogger(__name__)
@@ -94,6 +97,12 @@ class Erasing:
             and not self._controller.subsystem.sharing
             and all(one.backend.raw() is not None for one in self._controller.namespaces)
         )
+
+    @property
+    def offers_new_keys(self) -> bool:
+        """Whether cryptographic erase can be done to each namespace."""
+        namespaces = list(self._controller.namespaces)
+        return self.offered and bool(namespaces) and all(map(has_key, namespaces))
 
     def writable(self, nsid: int) -> bool:
         """Whether neither the medium nor the guest protects it, or is about to."""
@@ -189,10 +198,7 @@ class Erasing:
                 remains = max(_PERCENT - _PERCENT * done // size, 1)
                 self._words[Lifetime.FORMAT + nsid - 1] = what.word(remains)
 
-            if what.ses == Ses.USER_DATA:
-                await _overwrite(raw, size, bytes(_PATTERN_SIZE), progress)
-            await _zero(raw, size, progress)
-            await asyncio.to_thread(raw.flush)
+            await _erase_for_format(namespace.backend, raw, what.ses, progress)
             queues.clear_uncorrectable(nsid)
             self._words[Lifetime.BLOCK_SIZE + nsid - 1] = what.block_size
             queues.format_namespace(nsid, what.block_size)
@@ -306,8 +312,12 @@ class Erasing:
         try:
             # A Flush touches no byte: the guest may send them all the time (Base 7.2).
             await changes.unused(nsid, 1)
-            await self._erase(raw, namespace.backend.size)
-            await asyncio.to_thread(raw.flush)
+            if self._words[Lifetime.SANITIZE_CDW10] & 0x7 == SanitizeAction.CRYPTO_ERASE:
+                await _change_key(namespace.backend)
+                self._words[Lifetime.SANITIZE_DONE] = namespace.backend.size
+            else:
+                await self._erase(raw, namespace.backend.size)
+                await asyncio.to_thread(raw.flush)
             self._controller.queues.clear_uncorrectable(nsid)
         finally:
             changes.busy.discard(nsid)
@@ -349,6 +359,34 @@ def _passes(cdw10: int) -> int:
     if cdw10 & 0x7 != SanitizeAction.OVERWRITE:
         return 1
     return cdw10 >> SANITIZE_OWPASS_SHIFT & 0xF or _ALL_PASSES
+
+
+def has_key(namespace: Namespace) -> bool:
+    """Whether another key erases it."""
+    return namespace.backend.encrypted
+
+
+async def _erase_for_format(
+    backend: Backend, raw: RawMedium | NoMedium, ses: int, progress: Callable[[int], None]
+) -> None:
+    if ses == Ses.CRYPTOGRAPHIC:
+        await _change_key(backend)
+        return
+    if ses == Ses.USER_DATA:
+        await _overwrite(raw, backend.size, bytes(_PATTERN_SIZE), progress)
+    await _zero(raw, backend.size, progress)
+    await asyncio.to_thread(raw.flush)
+
+
+async def _change_key(backend: Backend) -> None:
+    """Erase cryptographically. Done again after a death it is done anew, with a third key."""
+    # Not left halfway when the controller ends: its namespace may be another's, too, by then.
+    await asyncio.shield(_use_new_key(backend))
+
+
+async def _use_new_key(backend: Backend) -> None:
+    backend.use_key(await asyncio.to_thread(backend.new_key))
+    await asyncio.to_thread(backend.forget_old_key)
 
 
 async def _overwrite(

@@ -113,17 +113,18 @@ def a_format_keeps_or_changes_the_block_size(subject: Subject) -> None:
 
 @GROUP.check("Base 5.1.10", needs=(needs.oacs(Oacs.FNVMS), needs.writable), destructive=True)
 def a_secure_erase_leaves_nothing(subject: Subject) -> None:
-    """Format NVM with user data erase leaves none of the data."""
+    """Format NVM with each secure erase that FNA has leaves none of the data."""
     if subject.controller.fna & Fna.SENS and len(subject.host.active_namespaces()) > 1:
         raise NotApplicable("a secure erase is of all namespaces")
     data = b"\x5a" * subject.block_size
-    subject.queue.write(subject.nsid, 0, data)
     index = subject.namespace.identify.flbas & 0xF
-    reply = subject.host.admin(_format(subject.nsid, lbaf=index, ses=1), check=False)
-    if reply.completion.status.code is GenericStatus.OPERATION_DENIED:
-        raise NotApplicable("the server does not allow this namespace to be formatted")
-    require(reply.completion.ok, str(reply.completion.status))
-    require(subject.queue.read(subject.nsid, 0, 1) != data, "the data is still there")
+    for ses in (1, 2) if subject.controller.fna & Fna.CES else (1,):
+        subject.queue.write(subject.nsid, 0, data)
+        reply = subject.host.admin(_format(subject.nsid, lbaf=index, ses=ses), check=False)
+        if reply.completion.status.code is GenericStatus.OPERATION_DENIED:
+            raise NotApplicable("the server does not allow this namespace to be formatted")
+        require(reply.completion.ok, f"SES {ses}: {reply.completion.status}")
+        require(subject.queue.read(subject.nsid, 0, 1) != data, "the data is still there")
 
 
 def _sanitize(action: int) -> SQE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nvme_mdev.controller.erasing import Format
+from nvme_mdev.controller.erasing import Format, has_key
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.controller.namespaces import check_nsid
@@ -111,7 +111,7 @@ def _formats(controller: Controller, command: AdminCommand) -> dict[int, Format]
     """What to do, by NSID; NvmeError: no part of it can be done."""
     cdw10 = command.sqe.cdw10
     ses = cdw10 >> FORMAT_SES_SHIFT & 0x7
-    if ses not in (Ses.NONE, Ses.USER_DATA):
+    if ses > max(Ses):
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10 + 1)
     # Protection information needs metadata, which no format has.
     if cdw10 >> FORMAT_PI_SHIFT & 0x7:
@@ -122,6 +122,8 @@ def _formats(controller: Controller, command: AdminCommand) -> dict[int, Format]
         sizes = controller.erasing.block_sizes(namespace)
         if index >= len(sizes):
             raise NvmeError(CommandStatus.INVALID_FORMAT, Field.CDW10)
+        if ses == Ses.CRYPTOGRAPHIC and not has_key(namespace):
+            raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10 + 1)
         _check_reservation(controller, namespace)
         if not controller.erasing.writable(namespace.nsid):
             raise NvmeError(GenericStatus.NAMESPACE_WRITE_PROTECTED, Field.NSID)
@@ -154,7 +156,10 @@ def sanitize(controller: Controller, command: AdminCommand) -> int:
     if action == SanitizeAction.EXIT_FAILURE_MODE:
         _leave_failure_mode(controller)
         return 0
-    if action not in (SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE):
+    actions = [SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE]
+    if controller.erasing.offers_new_keys:
+        actions.append(SanitizeAction.CRYPTO_ERASE)
+    if action not in actions:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
     before = int(controller.state.lifetime[Lifetime.SANITIZE_CDW10])
     failed = controller.erasing.sanitize_state == SanitizeState.FAILED

@@ -29,6 +29,7 @@ from nvme_mdev.spec.nvme_identify import (
     CntrlType,
     Ctratt,
     Dlfeat,
+    Fna,
     Frmw,
     Fuses,
     IdentifyController,
@@ -150,6 +151,9 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
     if controller.erasing.offered:
         data.oacs |= Oacs.FNVMS
         data.sanicap = Sanicap.BES | Sanicap.OWS | Sanicap.NODMMAS_NOT_MODIFIED
+    if controller.erasing.offers_new_keys:
+        data.sanicap |= Sanicap.CES
+        data.fna = Fna.CES
     data.tnvmcap[:] = list(u128(sum(one.backend.size for one in controller.namespaces)))
     return data
 
