@@ -1,11 +1,13 @@
-"""A drive for direct mode that is nothing but memory: a queue, completions written in advance.
+"""Drives for direct mode that are made up.
 
-What is counted is then the path of a command to the drive's queue and back, and nothing of the
-drive.
+`MemoryDrive` is a queue in memory, with completions written in advance; `CutOffDrive` is what the
+kernel's driver would have, for an io_uring that is cut off from the kernel. What is counted is then
+the path of a command to the drive's queue, or the kernel's, and back, and nothing of the drive.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,19 @@ _PAGE = 4096
 _PHASE = 1
 
 
+def _namespace(name: str, capacity: int) -> DriveNamespace:
+    """A namespace that does not begin with the drive's first block, of so many bytes."""
+    return DriveNamespace(
+        name=name,
+        identity="",
+        nsid=1,
+        block_size=512,
+        start=2048,
+        blocks=capacity // 512,
+        max_transfer=1 << 20,
+    )
+
+
 class MemoryDrive:
     """Implements `nvme_mdev.datapath.backends.nvme.Parent` for one IOThread."""
 
@@ -27,18 +42,7 @@ class MemoryDrive:
         self.cq = bytearray(_ENTRIES * 16)
         self._written = 0
         self._queue: LowerQueue | None = None
-        self.backend = NvmeBackend(
-            self,
-            DriveNamespace(
-                name="memory drive",
-                identity="",
-                nsid=1,
-                block_size=512,
-                start=2048,
-                blocks=capacity // 512,
-                max_transfer=1 << 20,
-            ),
-        )
+        self.backend = NvmeBackend(self, _namespace("memory drive", capacity))
 
     def complete(self, count: int) -> None:
         """Write the completions of the next ``count`` commands; they get the lowest identifiers."""
@@ -90,4 +94,38 @@ class MemoryDrive:
         """It has no log."""
 
     def release(self, backend: NvmeBackend) -> None:
+        """Nothing to let go of."""
+
+
+class CutOffDrive:
+    """Implements `nvme_mdev.datapath.backends.passthru.Drive`; no command ever reaches it."""
+
+    fd = -1
+    polled = False
+
+    def __init__(self, capacity: int) -> None:
+        self.namespace = _namespace("cut-off drive", capacity)
+
+    def take_queue(self, owner: object) -> None:
+        """There is always one."""
+
+    def give_queue(self, owner: object) -> None:
+        """Nobody counts."""
+
+    def current_size(self) -> int:
+        """It never changes."""
+        return self.namespace.blocks * self.namespace.block_size
+
+    def is_read_only(self) -> bool:
+        """It never is."""
+        return False
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+    def smart(self) -> bytes:
+        """It has no log."""
+        raise OSError(errno.ENOTSUP, "it has no SMART log", self.namespace.name)
+
+    def close(self) -> None:
         """Nothing to let go of."""

@@ -5,8 +5,9 @@ A path is prepared in Python, then taken twice: once to warm up (first faults, h
 symbols), once to be counted. Turns are a multiple of 16, since every sixteenth looks at the admin
 doorbells.
 
-What the kernel would do for a file is done in its place between two turns: the first puts a batch
-on the io_uring, the second finds all of it done. Each is a path of its own.
+What the kernel would do for a file, or with passed commands, is done in its place between two
+turns: the first puts a batch on the io_uring, the second finds all of it done. Each is a path of
+its own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from tests.datapath.guest import PAGE, READ, WRITE, Guest
 
-from benchmarks.drive import MemoryDrive
+from benchmarks.drive import CutOffDrive, MemoryDrive
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.passthru import PassthruBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.limits import Limit
@@ -67,6 +69,8 @@ class Path:
     """On the queue of another controller, which completes at once."""
     file: str = ""
     """On a file in memory: `INLINE`, or the turn of io_uring that is counted, `SENT` or `TAKEN`."""
+    passed: str = ""
+    """On the kernel's driver (passthrough): the turn that is counted, `SENT` or `TAKEN`."""
     limited: bool = False
     """The namespace has limits, which none of the commands reaches."""
     sgl: str = ""
@@ -86,12 +90,17 @@ class Path:
     @property
     def calls(self) -> int:
         """Calls of `take_turns` in a run."""
-        return 2 if self.file in {SENT, TAKEN} else 1
+        return 2 if {self.file, self.passed} & {SENT, TAKEN} else 1
 
     @property
     def counted_call(self) -> int:
         """Which of the last run's is counted, from the end."""
-        return -2 if self.file == SENT else -1
+        return -2 if SENT in {self.file, self.passed} else -1
+
+    @property
+    def result(self) -> int:
+        """What the kernel says of a command on its io_uring: bytes, of a passed one its status."""
+        return 0 if self.passed else self.size
 
 
 PATHS = (
@@ -115,6 +124,11 @@ PATHS = (
     Path("uring_taken_1", "file, 4 KiB read: taken from io_uring, one", file=TAKEN, turns=1),
     Path("uring_sent_32", "the same, 32 a turn", file=SENT, batch=32, turns=1),
     Path("uring_taken_32", "the same, 32 a turn", file=TAKEN, batch=32, turns=1),
+    Path("passed_sent_1", "passthrough, 4 KiB read: given to io_uring", passed=SENT, turns=1),
+    Path("passed_taken_1", "passthrough, 4 KiB read: taken from it", passed=TAKEN, turns=1),
+    Path("passed_sent_32", "the same, 32 a turn", passed=SENT, batch=32, turns=1),
+    Path("passed_taken_32", "the same, 32 a turn", passed=TAKEN, batch=32, turns=1),
+    Path("passed_prp_list", "passthrough, 32 KiB: given", passed=SENT, turns=1, size=8 * PAGE),
     Path("idle_1", "turn with nothing to do, one queue", batch=0),
     Path("idle_65", "turn with nothing to do, 65 queues", batch=0, queues=_QUEUES),
 )
@@ -126,6 +140,8 @@ def _backend(path: Path) -> tuple[Backend, MemoryDrive | None]:
     if path.direct:
         drive = MemoryDrive(CAPACITY)
         return drive.backend, drive
+    if path.passed:
+        return PassthruBackend(CutOffDrive(CAPACITY)), None
     if path.file:
         return _file(inline=path.file == INLINE), None
     return (MemoryBackend(CAPACITY) if path.memory else NullBackend(CAPACITY)), None
@@ -237,7 +253,7 @@ def take(path: Path) -> None:
             work = commands * (2 if drive is not None else 1)
             assert take_turns(guest.iothread, path.turns) == work
             if path.calls == 2:
-                assert complete_ring(guest.iothread, path.size) == commands
+                assert complete_ring(guest.iothread, path.result) == commands
                 assert take_turns(guest.iothread, path.turns) == commands
             for _ in range(commands):
                 completion = queue.poll()

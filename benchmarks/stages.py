@@ -91,7 +91,10 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "slot released": frozenset(("release_one", "sq_release")),
     "interrupt": frozenset(
-        ("interrupt_for", "raise_interrupt", "pin_in_use", "pin_wanted", "signal_fd")
+        (
+            *("interrupt_for", "raise_interrupt", "pin_in_use", "pin_wanted", "signal_fd"),
+            "count_interrupt",
+        )
     ),
     "time-stamp counter": frozenset(("read_tsc",)),
 }

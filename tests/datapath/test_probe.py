@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.drive import CutOffDrive
 
 from nvme_mdev.datapath.backends.null import NullBackend
+from nvme_mdev.datapath.backends.passthru import PassthruBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.probe import (
@@ -16,6 +18,7 @@ from nvme_mdev.datapath.probe import (
     struct_sizes,
     take_turns,
 )
+from nvme_mdev.spec.nvme_status import MediaStatus, Sct
 
 from .guest import READ, Guest, QueuePair
 
@@ -80,6 +83,28 @@ def test_what_a_file_is_asked_is_completed_in_the_kernels_place_when_it_is_cut_o
         assert complete_ring(iothread, 512) == 3
         assert take_turns(iothread, 1) == 3
         assert completed(queue) == 3
+
+
+def test_what_is_passed_is_completed_in_the_kernels_place_with_its_status():
+    iothread = IOThread("by hand")
+    backend = PassthruBackend(CutOffDrive(1 << 20))
+    with by_hand(iothread), Guest(backend, shared=iothread) as guest:
+        queue = guest.queue()
+        cut_off_kernel(iothread)
+        for status in (0, Sct.MEDIA << 8 | MediaStatus.UNRECOVERED_READ):
+            # More than one entry of the rings, whose entries have twice the usual size.
+            put(queue, 3)
+            assert take_turns(iothread, 4) == 3
+            assert queue.poll() is None
+            assert complete_ring(iothread, status) == 3
+            assert take_turns(iothread, 1) == 3
+            assert [queue.poll().status for _ in range(3)] == [status] * 3
+
+
+def test_a_thread_without_an_io_uring_cannot_be_cut_off_from_the_kernel():
+    iothread = IOThread("by hand")
+    with by_hand(iothread), pytest.raises(RuntimeError, match="has no io_uring"):
+        cut_off_kernel(iothread)
 
 
 def test_a_thread_that_runs_is_called_itself():

@@ -38,10 +38,12 @@ def by_hand(iothread: IOThread) -> AbstractContextManager[None]:
 def cut_off_kernel(iothread: IOThread) -> None:
     """Leave what is put on the thread's io_uring from now on where it is, for `complete_ring`.
 
-    RuntimeError: it has none.
+    That for files, or on a thread that serves none that for passed commands. RuntimeError: it has
+    none.
     """
 
 def complete_ring(iothread: IOThread, result: int) -> int:
-    """In the kernel's place, complete what is on the thread's io_uring with this result (bytes, or
-    -errno); how many operations that was. RuntimeError: the kernel was not cut off.
+    """In the kernel's place, complete what is on the thread's io_uring with this result (bytes, of
+    a passed command its status, or -errno); how many operations that was. RuntimeError: the kernel
+    was not cut off.
     """

@@ -4,7 +4,7 @@ the other in the calling thread; its clock; how its structs lie in cache lines.
 For counting what a turn costs: nothing depends on when the thread looks, as it does when it spins.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 
 from nvme_mdev.datapath.atomics cimport read_tsc, store_release32
 from nvme_mdev.datapath.iothread cimport IOThread, take_turns as take_turns_of
@@ -14,6 +14,8 @@ from nvme_mdev.datapath.runtime cimport aggregation_t, cq_t, iothread_t, region_
 from nvme_mdev.datapath.uring cimport io_uring_cqe, io_uring_sqe, uring_destroy, uring_of, uring_t
 
 from contextlib import contextmanager
+
+from nvme_mdev.datapath.backends import passthru
 
 cdef extern from "<liburing.h>" nogil:
     cdef struct io_uring_sq:
@@ -29,7 +31,11 @@ cdef extern from "<liburing.h>" nogil:
     cdef struct rings_t "io_uring":
         io_uring_sq sq
         io_uring_cq cq
+        unsigned flags
         int enter_ring_fd
+    enum:
+        IORING_SETUP_SQE128
+        IORING_SETUP_CQE32
 
 
 def take_turns(IOThread iothread not None, uint32_t count):
@@ -95,26 +101,37 @@ def by_hand(IOThread iothread not None):
         uring_destroy(iothread.thread)
 
 
+cdef uring_t *uring_of_any(IOThread iothread):
+    """For files, or else for passed commands; NULL: it has neither."""
+    if iothread.thread.uring != NULL:
+        return uring_of(iothread.thread)
+    return <uring_t *> <uintptr_t> passthru.rings.get((iothread, False), 0)
+
+
 def cut_off_kernel(IOThread iothread not None):
-    if iothread.thread.uring == NULL:
+    cdef uring_t *uring = uring_of_any(iothread)
+    if uring == NULL:
         raise RuntimeError(f"IOThread {iothread.name} has no io_uring")
     # io_uring_enter fails with EBADF; what is registered goes through another descriptor.
-    (<rings_t *> &uring_of(iothread.thread).ring).enter_ring_fd = -1
+    (<rings_t *> &uring.ring).enter_ring_fd = -1
 
 
 def complete_ring(IOThread iothread not None, int32_t result):
-    cdef uring_t *uring = uring_of(iothread.thread)
+    cdef uring_t *uring = uring_of_any(iothread)
     cdef rings_t *rings
     cdef io_uring_cqe *cqe
-    cdef uint32_t head, tail, count
+    cdef uint32_t head, tail, count, sqe_shift, cqe_shift
     if uring == NULL or (<rings_t *> &uring.ring).enter_ring_fd != -1:
         raise RuntimeError(f"IOThread {iothread.name}: its io_uring is the kernel's")
     rings = <rings_t *> &uring.ring
+    # The rings of passed commands have entries of twice the size.
+    sqe_shift = rings.flags & IORING_SETUP_SQE128 != 0
+    cqe_shift = rings.flags & IORING_SETUP_CQE32 != 0
     head, tail = rings.sq.khead[0], rings.cq.ktail[0]
     count = rings.sq.ktail[0] - head
     for i in range(count):
-        cqe = &rings.cq.cqes[(tail + i) & rings.cq.ring_mask]
-        cqe.user_data = rings.sq.sqes[(head + i) & rings.sq.ring_mask].user_data
+        cqe = &rings.cq.cqes[((tail + i) & rings.cq.ring_mask) << cqe_shift]
+        cqe.user_data = rings.sq.sqes[((head + i) & rings.sq.ring_mask) << sqe_shift].user_data
         cqe.res = result
     store_release32(rings.sq.khead, head + count)
     store_release32(rings.cq.ktail, tail + count)

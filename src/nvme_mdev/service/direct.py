@@ -168,13 +168,13 @@ def _open_passthrough(
     length: int | None,
 ) -> Backend:
     """On the queues of the kernel's driver; OSError: as the kernel says."""
-    from nvme_mdev.datapath.backends.kernel_drive import NoCharacterDeviceError
+    from nvme_mdev.datapath.backends.kernel_drive import NoCharacterDeviceError, open_drive
     from nvme_mdev.datapath.backends.passthru import PassthruBackend
 
     part = Part.parse(controller)
     path = str(part.block_device()) if part is not None else controller
     try:
-        backend = PassthruBackend(path, read_only=read_only, offset=offset, length=length)
+        drive = open_drive(path, read_only=read_only, offset=offset, length=length)
     except NoCharacterDeviceError as error:
         if Path(path).is_char_device():
             raise UserError(
@@ -182,10 +182,11 @@ def _open_passthrough(
                 " (direct:/dev/nvme0n1p1)"
             ) from error
         raise UserError(f"{text}: {error.strerror}: serve it without direct:") from error
-    if block_size not in {None, backend.block_size}:
-        backend.close()
-        raise UserError(f"{text}: its blocks have {backend.block_size} bytes: leave block-size out")
-    return backend
+    if block_size not in {None, drive.namespace.block_size}:
+        drive.close()
+        size = drive.namespace.block_size
+        raise UserError(f"{text}: its blocks have {size} bytes: leave block-size out")
+    return PassthruBackend(drive)
 
 
 def _line(text: str, name: DirectName, error: str) -> str:

@@ -99,6 +99,11 @@ class KernelDrive:
     host_queues: int
     """Queues that are set aside, one for each IOThread; 0: they are the host's, and not counted."""
 
+    @property
+    def polled(self) -> bool:
+        """Completions are polled for on the driver's poll queues."""
+        return self.medium.polled
+
     def take_queue(self, owner: object) -> None:
         """Count a host queue for an IOThread; UserError: none is left."""
         if self.controller and self.host_queues:

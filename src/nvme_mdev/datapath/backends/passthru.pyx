@@ -39,7 +39,6 @@ from nvme_mdev.datapath.uring cimport (
 
 import os
 
-from nvme_mdev.datapath.backends.kernel_drive import open_drive
 from nvme_mdev.datapath.backends.temperature import temperature
 
 cdef extern from "<linux/nvme_ioctl.h>" nogil:
@@ -113,6 +112,7 @@ cdef enum:
 
 #: An IOThread's ring for passthrough. IOPOLL rings and others are two.
 cdef struct passthru_ring_t:
+    #: First, so that its address is the ring's (`rings`).
     uring_t uring
     uint32_t users
     uint32_t flags
@@ -377,12 +377,12 @@ cdef class PassthruBackend(DriveBackend):
     cdef list iothreads
     cdef readonly bint polled
 
-    def __init__(self, path, *, read_only=False, offset=0, length=None):
+    def __init__(self, drive):
         self.iothreads = []
-        self.drive = open_drive(path, read_only=read_only, offset=offset, length=length)
-        self.describe(self.drive.namespace)
-        self.polled = self.drive.medium.polled
-        self.served.below.fd = self.drive.fd
+        self.drive = drive
+        self.describe(drive.namespace)
+        self.polled = drive.polled
+        self.served.below.fd = drive.fd
         self.backend.ops = &passthru_ops
         self.backend.uses_buffers = True
 
