@@ -76,6 +76,43 @@ def test_direct_mode_is_compared_with_the_hardware_below_it(nvme_mdev: RunComman
         assert test["null"]["iops_to_host"] is None
 
 
+def test_a_controller_is_compared_with_direct_mode_on_it(
+    nvme_mdev: RunCommand, serve: Serve, tmp_path: Path
+) -> None:
+    socket = tmp_path / "hardware.sock"
+    serve("memory:1M", "null:1G,latency=100us", "--socket", socket)
+    result = nvme_mdev("bench", "report", f"vfio-user:{socket}/n2", *QUICK, "--json")
+    assert (result.status, result.err) == (0, "")
+    report = json.loads(result.out)
+    # The controller has one driver at a time, and nobody was refused.
+    assert report["left_out"] == []
+    for test in report["tests"].values():
+        assert list(test) == ["host", "mdev/direct", "null", "memory"]
+        for row in ("host", "mdev/direct"):
+            assert test[row]["lat_mean_ns"]["min"] >= 100_000
+            assert test[row]["counters"]["commands_translated"]["count"] > 0
+        assert test["host"]["iops_to_host"]["median"] == 1
+        assert test["mdev/direct"]["iops_to_host"]["median"] > 0
+    assert report["measured"]["host"] == f"vfio-user:{socket}/n2"
+    assert report["measured"]["mdev/direct"] == f"direct:vfio-user:{socket}/n2"
+
+
+def test_a_controller_that_cannot_be_measured_is_left_with_one_line(
+    nvme_mdev: RunCommand, serve: Serve, tmp_path: Path
+) -> None:
+    socket = tmp_path / "hardware.sock"
+    serve("memory:1M", "memory:32k", "--socket", socket)
+    for part, options, said in (
+        ("/n3", (), "there is no namespace 3: the controller has 1, 2"),
+        ("/n2", (), f"vfio-user:{socket}/n2 has 32768: commands of up to 64 KiB are measured"),
+        ("", ("--size", "2M"), f"--size 2097152 is more than vfio-user:{socket} has: 1048576"),
+    ):
+        result = nvme_mdev("bench", "report", f"vfio-user:{socket}{part}", *options, *QUICK)
+        assert (result.status, result.out) == (2, "")
+        assert said in result.err
+        assert result.err.count("\n") == 1
+
+
 def test_the_tables_fit_a_terminal_and_say_what_they_are(
     nvme_mdev: RunCommand, serve: Serve, tmp_path: Path, image: Path
 ) -> None:
@@ -122,6 +159,9 @@ def test_a_page_that_cannot_be_written_after_all_costs_no_result(
     [
         (["null:1G"], "null and memory are measured anyway"),
         (["/nonexistent/disk"], "there is no such file"),
+        (["vfio:"], "write vfio:0000:44:00.0/n1 or vfio-user:SOCKET/n1"),
+        (["vfio:0000:44:00.0/n1p2"], "all of a namespace is measured: leave p2 out"),
+        (["vfio:0000:44:00.0", "--hardware", "1us"], "each has a row mdev/direct"),
         (["--html", "/nonexistent/report.html"], "there is no such folder"),
         (["--html", "/proc/report.html"], "/proc/report.html"),
         (["--peer", "null=a.sock"], "the report has a row of that name already"),
@@ -139,6 +179,23 @@ def test_what_is_wrong_is_said_before_anything_is_started(
     result = nvme_mdev("bench", "report", *arguments)
     assert result.status == 2
     assert result.out == ""
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("vfio-user:/nonexistent", "there is no such socket"),
+        ("vfio:ffff:1f:1f.7", "there is no such PCI function"),
+        ("vfio:44", "write a PCI address as lspci -D does"),
+    ],
+)
+def test_a_controller_that_is_not_there_is_said(
+    nvme_mdev: RunCommand, target: str, said: str
+) -> None:
+    result = nvme_mdev("bench", "report", target, *QUICK)
+    assert (result.status, result.out) == (2, "")
     assert said in result.err
     assert result.err.count("\n") == 1
 

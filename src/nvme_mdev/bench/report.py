@@ -23,6 +23,7 @@ from nvme_mdev.host.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from nvme_mdev.bench.counters import DeviceCounters
     from nvme_mdev.bench.limits import Floor, FloorMeter
@@ -35,7 +36,8 @@ HOST = "host"
 BLOCK, PASSTHROUGH = "mdev/block", "mdev/passthrough"
 """The daemon on the target: through io_uring; in direct mode over the kernel's driver."""
 HARDWARE, DIRECT = "hardware", "mdev/direct"
-"""A controller that takes its time, bare and below another: direct mode is compared with that."""
+"""A controller that takes its time, bare and below another: direct mode is compared with that,
+or, where there is none, with the host's."""
 NULL, MEMORY = "null", "memory"
 OWN_ROWS = frozenset((HOST, BLOCK, PASSTHROUGH, HARDWARE, DIRECT, NULL, MEMORY))
 """No other server's row may have such a name."""
@@ -63,6 +65,13 @@ NOTES = (
     "The floor is a command's round trip to a controller that does nothing.",
 )
 """What is said below the tables."""
+NOTES_OF_A_CONTROLLER = (
+    *NOTES[:2],
+    "host: our own driver on a queue of TARGET; mdev/direct: the same driver on the daemon, which",
+    "has such a queue. TARGET has one driver at a time: each measurement attaches anew.",
+    *NOTES[-2:],
+)
+"""Where TARGET is a controller that we drive ourselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,27 @@ class Namespace:
         if result.problems:
             raise HostError(f"{self.name}: {result.problems[0]}")
         return result.read, result.counters
+
+
+@dataclass(slots=True)
+class AttachedAnew:
+    """A namespace of a controller that has one driver at a time: attached for each measurement."""
+
+    name: str
+    attach: Callable[[], AbstractContextManager[NvmeHost]]
+    nsid: int
+    size: int | None
+    """Bytes that are read from; None: all."""
+
+    def whole_size(self) -> int:
+        """Bytes that the namespace has. HostError, and what `attach` raises: it cannot be had."""
+        with self.attach() as host:
+            return host.namespace(self.nsid).size
+
+    def measure(self, job: Job) -> tuple[Direction, DeviceCounters | None]:
+        """Through the host driver. HostError when the controller fails."""
+        with self.attach() as host:
+            return Namespace(self.name, host, self.nsid, self.size).measure(job)
 
 
 def _with_size(job: Job, size: int | None, nsid: int = 1) -> Job:
@@ -223,7 +253,8 @@ class Report:
 
     def against_host(self, point: Point, subject: str) -> Spread | None:
         """IOPS as a share of the bare target's, or hardware's, in the same round."""
-        bare = HARDWARE if subject in {HARDWARE, DIRECT} else HOST
+        has_hardware = HARDWARE in self.subjects
+        bare = HARDWARE if has_hardware and subject in {HARDWARE, DIRECT} else HOST
         one, host = self.cell(point, subject), self.cell(point, bare)
         if one is None or host is None:
             return None

@@ -12,6 +12,7 @@ import click
 
 from nvme_mdev.cli.bench import CpuList, echo_json, host_errors, progress_bar, this_run
 from nvme_mdev.cli.bench_floor import two_cpus
+from nvme_mdev.cli.bench_report_controller import BareController
 from nvme_mdev.cli.bench_scale import Counts, fill_in
 from nvme_mdev.cli.parameters import DURATION, SIZE, SecondsType
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
@@ -19,7 +20,7 @@ from nvme_mdev.errors import UserError
 from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
-    from nvme_mdev.bench.report import Namespace, Report, Subject
+    from nvme_mdev.bench.report import AttachedAnew, Namespace, Report, Subject
 
 NULL_SIZE = 64 << 30
 MEMORY_SIZE = 256 << 20
@@ -34,8 +35,8 @@ _SCALE_DEPTH = 32
 _NULL, _MEMORY, _TARGET = 1, 2, 3
 """The daemon's namespaces, and a fourth one if TARGET is served in two ways."""
 _ALIGNED = 1 << 20
-_POLL_TIMEOUT_MS = 20
-"""Less than fio needs to start."""
+_SLEEPY = ("--poll-timeout-ms", "20")
+"""Less than fio needs to start: daemons do not poll while the host is measured."""
 
 
 class Peer(click.ParamType[tuple[str, str]]):
@@ -133,24 +134,35 @@ def report(
     mode. Each --peer is the socket of another server, whose namespace 1 is read. The row "host" is
     fio on the bare TARGET, where fio is installed. With --hardware there are two rows more: a null
     controller that takes its time, and the daemon in direct mode on the queues of another such.
+
+    TARGET can also be a controller: vfio:0000:44:00.0, a drive bound to vfio-pci, or
+    vfio-user:SOCKET, with /n2 for its namespace 2. Then "host" is our own driver on it.
     """
-    _check(target, html)
+    controller = BareController.parse(target, size) if target else None
+    _check(None if controller else target, html)
+    if controller and hardware_ns is not None:
+        raise UserError(f"--hardware and {target}: each has a row mdev/direct: give one of them")
     _check_peers(peers)
     _check_size(size, "--size", quick=quick)
     seconds = runtime or (_QUICK_RUNTIME if quick else _RUNTIME)
     floor_cpus = two_cpus(cpus)
     job_cpus = _job_cpus(cpus, floor_cpus[1])
-    bare = Bare(target, _half_of_a_drive(target), size) if target else None
+    file = None if controller else target
+    bare = Bare(file, _half_of_a_drive(file), size) if file else None
     with Interrupts() as interrupts, host_errors(), ExitStack() as stack:
         daemon = stack.enter_context(
             serve_privately(interrupts, lambda _folder: _arguments(bare), floor_cpus[1])
         )
         subjects = _subjects(stack, daemon, bare, peers, quick=quick)
+        if controller:
+            subjects[:0] = _rows_of(controller, interrupts, floor_cpus[1], quick=quick)
         if hardware_ns is not None:
             subjects += _direct_subjects(stack, interrupts, hardware_ns, floor_cpus[1])
         found = _empty_report(subjects, rounds, seconds, quick=quick, jobs=len(job_cpus))
+        if controller:
+            found.notes = controller.notes()
         found.run = this_run()
-        found.measured = _behind(subjects, bare, peers, hardware_ns)
+        found.measured = _behind(subjects, controller or bare, peers, hardware_ns)
         _fill_in(found, subjects, job_cpus, floor_cpus, show=not as_json)
         chosen = counts or (_QUICK_COUNTS if quick else _COUNTS)
         _fill_in_scale(found, chosen, interrupts, floor_cpus, show=not as_json)
@@ -207,6 +219,13 @@ def _check_size(size: int | None, what: str, *, quick: bool) -> None:
         raise UserError(f"{what} {size}: commands of up to {format_size(most)} are measured")
 
 
+def _check_range(size: int | None, whole: int, what: str, *, quick: bool) -> None:
+    """That so many bytes can be read of what has ``whole`` of them; UserError: they cannot."""
+    _check_size(whole, f"{what} has", quick=quick)
+    if size is not None and size > whole:
+        raise UserError(f"--size {size} is more than {what} has: {whole} bytes")
+
+
 def _job_cpus(cpus: tuple[int, ...], daemon_cpu: int) -> tuple[int, ...]:
     """All but the daemon's."""
     chosen = cpus or tuple(sorted(os.sched_getaffinity(0)))
@@ -232,14 +251,14 @@ def _half_of_a_drive(target: str) -> int | None:
 
 
 def _arguments(bare: Bare | None) -> list[str]:
-    """The daemon's: it goes to sleep soon, so that it does not poll while the host is measured."""
+    """The daemon's."""
     targets = [f"null:{NULL_SIZE}", f"memory:{MEMORY_SIZE}"]
     if bare and bare.half:
         targets.append(f"{bare.path},length={bare.half},read-only")
         targets.append(f"direct:{bare.path},offset={bare.half},read-only")
     elif bare:
         targets.append(f"{bare.path},read-only")
-    return [*targets, "--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
+    return [*targets, *_SLEEPY]
 
 
 def _subjects(
@@ -259,9 +278,7 @@ def _subjects(
     subjects: list[Subject] = []
     if bare is not None:
         whole, part = host.namespace(_TARGET).size, "half of " if bare.half else ""
-        _check_size(whole, f"{bare.path} has", quick=quick)
-        if bare.size is not None and bare.size > whole:
-            raise UserError(f"--size {bare.size} is more than {part}{bare.path} has: {whole} bytes")
+        _check_range(bare.size, whole, f"{part}{bare.path}", quick=quick)
         if fio.available():
             subjects.append(BareTarget(bare.path, bare.size or whole))
         subjects.append(Namespace(BLOCK, host, _TARGET, bare.size))
@@ -275,9 +292,19 @@ def _subjects(
     return subjects
 
 
+def _rows_of(
+    controller: BareController, interrupts: Interrupts, cpu: int, *, quick: bool
+) -> list[AttachedAnew]:
+    """Of a TARGET that is a controller. HostError, UserError: one of them cannot have it."""
+    rows = controller.rows(interrupts, _SLEEPY, cpu)
+    whole = min(row.whole_size() for row in rows)
+    _check_range(controller.size, whole, controller.text, quick=quick)
+    return rows
+
+
 def _behind(
     subjects: list[Subject],
-    bare: Bare | None,
+    bare: Bare | BareController | None,
     peers: tuple[tuple[str, str], ...],
     hardware_ns: int | None,
 ) -> dict[str, str]:
@@ -288,7 +315,9 @@ def _behind(
         NULL: f"null namespace of {format_size(NULL_SIZE)}",
         MEMORY: f"memory namespace of {format_size(MEMORY_SIZE)}",
     }
-    if bare:
+    if isinstance(bare, BareController):
+        what |= bare.behind()
+    elif bare:
         read = "" if bare.size is None else f", {format_size(bare.size)} of it"
         what |= dict.fromkeys((HOST, BLOCK), f"{bare.path}{read}")
         what[PASSTHROUGH] = f"{bare.path} from byte {bare.half} on{read}"
@@ -310,12 +339,11 @@ def _direct_subjects(
     from nvme_mdev.bench.report import DIRECT, HARDWARE, Namespace
     from nvme_mdev.host.driver import NvmeHost
 
-    sleepy = ["--poll-timeout-ms", str(_POLL_TIMEOUT_MS)]
     target = f"null:{NULL_SIZE},latency={latency_ns}ns"
 
     def serve(argument: str, cpu: int | None) -> Daemon:
         return stack.enter_context(
-            serve_privately(interrupts, lambda _folder: [argument, *sleepy], cpu)
+            serve_privately(interrupts, lambda _folder: [argument, *_SLEEPY], cpu)
         )
 
     bare, below = serve(target, cpu), serve(target, None)

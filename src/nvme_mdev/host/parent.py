@@ -29,6 +29,7 @@ from nvme_mdev.datapath.backends.drive import (
 )
 from nvme_mdev.datapath.backends.nvme import LowerQueue, NvmeBackend
 from nvme_mdev.errors import UserError
+from nvme_mdev.host.attaching import attach_patiently
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, HostError, NvmeTimeoutError
 from nvme_mdev.host.memory import PAGE_SIZE
@@ -71,10 +72,6 @@ _ATTACHES_IN_S = 0.1
 """For which an attempt to attach is waited: most need less."""
 _SHUTDOWN_S = 2.0
 """For a controller to shut down that may have gone already."""
-_ATTACH_AGAIN_S = 0.02
-_ATTACH_WITHIN_S = 2.0
-"""How long the session of a process before us may take to end."""
-_BUSY = (errno.EBUSY, errno.ECONNRESET, errno.EPIPE)
 
 
 @dataclass
@@ -225,7 +222,9 @@ class Parent:
         #: When a look must be over; None: nobody waits for it.
         self._deadline: float | None = None
         self._smart: bytes | None = None
-        self._host: NvmeHost | None = _attach_patiently(address)
+        self._host: NvmeHost | None = attach_patiently(
+            address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S
+        )
         try:
             self._set_up(self._host)
         except BaseException:
@@ -683,17 +682,3 @@ def _unique(namespace: IdentifyNamespace) -> bytes:
 def settable_aside(host: NvmeHost) -> int:
     """Queue pairs of a controller that can be set aside for IOThreads: all but our own."""
     return min(host.queue_counts) - 1
-
-
-def _attach_patiently(address: str) -> NvmeHost:
-    """Attach; the controller may still be busy with the session of a process that died."""
-    deadline = time.monotonic() + _ATTACH_WITHIN_S
-    while True:
-        try:
-            return NvmeHost(address, memory_size=_OWN_MEMORY, timeout=_TIMEOUT_S)
-        except AttachError as error:
-            cause = error.__cause__
-            busy = isinstance(cause, OSError) and cause.errno in _BUSY
-            if not busy or time.monotonic() > deadline:
-                raise
-        time.sleep(_ATTACH_AGAIN_S)
