@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -251,3 +252,20 @@ def test_taking_bus_master_away_stops_the_queues_until_it_is_back(host: NvmeHost
     assert queue.take(cid) is None
     config.region_write(7, 4, (0x0406).to_bytes(2, "little"))
     assert queue.finish(cid).ok
+
+
+def test_a_driver_that_is_closed_has_the_doorbells_mapped_no_more(served: Served) -> None:
+    """Whoever still has a queue of it: a drive behind VFIO would still be held."""
+    own = mapped_doorbells()
+    with NvmeHost(served.path) as host:
+        kept = host.create_queue_pair(), host.admin_queue, host.create_queue_pair()
+        host.delete_queue_pair(kept[2])
+        assert mapped_doorbells() == own + 1
+    assert mapped_doorbells() == own
+    with pytest.raises(ValueError, match="is closed"):
+        kept[0].ring()
+
+
+def mapped_doorbells() -> int:
+    """Mappings in this process, which has the controller, too."""
+    return Path("/proc/self/maps").read_text().count("/memfd:nvme-mdev-doorbells")

@@ -95,6 +95,15 @@ class CommandQueue(QueuePair):
         """Completions that named no command of `start`'s that is out."""
         self._completed: dict[int, Completion] = {}
 
+    def close(self) -> None:
+        """No more commands.
+
+        Whoever still refers to the pair must not keep the doorbells mapped: a drive behind VFIO is
+        not let go of before they are unmapped.
+        """
+        super().close()
+        self.rings = self.rings._replace(registers=(None, None), shadows=(None, None))
+
     def start(self, sqe: SQE) -> int:
         """Submit a command under a new identifier, which is returned; `sqe.cid` is set."""
         cid = self._post(sqe)
