@@ -281,6 +281,9 @@ def test_fio_polls_a_device_that_can_be_polled(monkeypatch, job, polls):
     monkeypatch.setattr(fio, "device_polls", lambda target: target == "/dev/nvme0n1")
     assert ("--hipri" in fio.command_line("/dev/nvme0n1", job)) == polls
     assert "--hipri" not in fio.command_line("/dev/sda", job)
+    # A device of another machine.
+    assert ("--hipri" in fio.command_line("/dev/sda", job, polls=True)) == polls
+    assert "--hipri" not in fio.command_line("/dev/nvme0n1", job, polls=False)
 
 
 def test_fios_numbers_become_ours():

@@ -42,8 +42,11 @@ def device_polls(target: str) -> bool:
         return False
 
 
-def command_line(target: str, job: Job) -> list[str]:
-    """fio's arguments for a job that only reads; the range is that of the job."""
+def command_line(target: str, job: Job, *, polls: bool | None = None) -> list[str]:
+    """fio's arguments for a job that only reads; the range is that of the job.
+
+    ``polls``: whether the target can be polled; None: as this machine says (`device_polls`).
+    """
     assert not job.rw.writes
     assert job.runtime is not None
     arguments = {
@@ -64,7 +67,8 @@ def command_line(target: str, job: Job) -> list[str]:
     flags = ["readonly", "time_based", "thread", "group_reporting", "norandommap", "randrepeat=0"]
     # One thread reaps what another has submitted to the same poll queue, and that one goes on
     # looking, in the kernel, for what has come already: two were seen not to end (Linux 6.12).
-    if not job.interrupts and job.numjobs == 1 and device_polls(target):
+    polls = device_polls(target) if polls is None else polls
+    if polls and not job.interrupts and job.numjobs == 1:
         flags.append("hipri")
     if job.cpus:
         flags.append("cpus_allowed=" + ",".join(map(str, job.cpus)))

@@ -8,6 +8,7 @@ to 1 than they would be.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.bench import fio
+from nvme_mdev.bench.counters import LOG_SIZE, DeviceCounters
 from nvme_mdev.bench.histogram import Histogram
 from nvme_mdev.bench.report import BareTarget, Point, Report, Sweep, run_report
 from nvme_mdev.bench.results import Direction
 from nvme_mdev.errors import UserError
+from nvme_mdev.spec.vendor import PATH_COUNTERS_LID
 
 from .daemon import Daemon
 from .guest import Guest
@@ -29,7 +32,6 @@ from .machines import vfio_user
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nvme_mdev.bench.counters import DeviceCounters
     from nvme_mdev.bench.job import Job
     from nvme_mdev.bench.report import Subject
 
@@ -38,15 +40,23 @@ if TYPE_CHECKING:
 SIZE = 256 << 20
 """Bytes of each image: none is a hole, and no cache of the guest holds it."""
 CHUNK = 1 << 20
-GUEST_TEST = Point(interrupts=True)
+TESTS = {
+    "polling test, in a guest": Point(interrupts=False),
+    "interrupt test, in a guest": Point(interrupts=True),
+}
 NOTES = (
-    "4 KiB random reads at depth 1 by fio (io_uring, O_DIRECT) in an emulated guest.",
-    "host: the same fio on an image of the same kind on the host.",
+    "4 KiB random reads at depth 1 by fio (io_uring, O_DIRECT) in an emulated guest. In the",
+    "polling test it polls queues of the guest's driver without interrupts (hipri, poll_queues).",
+    "host: the same fio on an image of the same kind on the host, which has no such queues.",
     "mdev/block: vfio-user-pci and our daemon; virtio-blk, QEMU nvme: of QEMU, and how it reads.",
     "QEMU nvme://: its user-space driver in the guest, on a controller of ours behind vfio-pci;",
-    "by qemu-img bench, which reads in order and has no distribution.",
+    "by qemu-img bench, which reads in order, has no distribution, and waits for interrupts.",
+    "Counters: of mdev/block, as the guest's kernel reads them from the controller's log. The",
+    "others have none, and QEMU nvme:// has its controller, one of ours, to itself.",
     "BW, IOPS: medians of the rounds, ± over the rounds. Latencies: means and ± over all commands.",
 )
+POLL_QUEUES = 2
+"""Of each driver in the guest: one for each CPU."""
 PATIENCE = 60.0
 """Seconds beyond a job's runtime that an emulated guest may take to start fio."""
 
@@ -58,15 +68,35 @@ class GuestDisk:
     name: str
     guest: Guest
     path: str
+    ours: bool = False
 
     def measure(self, job: Job) -> tuple[Direction, DeviceCounters | None]:
         """Through the guest's fio."""
-        command = fio.command_line(self.path, replace(job, size=SIZE, cpus=()))
+        if not job.interrupts and not self._polls():
+            raise UserError("its driver in the guest has no queues to be polled")
+        command = fio.command_line(self.path, replace(job, size=SIZE, cpus=()), polls=True)
+        before = self._counters()
         said = self.guest.run(f"cd /tmp; {' '.join(command)}", PATIENCE + (job.runtime or 0))
         if said.status:
             raise UserError(f"fio in the guest failed: {said.output.strip().splitlines()[-1]}")
+        after = self._counters()
         found = json.loads(said.output[said.output.index("{") :])
-        return fio.parse_read(found["jobs"][0]["read"]), None
+        counters = after.since(before) if before and after else None
+        return fio.parse_read(found["jobs"][0]["read"]), counters
+
+    def _polls(self) -> bool:
+        queue = f"/sys/block/{self.path.removeprefix('/dev/')}/queue"
+        return self.guest.sh(f"cat {queue}/io_poll").strip() == "1"
+
+    def _counters(self) -> DeviceCounters | None:
+        """Of our controller, through the guest's kernel; None: it is not ours."""
+        if not self.ours:
+            return None
+        page = self.guest.sh(
+            f"nvme get-log {self.path} --log-id={PATH_COUNTERS_LID} --log-len={LOG_SIZE}"
+            " --raw-binary | base64"
+        )
+        return DeviceCounters.unpack(base64.b64decode(page))
 
 
 @dataclass
@@ -81,6 +111,8 @@ class UserSpaceDriver:
         """Through qemu-img, which is told a number of reads and not a time."""
         if job.numjobs > 1:
             raise UserError("qemu-img has one queue")
+        if not job.interrupts:
+            raise UserError("QEMU's driver waits for interrupts")
         count = 50
         while (elapsed := self._run(count, job)) < (job.runtime or 0):
             count *= 4
@@ -138,7 +170,11 @@ def qemu_disks(images: Callable[[], Path]) -> Iterator[tuple[str, str, dict[str,
             f"driver=raw,node-name={node},file.driver=file,file.filename={images()},"
             f"file.cache.direct=on,file.aio={aio}"
         )
-        yield name, block, {"driver": driver, "drive": node, "serial": f"LAB{number}"}
+        device: dict[str, object] = {"driver": driver, "drive": node, "serial": f"LAB{number}"}
+        if driver == "virtio-blk-pci":
+            # By itself one for each CPU, of which the guest would make all but one polled.
+            device["num-queues"] = 2 * POLL_QUEUES
+        yield name, block, device
 
 
 def path_of(guest: Guest, serial: str) -> str:
@@ -194,7 +230,8 @@ def measure(
             devices,
             blocks=[block for _, block, _ in disks],
             # Only what is given to user space is translated.
-            append="intel_iommu=on iommu=pt lab.modules=vfio_pci,vfio_iommu_type1",
+            append="intel_iommu=on iommu=pt lab.modules=vfio_pci,vfio_iommu_type1"
+            f" nvme.poll_queues={POLL_QUEUES} virtio_blk.poll_queues={POLL_QUEUES}",
             arguments=["-machine", "kernel-irqchip=off"],
             memory_mib=1024,
         )
@@ -202,7 +239,7 @@ def measure(
             guest.wait_ready()
             subjects: list[Subject] = [
                 BareTarget(str(image()), SIZE),
-                GuestDisk("mdev/block", guest, guest.disk("OURS")),
+                GuestDisk("mdev/block", guest, guest.disk("OURS"), ours=True),
                 *(
                     GuestDisk(name, guest, path_of(guest, str(device["serial"])))
                     for name, _, device in disks
@@ -216,7 +253,7 @@ def measure(
                 sweeps,
                 rounds,
                 runtime,
-                tests={"interrupt test, in a guest": GUEST_TEST},
+                tests=TESTS,
                 notes=NOTES,
             )
             run_report(subjects, report, cpus=(), meter=None, progress=progress)
