@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import hardware
+from lab import hardware, hardware_report
 
 if TYPE_CHECKING:
     from lab import Rig
@@ -289,23 +289,6 @@ class TestHardware:
         machine.guest.sh(f"nvme-mdev conformance {socket} --destructive", timeout=LONG)
         machine.stop(socket)
 
-    def test_a_report_compares_both_ways_to_a_drive_with_the_drive(self, machine: Machine) -> None:
-        partition = machine.guest.disk("main") + "p2"
-        printed = machine.guest.sh(
-            f"nvme-mdev bench report {partition} --quick --rounds 1 --runtime 0.2 --controllers 1"
-            " --json",
-            timeout=LONG,
-        )
-        report = json.loads(printed)
-        # fio's threads were seen to wait for ever here. What we do then is another test's.
-        not_ended = re.compile(r"host, .*: fio on \S+ did not end")
-        assert all(map(not_ended.fullmatch, report["left_out"])), report["left_out"]
-        for test in report["tests"].values():
-            assert list(test) == ["host", "mdev/block", "mdev/passthrough", "null", "memory"]
-            for row in ("mdev/block", "mdev/passthrough"):
-                assert test[row]["iops_to_host"]["median"] > 0
-                assert test[row]["counters"]["commands_translated"]["count"] > 0
-
     def test_what_cannot_be_had_is_said_in_one_line(self, machine: Machine) -> None:
         main, spare = machine.controller("main"), machine.controller("spare")
         second = machine.guest.disk("main", 2)
@@ -462,6 +445,29 @@ class TestHardware:
         assert '"active"' in state
         # What is left goes on.
         machine.guest.sh(verify(socket, 2), timeout=LONG)
+
+
+@pytest.mark.xdist_group("hardware")
+def test_reports_compare_all_ways_to_a_drive_with_the_drive(rig: Rig) -> None:
+    """While the kernel has it, and behind VFIO."""
+    machine = hardware.boot(rig, timed=True)
+    compare(machine, machine.guest.disk("timed"), ["host", "mdev/block", "mdev/passthrough"])
+    compare(machine, f"vfio:{machine.behind_vfio('timed')}", ["host", "mdev/direct"])
+
+
+def compare(machine: Machine, target: str, rows: list[str]) -> None:
+    options = ("--quick", "--rounds", "1", "--runtime", "0.2", "--json")
+    report = json.loads(hardware_report.report(machine, target, options))
+    # fio's threads were seen to wait for ever here. What we do then is another test's.
+    not_ended = re.compile(r"host, .*: fio on \S+ did not end")
+    assert all(map(not_ended.fullmatch, report["left_out"])), report["left_out"]
+    for test in report["tests"].values():
+        assert list(test) == [*rows, "null", "memory"]
+        for row in rows[1:]:
+            assert test[row]["iops_to_host"]["median"] > 0
+            counters = test[row]["counters"]
+            assert counters["commands_translated"]["count"] > 0
+            assert counters["commands_completed"]["count"] > 0
 
 
 @pytest.mark.xdist_group("hardware")

@@ -12,7 +12,7 @@ from pathlib import Path
 from nvme_mdev.bench.page import html_page
 from nvme_mdev.cli.bench_report import print_report
 
-from . import hardware
+from . import hardware, hardware_report
 from .machines import direct_boot, machine, programs_disk, vfio_user
 from .packages import LabUnavailableError
 from .prepare import Lab, cache_directory, clean, prepare, say
@@ -43,7 +43,14 @@ def main() -> int:
     report.add_argument("--quick", action="store_true", help="fewer points")
     report.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     report.add_argument("--html", type=Path, help="write a self-contained page, too")
+    report.add_argument(
+        "--hardware",
+        action="store_true",
+        help="instead the ways to a drive, on the host with NVMe drives; neither JSON nor a page",
+    )
     arguments = parser.parse_args()
+    if arguments.command == "report" and arguments.hardware and (arguments.json or arguments.html):
+        report.error("--hardware prints two reports, and neither JSON nor a page")
     try:
         if arguments.command == "clean":
             clean()
@@ -58,11 +65,20 @@ def main() -> int:
     if arguments.command == "prepare":
         say(f"ready in {cache_directory()}")
         return 0
+    if arguments.command == "report" and arguments.hardware:
+        hardware_report.show(lab, report_options(arguments), say)
+        return 0
     if arguments.command == "report":
         return compare(lab, arguments)
     if arguments.hardware:
         return open_hardware(lab, arguments)
     return open_shell(lab, arguments)
+
+
+def report_options(arguments: argparse.Namespace) -> list[str]:
+    """For `nvme-mdev bench report`."""
+    numbers = ["--rounds", str(arguments.rounds), "--runtime", str(arguments.runtime)]
+    return [*numbers, "--quick"] if arguments.quick else numbers
 
 
 def compare(lab: Lab, arguments: argparse.Namespace) -> int:
@@ -99,8 +115,11 @@ def open_shell(lab: Lab, arguments: argparse.Namespace) -> int:
 
 def open_hardware(lab: Lab, arguments: argparse.Namespace) -> int:
     """The serial console of the host of `test_hardware.py`, on images that go with it."""
-    with tempfile.TemporaryDirectory(prefix="nvme-mdev-shell-") as directory:
-        host = hardware.make(Path(directory))
+    with (
+        tempfile.TemporaryDirectory(prefix="nvme-mdev-shell-") as directory,
+        hardware.timed_drive(Path(directory)) as timed,
+    ):
+        host = hardware.make(Path(directory), timed)
         for block in host.blocks:
             arguments.qemu += ["-blockdev", block]
         for device in host.devices:

@@ -10,9 +10,12 @@ drive      what it is for
 ``spare``  to be bound to vfio-pci
 ``lost``   to be taken away while it is used
 ``twin``   and ``other``: two functions that the IOMMU cannot tell apart
+``timed``  to be measured, only where asked for: it has a service time
 =========  ==============================================================================
 
-The kernel's driver has two poll queues for each (nvme.poll_queues=2).
+All are QEMU's own but ``timed``, which is a controller of ours on the real machine; after a suspend
+to RAM its memory was seen not to be mapped again. The kernel's driver has two poll queues for each
+(nvme.poll_queues=2).
 
 No kernel of Debian's has iommufd so far. Whoever has VFIO's modules with it, made for the lab's
 kernel, names their folder in ``NVME_MDEV_VFIO_MODULES``: the machine loads these instead.
@@ -27,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import program_disk
+from .daemon import Daemon
+from .machines import vfio_user
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -47,6 +52,9 @@ _SIZES = {
     "other": MIB,
 }
 """Of the images, in bytes."""
+TIMED_TARGET = "null:1G,latency=6400ns"
+"""As long as the Optane drive of NVME MDEV's figures took for a command."""
+_TIMED_OPTIONS = ("--serial", "timed")
 _APPEND = "intel_iommu=on nvme.poll_queues=2 no_console_suspend"
 _VFIO = "load vfio_pci vfio_iommu_type1"
 #: Of a folder with modules of one's own; what is missing there is not loaded.
@@ -55,6 +63,8 @@ for name in iommufd vfio vfio_iommu_type1 vfio-pci-core vfio-pci; do
     module={program_disk.MOUNT}/modules/$name.ko
     test ! -e $module || insmod $module
 done"""
+# Each page that is mapped behind the emulated IOMMU is a message to the daemon of ``timed``.
+_LARGE_PAGES = "echo always >/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 _SECTORS_PER_MIB = 2048
 _READY = 240
 """Seconds for a daemon inside an emulated machine to start, while others use the real one."""
@@ -159,10 +169,16 @@ class Hardware:
     """For ``-device``."""
     append: str = _APPEND
     """For the kernel."""
-    memory_mib: int = 1024
+    memory_mib: int = 2048
 
 
-def make(directory: Path) -> Hardware:
+def timed_drive(directory: Path) -> Daemon:
+    """The daemon whose controller is the drive ``timed``."""
+    socket, log = directory / "timed.sock", directory / "timed.log"
+    return Daemon(socket, [TIMED_TARGET], _TIMED_OPTIONS, log)
+
+
+def make(directory: Path, timed: Daemon | None = None) -> Hardware:
     """Make the images of the machine in a folder, where none of them is yet."""
     own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
     images = {name: directory / f"{name}.img" for name in (*_SIZES, "program")}
@@ -171,16 +187,16 @@ def make(directory: Path) -> Hardware:
             image.truncate(size)
     images["main"].write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
     program_disk.make(images["program"], Path(own_modules) if own_modules else None)
-    return Hardware([_block(name, image) for name, image in images.items()], _devices())
+    return Hardware([_block(name, image) for name, image in images.items()], _devices(timed))
 
 
-def _devices() -> list[dict[str, object]]:
+def _devices(timed: Daemon | None) -> list[dict[str, object]]:
     """The drives, and what they are behind."""
     return [
         {"driver": "intel-iommu", "intremap": "on", "caching-mode": True},
         *(
             {"driver": "pcie-root-port", "id": f"{name}-port", "chassis": n, "slot": n}
-            for n, name in enumerate(("main", "spare", "lost", "twin"), 1)
+            for n, name in enumerate(("main", "spare", "lost", "twin", "timed"), 1)
         ),
         {"driver": "nvme", "id": "main-drive", "serial": "main", "bus": "main-port"},
         {"driver": "nvme-ns", "drive": "main", "bus": "main-drive", "nsid": 1},
@@ -197,6 +213,7 @@ def _devices() -> list[dict[str, object]]:
             _drive(name, bus="twin-port", addr=f"0.{function}", multifunction=True)
             for function, name in enumerate(("twin", "other"))
         ),
+        *([vfio_user(timed.socket, bus="timed-port")] if timed else []),
         {"driver": "virtio-blk-pci", "drive": "program"},
     ]
 
@@ -209,12 +226,14 @@ def _drive(name: str, **properties: object) -> dict[str, object]:
 def setup() -> str:
     """The script that makes `nvme-mdev` and VFIO ready in the machine."""
     own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
-    return f"{program_disk.setup('/dev/vdb')}\n{_OWN_VFIO if own_modules else _VFIO}"
+    vfio = _OWN_VFIO if own_modules else _VFIO
+    return f"{program_disk.setup('/dev/vdb')}\n{vfio}\n{_LARGE_PAGES}"
 
 
-def boot(rig: Rig, kernel: str = "6.12") -> Machine:
-    """Boot the machine, with nvme-mdev in it."""
-    hardware = make(rig.directory)
+def boot(rig: Rig, kernel: str = "6.12", *, timed: bool = False) -> Machine:
+    """Boot the machine, with nvme-mdev in it, and with the drive of that name."""
+    drive = rig.serve(TIMED_TARGET, options=_TIMED_OPTIONS) if timed else None
+    hardware = make(rig.directory, drive)
     guest = rig.start(
         devices=hardware.devices,
         blocks=hardware.blocks,
