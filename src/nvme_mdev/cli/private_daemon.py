@@ -115,7 +115,7 @@ def _start(folder: Path, arguments: Sequence[str], iothread_cpu: int | None) -> 
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no thread works meanwhile
         )
     return Daemon(process, socket, log)
 

@@ -65,6 +65,8 @@ def make(image: Path, modules: Path | None = None) -> None:
         subprocess.run(
             ["mkfs.ext4", "-q", "-O", "^has_journal", "-d", str(tree), str(image), f"{kibibytes}k"],
             check=True,
+            # It names what it makes, even so.
+            stdout=subprocess.DEVNULL,
             env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
         )
     finally:
