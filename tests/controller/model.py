@@ -361,9 +361,9 @@ class Model:
         held = medium.rtype if medium is not None else ReservationType.NONE
         if action not in set(ReleaseAction):
             faults.add(GenericStatus.INVALID_FIELD)
-        if action == ReleaseAction.RELEASE and held not in {ReservationType.NONE, rtype}:
-            faults.add(GenericStatus.INVALID_FIELD)
-        if rtype not in set(ReservationType):
+        if action == ReleaseAction.RELEASE and (
+            held not in {ReservationType.NONE, rtype} or rtype not in set(ReservationType)
+        ):
             faults.add(GenericStatus.INVALID_FIELD)
         if medium is not None and not faults:
             medium.rtype = ReservationType.NONE

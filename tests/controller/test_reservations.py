@@ -467,6 +467,16 @@ def test_others_are_told_of_a_release_where_it_concerns_them(
     assert (a.notices(), b.notices()) == ([], told)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_type_that_does_not_exist_is_not_released(a: ReservationHost, held: bool) -> None:
+    a.register()
+    if held:
+        a.acquire(WE)
+    with refused(GenericStatus.INVALID_FIELD):
+        a.release(9)
+    assert a.report().rtype == (WE if held else ReservationType.NONE)
+
+
 def test_a_holder_that_unregisters_releases_and_others_are_told(
     a: ReservationHost, b: ReservationHost
 ) -> None:

@@ -213,9 +213,10 @@ class ReservationCommands:
         action = sqe.cdw10 & RESERVATION_ACTION_MASK
         if action not in tuple(ReleaseAction) or sqe.cdw10 & RESERVATION_IEKEY:
             raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
-        return release(
-            before, self._host(), ReleaseAction(action), _rtype(sqe), current=_key(data, 0)
-        )
+        rtype = _rtype(sqe)
+        if action == ReleaseAction.RELEASE and rtype not in tuple(ReservationType):
+            raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10 + 1)
+        return release(before, self._host(), ReleaseAction(action), rtype, current=_key(data, 0))
 
     def _report(self, sqe: SQE) -> bytes:
         namespace = self._namespace(sqe.nsid)
