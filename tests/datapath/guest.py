@@ -95,6 +95,7 @@ class Guest:
         dstrd: int = 0,
         weighted: bool = False,
         shared: IOThread | None = None,
+        max_nsid: int = 256,
     ) -> None:
         """``shared``: the IOThread of another guest, which runs or not as it does."""
         self.dstrd = dstrd
@@ -120,7 +121,13 @@ class Guest:
         if running and self.owns_iothreads:
             for iothread in self.iothreads:
                 iothread.start()
-        self.table = QueueTable(self.state, self.memory, self.iothreads, max_transfer=max_transfer)
+        self.table = QueueTable(
+            self.state,
+            self.memory,
+            self.iothreads,
+            max_transfer=max_transfer,
+            max_nsid=max_nsid,
+        )
         self.table.map(IOVA, self.size, self.fd, 0, readable=True, writable=True)
         for nsid, backend in enumerate(backends, 1):
             self.table.set_namespace(nsid, backend)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 
 from .guest import (
@@ -125,6 +126,20 @@ def test_a_flush_reaches_the_device(device: str) -> None:
         before = flushes(device)
         assert queue.io(WRITE, guest.allocate(1), 4096, slba=0).status == 0
         assert queue.run(queue.command(FLUSH, cdw10=0)).status == 0
+        assert flushes(device) == before + 1
+
+
+def test_a_flush_of_all_namespaces_reaches_a_device_whatever_its_nsid(device: str) -> None:
+    nsid = 4_000_000_000
+    with Guest(MemoryBackend(1 << 20), max_nsid=nsid) as guest:
+        backend = UringBackend(device)
+        guest.backends = (*guest.backends, backend)
+        guest.table.set_namespace(nsid, backend)
+        queue = guest.queue()
+        before = flushes(device)
+        write = queue.command(WRITE, nsid=nsid, prp1=guest.allocate(1))
+        assert queue.run(write).status == 0
+        assert queue.run(queue.command(FLUSH, nsid=0xFFFFFFFF, cdw10=0)).status == 0
         assert flushes(device) == before + 1
 
 

@@ -22,16 +22,17 @@ MISCOMPARE = 0x285 | 0x4000
 class Pair(Killed):
     """A killed process with a pair in its queue: LBA 0 is to become "new" if it is "old"."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, nsid: int) -> None:
+        super().__init__(nsid=nsid)
         guest = self.guest
         self.old, self.new = guest.allocate(1), guest.allocate(1)
         guest.poke(self.old, b"old".ljust(512, b"\0"))
         guest.poke(self.new, b"new".ljust(512, b"\0"))
-        assert self.queue.io(WRITE, self.old, 512, slba=0).status == 0
+        fill = self.queue.command(WRITE, nsid=nsid, prp1=self.old)
+        assert self.queue.run(fill).status == 0
         self.commands = (
-            self.queue.command(COMPARE, prp1=self.old, flags=FIRST),
-            self.queue.command(WRITE, prp1=self.new, flags=SECOND),
+            self.queue.command(COMPARE, nsid=nsid, prp1=self.old, flags=FIRST),
+            self.queue.command(WRITE, nsid=nsid, prp1=self.new, flags=SECOND),
         )
         for sqe in self.commands:
             self.queue.put(sqe)
@@ -73,9 +74,9 @@ class Pair(Killed):
         assert self.guest.table.inflight() == 0
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    process = Pair()
+@pytest.fixture(params=[1, 4_000_000_000])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    process = Pair(request.param)
     yield process
     process.close()
 

@@ -35,9 +35,12 @@ QID = 1
 class Killed:
     """A guest whose data path is dead; what it has left can be changed word by word."""
 
-    def __init__(self, dstrd: int = 0) -> None:
+    def __init__(self, dstrd: int = 0, nsid: int = 1) -> None:
+        self.nsid = nsid
         self.backend = MemoryBackend(SIZE)
-        self.guest = Guest(self.backend, dstrd=dstrd)
+        self.guest = Guest(dstrd=dstrd, max_nsid=nsid)
+        self.guest.backends = (self.backend,)
+        self.guest.table.set_namespace(nsid, self.backend)
         self.queue = self.guest.queue(QID, ENTRIES)
         self.page = self.guest.allocate(1)
         self._shared = mmap.mmap(self.guest.state.fd, 0)
@@ -53,7 +56,7 @@ class Killed:
     def command(self, data: bytes = b"before", cid: int = CID) -> bytes:
         """A Write of a block to LBA 0."""
         self.guest.poke(self.page, data.ljust(512, b"\0"))
-        sqe = bytearray(self.queue.command(WRITE, prp1=self.page))
+        sqe = bytearray(self.queue.command(WRITE, nsid=self.nsid, prp1=self.page))
         sqe[2:4] = struct.pack("<H", cid)
         return bytes(sqe)
 
@@ -125,12 +128,12 @@ class Killed:
         memory = GuestMemory()
         iothread = IOThread("next")
         iothread.start()
-        table = QueueTable(state, memory, iothread)
+        table = QueueTable(state, memory, iothread, max_nsid=self.nsid)
         table.map(IOVA, old.size, old.fd, 0, readable=True, writable=True)
         # The dead one stays open: its table of queues, which nobody closes, refers to it.
         backend = MemoryBackend(SIZE, fd=os.dup(self.backend.fd))
         old.backends = (*old.backends, backend)
-        table.set_namespace(1, backend)
+        table.set_namespace(self.nsid, backend)
         if eventfd is not None:
             table.set_vector(QID, os.dup(eventfd))
         old.state.close()

@@ -19,13 +19,14 @@ from nvme_mdev.datapath.checks cimport (
 from nvme_mdev.datapath.compound cimport COMPOUND_FLUSH_ALL, COMPOUND_PLAIN
 from nvme_mdev.datapath.data_pointer cimport map_usual
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
+from nvme_mdev.datapath.namespace_places cimport find_namespace
 from nvme_mdev.datapath.opcodes cimport (
     NSID_ALL, NVME_FLUSH, NVME_READ, NVME_WRITE, OPCODES, RANGE_OPCODES, READ_GROUP, WRITE_GROUP, is_one_of,
 )
 from nvme_mdev.datapath.other_commands cimport parse_others
 from nvme_mdev.datapath.runtime cimport (
     GROUP_READ, GROUP_WRITE, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE, OP_FLUSH, OP_READ, OP_WRITE,
-    REQUEST_FUA, REQUEST_LBA, backend_t, namespace_t, request_t,
+    REQUEST_FUA, REQUEST_LBA, backend_t, controller_t, namespace_t, request_t,
 )
 from nvme_mdev.datapath.status cimport (
     LOCATION_DTYPE, LOCATION_NONE, LOCATION_NSID, LOCATION_OPCODE, SC_INVALID_FIELD, SC_INVALID_NAMESPACE,
@@ -74,12 +75,14 @@ cdef inline uint32_t parse_write(request_t *request) noexcept nogil:
 
 
 cdef uint32_t refuse_namespace(request_t *request) noexcept nogil:
-    """Inactive, a valid NSID without a namespace (Base 2.x, section 3.2.1.4); or it is not to be
-    used at the moment, and it is worth trying again."""
+    """Inactive, a valid NSID without a namespace (Base 2.x, section 3.2.1.4), or invalid, above NN; or
+    it is not to be used at the moment, and it is worth trying again."""
     cdef uint32_t state = request.ns.restricted & NS_STATE
     if request.ns.backend != NULL and state > 1:
         request.error_location = LOCATION_NONE
         return state
+    if request.slot.sqe.nsid > request.sq.controller.max_nsid:
+        return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
     return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
 
 
@@ -101,7 +104,7 @@ cdef inline uint32_t parse_allowed(request_t *request) noexcept nogil:
 
 
 cdef uint32_t parse_restricted(request_t *request) noexcept nogil:
-    """A namespace that is inactive, or not for every command."""
+    """A namespace that is inactive, not for every command, or not in its own place."""
     cdef uint8_t opcode = request.slot.sqe.opcode
     if request.ns.backend == NULL or (
             request.ns.restricted & NS_STATE and not (opcode == NVME_FLUSH and takes_flush(request.ns))):
@@ -111,20 +114,33 @@ cdef uint32_t parse_restricted(request_t *request) noexcept nogil:
     return parse_allowed(request)
 
 
-cdef uint32_t no_namespace(request_t *request) noexcept nogil:
-    """An NSID that no namespace can have: Flush of all of them (Base 2.x, section 7.1), or an error."""
-    cdef uint32_t nsid
-    request.ns = NULL
-    if request.slot.sqe.nsid != NSID_ALL:
-        return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
+cdef uint32_t parse_all(request_t *request) noexcept nogil:
+    """A command for all namespaces: Flush (Base 2.x, section 7.1), or an error."""
+    cdef controller_t *controller = request.sq.controller
+    cdef uint32_t place
     if request.slot.sqe.opcode != NVME_FLUSH:
         # A command that does not take all namespaces at once (Base 2.x, section 4.1.1, NSID).
         return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
-    for nsid in range(1, NAMESPACES + 1):
-        if conflicts(&request.sq.controller.namespaces[nsid], NVME_FLUSH):
+    for place in range(1, controller.places_end):
+        if conflicts(&controller.namespaces[place], NVME_FLUSH):
             return refuse(request, SC_RESERVATION_CONFLICT, LOCATION_NONE)
     request.operation = OP_FLUSH
     return make_compound(request, COMPOUND_FLUSH_ALL)
+
+
+cdef uint32_t parse_elsewhere(request_t *request) noexcept nogil:
+    """An NSID that is not a place in the controller's table: of a namespace that is to be looked for
+    (`namespace_places.pyx`), of all of them, or of none."""
+    cdef uint32_t nsid = request.slot.sqe.nsid
+    request.ns = NULL
+    if nsid == NSID_ALL:
+        return parse_all(request)
+    if nsid == 0 or nsid > request.sq.controller.max_nsid:
+        return refuse(request, SC_INVALID_NAMESPACE, LOCATION_NSID)
+    request.ns = find_namespace(request.sq.controller, nsid)
+    if request.ns == NULL:
+        return refuse(request, SC_INVALID_FIELD, LOCATION_NSID)
+    return parse_restricted(request)
 
 
 cdef uint32_t parse_by_opcode(request_t *request) noexcept nogil:
@@ -134,7 +150,7 @@ cdef uint32_t parse_by_opcode(request_t *request) noexcept nogil:
     if seldom(not is_one_of(sqe.opcode, OPCODES)):
         return refuse(request, SC_INVALID_OPCODE, LOCATION_OPCODE)
     if seldom(nsid == 0 or nsid > NAMESPACES):
-        return no_namespace(request)
+        return parse_elsewhere(request)
     ns = &request.sq.controller.namespaces[nsid]
     request.ns = ns
     if seldom(ns.backend == NULL or ns.restricted):

@@ -27,7 +27,7 @@ from nvme_mdev.datapath.opcodes cimport NVME_COMPARE, NVME_WRITE
 from nvme_mdev.datapath.queues cimport request_done, signal_fd
 from nvme_mdev.datapath.range_locks cimport conflicts, give_range, have_range, request_touches
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NAMESPACES, NO_BUFFER, OP_COPY,
+    ATTENTION_BAD, ATTENTION_LOCKED, DONE_CAPACITY, NO_BUFFER, OP_COPY,
     OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, REQUEST_DEALLOCATE,
     REQUEST_EXPIRED, REQUEST_FUA, REQUEST_LBA, REQUEST_PREEMPTED, RETRY_BOUNCES, RETRY_RANGES,
     backend_t, compound_t, compounds_t, controller_t, iothread_t, namespace_t, request_t, share_t,
@@ -150,7 +150,7 @@ cdef bint next_flush(compound_t *compound) noexcept nogil:
     """The next namespace that there is."""
     cdef request_t *request = compound.request
     cdef namespace_t *ns
-    while compound.index <= NAMESPACES:
+    while compound.index < request.sq.controller.places_end:
         ns = &request.sq.controller.namespaces[compound.index]
         if ns.backend != NULL and takes_flush(ns):
             request.ns = ns

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from nvme_mdev.datapath.runtime cimport request_t, sq_t
+from nvme_mdev.datapath.runtime cimport namespace_t, request_t, sq_t
 
 #: Check a reservation command as far as its data goes; COMPOUND, or the status it is refused with.
 cdef uint32_t parse_reservation(request_t *request) noexcept nogil
@@ -20,4 +20,4 @@ cdef void answer_deferred(request_t *request, const uint8_t *data, uint32_t size
 cdef void settle_deferred(request_t *request, uint32_t status) noexcept
 #: Mark, and ask backends to cancel, what is in flight of a namespace and not the control plane's: the
 #: next of these at `slot` or behind; NULL: there is none.
-cdef request_t *preempt_next(sq_t *sq, uint32_t nsid, uint32_t slot) noexcept
+cdef request_t *preempt_next(sq_t *sq, namespace_t *ns, uint32_t slot) noexcept

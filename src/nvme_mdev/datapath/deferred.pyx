@@ -17,7 +17,7 @@ from nvme_mdev.datapath.compound cimport COMPOUND_DEFERRED, compound_of
 from nvme_mdev.datapath.data_pointer cimport copy_in, map_data
 from nvme_mdev.datapath.layout cimport SLOT_BUSY, STAGE_OVER, STAGE_STATUS_SHIFT
 from nvme_mdev.datapath.runtime cimport (
-    DEFERRED_DATA, OP_DEFERRED, REQUEST_PREEMPTED, compound_t, request_t, sq_t,
+    DEFERRED_DATA, OP_DEFERRED, REQUEST_PREEMPTED, compound_t, namespace_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
     COMPOUND, LOCATION_CDW10, SC_INTERNAL_ERROR, SC_INVALID_FIELD,
@@ -107,13 +107,12 @@ cdef void settle_deferred(request_t *request, uint32_t status) noexcept:
     store_release32(&request.slot.stage, STAGE_OVER | status << STAGE_STATUS_SHIFT)
 
 
-cdef request_t *preempt_next(sq_t *sq, uint32_t nsid, uint32_t slot) noexcept:
+cdef request_t *preempt_next(sq_t *sq, namespace_t *ns, uint32_t slot) noexcept:
     cdef request_t *request
     cdef uint32_t i
     for i in range(slot, sq.slots_ready):
         request = &sq.requests[i]
-        if (sq.slots[i].state == SLOT_BUSY and request.ns == &sq.controller.namespaces[nsid]
-                and not is_deferred(sq, i)):
+        if sq.slots[i].state == SLOT_BUSY and request.ns == ns and not is_deferred(sq, i):
             request.flags |= REQUEST_PREEMPTED
             request.ns.backend.ops.cancel(sq.thread, request)
             return request

@@ -7,7 +7,7 @@ from nvme_mdev.datapath.layout cimport io_counters_t
 from nvme_mdev.datapath.runtime cimport controller_t, namespace_t, sq_t, throttled_t
 
 
-#: Fill in or (backend None) clear a namespace.
+#: Fill in or (backend None) clear a namespace, which has a place (`has_place`).
 cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1
 #: What was moved since it was attached, by all IOThreads together.
 cdef io_counters_t namespace_moved(namespace_t *ns) noexcept

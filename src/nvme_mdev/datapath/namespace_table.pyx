@@ -8,6 +8,7 @@ from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.completing cimport post_all
 from nvme_mdev.datapath.layout cimport HOST_QUEUES, QUEUES, SLOT_BUSY, io_counters_t
 from nvme_mdev.datapath.lines cimport line_calloc
+from nvme_mdev.datapath.namespace_places cimport give_place, take_place
 from nvme_mdev.datapath.opcodes cimport WRITE_OPCODES, is_one_of
 from nvme_mdev.datapath.range_locks cimport request_touches
 from nvme_mdev.datapath.runtime cimport (
@@ -30,8 +31,9 @@ cdef void end_throttled(
 
 
 cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend) except -1:
-    cdef namespace_t *ns = &controller.namespaces[nsid]
-    cdef bad_table_t *bad = &controller.bad_tables[nsid]
+    cdef uint32_t place = take_place(controller, nsid)
+    cdef namespace_t *ns = &controller.namespaces[place]
+    cdef bad_table_t *bad = &controller.bad_tables[place]
     if ns.backend != NULL:
         bad_detach(ns.backend, bad)
         end_throttled(controller, NULL, ns, SC_INVALID_FIELD | SC_DNR)
@@ -42,6 +44,7 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         ns.moved = <io_counters_t *> line_calloc(HOST_QUEUES, sizeof(io_counters_t))
         ns.throttled = <throttled_t *> calloc(HOST_QUEUES, sizeof(throttled_t))
         if ns.moved == NULL or ns.throttled == NULL:
+            give_place(controller, nsid)
             raise MemoryError
         ns.backend = &backend.backend
         ns.backend.emulates = backend.emulates
@@ -54,6 +57,8 @@ cdef int fill_namespace(controller_t *controller, uint32_t nsid, Backend backend
         bad.ranges = controller.state.bad_ranges
         bad.nsid = nsid
         bad_attach(ns.backend, bad)
+    else:
+        give_place(controller, nsid)
     return 0
 
 

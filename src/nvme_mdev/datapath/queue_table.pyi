@@ -36,11 +36,12 @@ class QueueTable:
         iothreads: IOThread | Sequence[IOThread],
         *,
         max_transfer: int = ...,
+        max_nsid: int = ...,
     ) -> None:
         """Attach a controller without queues to IOThreads (1 to `MAX_IOTHREADS`, ValueError).
 
         CQ n and its SQs are served by thread (n - 1) modulo their number; the first looks after the
-        admin doorbell, too. `max_transfer`: bytes of a command.
+        admin doorbell, too. `max_transfer`: bytes of a command. `max_nsid`: the highest NSID, NN.
         """
 
     #: An eventfd: readable when the admin doorbell moved or `take_errors` has something.
@@ -311,7 +312,10 @@ class QueueTable:
 
     # -- namespaces ------------------------------------------------------------------------
     def set_namespace(self, nsid: int, backend: Backend | None) -> None:
-        """Attach or (None) detach; nothing of it may be in flight when detaching."""
+        """Attach or (None) detach; nothing of it may be in flight when detaching.
+
+        ValueError: an NSID that cannot be, or one above 256 when there are 256 of those.
+        """
 
     # These ten raise KeyError where no namespace is attached.
     def clear_uncorrectable(self, nsid: int) -> None:

@@ -34,6 +34,7 @@ from nvme_mdev.datapath.layout cimport (
 )
 from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.memory cimport GuestMemory, memory_translate
+from nvme_mdev.datapath.namespace_places cimport find_namespace, has_place
 from nvme_mdev.datapath.namespace_table cimport (
     end_throttled, fill_namespace, namespace_moved, namespace_throttled, namespace_used_from,
 )
@@ -46,9 +47,9 @@ from nvme_mdev.datapath.queues cimport (
 )
 from nvme_mdev.datapath.recovery cimport adopt_cq, adopt_sq, execute_again, reserve_compared
 from nvme_mdev.datapath.runtime cimport (
-    BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, NAMESPACES, NS_GROUPS_SHIFT, NS_STATE,
-    PAGE_SIZE, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t, controller_t, cq_t, interrupts_t,
-    namespace_t, request_t, share_t, sq_t, throttled_t,
+    BATCH, DEFERRED_DATA, HELD_ASKED, HELD_MEMORY, HELD_PAUSED, HIGH_NAMESPACES, NAMESPACES,
+    NS_GROUPS_SHIFT, NS_STATE, PAGE_SIZE, PLACES, REQUEST_EXPIRED, REQUEST_THROTTLED, bad_table_t,
+    controller_t, cq_t, interrupts_t, namespace_t, request_t, share_t, sq_t, throttled_t,
 )
 from nvme_mdev.datapath.signalling cimport NO_FD, signal_client
 from nvme_mdev.datapath.state cimport ControllerState
@@ -112,13 +113,14 @@ cdef class QueueTable:
 
     # -- making and unmaking --------------------------------------------------------------------
 
-    def __cinit__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20):
+    def __cinit__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20,
+                  max_nsid=NAMESPACES):
         self.notify_fd = -1
         self.controller = <controller_t *> calloc(1, sizeof(controller_t))
         if self.controller == NULL:
             raise MemoryError
-        self.controller.namespaces = <namespace_t *> calloc(NAMESPACES + 1, sizeof(namespace_t))
-        self.controller.bad_tables = <bad_table_t *> calloc(NAMESPACES + 1, sizeof(bad_table_t))
+        self.controller.namespaces = <namespace_t *> calloc(PLACES, sizeof(namespace_t))
+        self.controller.bad_tables = <bad_table_t *> calloc(PLACES, sizeof(bad_table_t))
         self.controller.irq = <interrupts_t *> calloc(1, sizeof(interrupts_t))
         self.controller.sqs = <sq_t *> line_calloc(QUEUES, sizeof(sq_t))
         self.controller.cqs = <cq_t *> line_calloc(QUEUES, sizeof(cq_t))
@@ -129,7 +131,8 @@ cdef class QueueTable:
                 or self.controller.shares == NULL):
             raise MemoryError
 
-    def __init__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20):
+    def __init__(self, ControllerState state, GuestMemory memory, iothreads, *, max_transfer=1 << 20,
+                 max_nsid=NAMESPACES):
         self.state = state
         self.memory = memory
         self.iothreads = (iothreads,) if isinstance(iothreads, IOThread) else tuple(iothreads)
@@ -141,6 +144,8 @@ cdef class QueueTable:
         self.controller.relay_fd = -1
         self.controller.doorbell_page = state.doorbell_page
         self.controller.max_transfer = max_transfer
+        self.controller.max_nsid = max_nsid
+        self.controller.places_end = 1
         set_page_size(self.controller, PAGE_SIZE)
         self.controller.burst = BATCH
         for priority in range(PRIORITY_HIGH, PRIORITY_LOW + 1):
@@ -785,20 +790,22 @@ cdef class QueueTable:
         cdef sq_t *sq
         cdef request_t *request
         cdef uint32_t qid
-        cdef uint32_t number = nsid
+        cdef namespace_t *ns
         preempted = []
+        if nsid not in self.backends:
+            return preempted
+        ns = self._namespace(nsid)
         self._pause()
         # What waits for the namespace's limits ends at once.
-        end_throttled(self.controller, NULL, &self.controller.namespaces[number],
-                      SC_ABORT_PREEMPT | SC_DNR)
+        end_throttled(self.controller, NULL, ns, SC_ABORT_PREEMPT | SC_DNR)
         for qid in range(1, QUEUES):
             sq = &self.controller.sqs[qid]
             if sq.size == 0 or sq.inflight == 0:
                 continue
-            request = preempt_next(sq, number, 0)
+            request = preempt_next(sq, ns, 0)
             while request != NULL:
                 preempted.append(InFlight(qid, request - sq.requests, request.slot.sequence))
-                request = preempt_next(sq, number, <uint32_t> (request - sq.requests) + 1)
+                request = preempt_next(sq, ns, <uint32_t> (request - sq.requests) + 1)
         self._resume()
         return preempted
 
@@ -875,8 +882,12 @@ cdef class QueueTable:
     # -- namespaces -----------------------------------------------------------------------------------
 
     def set_namespace(self, nsid, Backend backend):
-        if not 1 <= nsid <= NAMESPACES:
-            raise ValueError(f"NSID {nsid} is not in 1 to {NAMESPACES}")
+        if not 1 <= nsid <= self.controller.max_nsid:
+            raise ValueError(f"NSID {nsid} is not in 1 to {self.controller.max_nsid}")
+        if backend is None and nsid not in self.backends:
+            return
+        if not has_place(self.controller, nsid):
+            raise ValueError(f"namespace {nsid}: there are {HIGH_NAMESPACES} above {NAMESPACES} already")
         if backend is not None:
             backend.use_memory(self.memory)
             try:
@@ -916,7 +927,7 @@ cdef class QueueTable:
     cdef namespace_t *_namespace(self, nsid) except NULL:
         if nsid not in self.backends:
             raise KeyError(nsid)
-        return &self.controller.namespaces[<uint32_t> nsid]
+        return find_namespace(self.controller, nsid)
 
     def clear_uncorrectable(self, nsid):
         cdef namespace_t *ns = self._namespace(nsid)

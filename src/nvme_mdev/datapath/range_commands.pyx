@@ -17,7 +17,7 @@ from nvme_mdev.datapath.compound cimport COMPOUND_COPY, COMPOUND_PLAIN, compound
 from nvme_mdev.datapath.data_pointer cimport copy_in
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
 from nvme_mdev.datapath.runtime cimport (
-    ATTENTION_BAD, NAMESPACES, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, compound_t, controller_t,
+    ATTENTION_BAD, OP_COPY, OP_DEALLOCATE, REQUEST_FUA, compound_t, controller_t,
     namespace_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.status cimport (
@@ -82,10 +82,10 @@ cdef uint32_t take_ranges(request_t *request, uint8_t *ranges, uint32_t count) n
 
 cdef bint some_deallocate(controller_t *controller) noexcept nogil:
     """ONCS speaks for all namespaces: with one that can, the others take it for a hint."""
-    cdef uint32_t nsid
-    for nsid in range(1, NAMESPACES + 1):
-        if (controller.namespaces[nsid].backend != NULL
-                and is_native(controller.namespaces[nsid].backend, OP_DEALLOCATE)):
+    cdef uint32_t place
+    for place in range(1, controller.places_end):
+        if (controller.namespaces[place].backend != NULL
+                and is_native(controller.namespaces[place].backend, OP_DEALLOCATE)):
             return True
     return False
 

@@ -11,8 +11,9 @@ from posix.uio cimport iovec
 from nvme_mdev.datapath.checks cimport CDW12_NLB
 from nvme_mdev.datapath.compound cimport COMPOUND_PLAIN, OPERATED, compound_of
 from nvme_mdev.datapath.layout cimport SLOT_BUSY, nvme_sqe_t
+from nvme_mdev.datapath.namespace_places cimport find_namespace
 from nvme_mdev.datapath.runtime cimport (
-    NAMESPACES, OP_COPY, OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, RANGE_LOCKS, REQUEST_THROTTLED,
+    OP_COPY, OP_DEALLOCATE, OP_DEFERRED, OP_FLUSH, RANGE_LOCKS, REQUEST_THROTTLED,
     RETRY_RANGES, compound_t, compounds_t, iothread_t, namespace_t, range_lock_t, request_t, sq_t,
 )
 from nvme_mdev.datapath.uncorrectable cimport lock_attention, unlock_attention
@@ -137,10 +138,10 @@ cdef void reserve_range(iothread_t *thread, request_t *request) noexcept nogil:
     cdef range_lock_t *lock = lock_of(thread.compounds, NULL)
     cdef namespace_t *ns
     # Checked again when it is parsed: this memory is ours, but it is not worth a crash.
-    if lock == NULL or sqe.nsid == 0 or sqe.nsid > NAMESPACES:
+    if lock == NULL:
         return
-    ns = &request.sq.controller.namespaces[sqe.nsid]
-    if ns.backend != NULL:
+    ns = find_namespace(request.sq.controller, sqe.nsid)
+    if ns != NULL and ns.backend != NULL:
         request.ns = ns
         take_lock(lock, request, (<uint64_t> sqe.cdw11 << 32 | sqe.cdw10) << ns.block_shift,
                   <uint64_t> ((sqe.cdw12 & CDW12_NLB) + 1) << ns.block_shift)

@@ -17,8 +17,12 @@ from nvme_mdev.datapath.layout cimport (
 )
 
 cdef enum:
-    #: Namespace identifiers that a controller offers (NN); also the size of its table.
+    #: Namespace identifiers, from 1 on, that are their own place in a controller's table, and higher
+    #: ones that it can have at a time (`namespace_places.pyx`).
     NAMESPACES = 256
+    HIGH_NAMESPACES = 256
+    #: Places of the table; place 0 is unused.
+    PLACES = 1 + NAMESPACES + HIGH_NAMESPACES
     #: Guest pages of the largest queue: 64 Ki entries of 64 bytes.
     QUEUE_PAGES = 1024
     #: Guest memory is registered with io_uring in chunks of 16 MiB, as I/O comes to use them.
@@ -318,7 +322,7 @@ cdef struct compound_t:
     uint32_t operated
     #: The command as a whole, as `request_t` has it for a plain one.
     uint32_t operation
-    #: Copy: the source range; Flush of all: the NSID; and the chunk in the bounce buffer (bytes).
+    #: Copy: the source range; Flush of all: the namespace's place; and the chunk in the bounce buffer (bytes).
     uint32_t index
     uint32_t chunk
     uint32_t data_count
@@ -465,10 +469,15 @@ cdef struct share_t:
     uint64_t bounced
     uint64_t reserved[3]
 
+#: Where a namespace with an identifier above NAMESPACES is.
+cdef struct high_place_t:
+    uint32_t nsid
+    uint32_t place
+
 cdef struct controller_t:
     controller_state_t *state
     memory_map_t *memory
-    #: By NSID, entry 0 unused.
+    #: By place: the NSID, up to NAMESPACES.
     namespace_t *namespaces
     bad_table_t *bad_tables
     interrupts_t *irq
@@ -515,6 +524,13 @@ cdef struct controller_t:
     #: How long an I/O command may take, for who else looks after that (`passthru.pyx`); 0: not said.
     uint32_t io_timeout_ms
     const uint32_t *admin_doorbell
+    #: The highest NSID (NN).
+    uint32_t max_nsid
+    #: All places in use are below this.
+    uint32_t places_end
+    #: The namespaces above NAMESPACES, by ascending NSID.
+    high_place_t high[HIGH_NAMESPACES]
+    uint32_t high_count
 
 #: A range of a backend that a fused pair has for itself, in bytes.
 cdef struct range_lock_t:
