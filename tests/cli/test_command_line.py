@@ -14,8 +14,8 @@ import pytest
 
 from nvme_mdev.cli import main
 from nvme_mdev.cli.standard_output import OutputError, standard_output
-from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.errors import UserError, describe_os_error
+from nvme_mdev.service.definition import DEFAULT_MAX_NSID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def test_every_command_has_help(nvme_mdev: RunCommand, name: str) -> None:
 
 
 def test_the_help_of_namespace_add_says_which_nsids_there_are(nvme_mdev: RunCommand) -> None:
-    assert f"1 to {MAX_NSID}." in nvme_mdev("namespace", "add", "--help").out
+    assert f"1 to {DEFAULT_MAX_NSID}, or" in nvme_mdev("namespace", "add", "--help").out
 
 
 def test_no_command_shows_the_help_and_fails(nvme_mdev: RunCommand) -> None:

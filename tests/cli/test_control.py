@@ -244,7 +244,7 @@ def test_what_cannot_be_done_with_a_namespace_is_said_in_a_line_and_changes_noth
     for arguments, message in [
         (["add", "vm", tmp_path / "no.img"], "give --size to create it"),
         (["add", "vm", tmp_path / "new.img", "--size", "1M", "--nsid", "1"], "give another NSID"),
-        (["add", "vm", "null:1G", "--nsid", "257"], "from 1 to 256"),
+        (["add", "vm", "null:1G", "--nsid", "257"], "serve it with --max-nsid 257"),
         (["add", "vm", "null:x"], "is not a size"),
         (["add", "vm", tmp_path / "vm.img"], "share that one"),
         (["remove", "vm", "9"], "no namespace 9: there are 1, 2"),

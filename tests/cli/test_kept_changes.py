@@ -85,17 +85,18 @@ def test_what_was_removed_is_given_up_and_the_rest_of_it_can_be_served_by_others
     assert not [name for name in kept if "nvme-mdev-memory" in name]
 
 
+@pytest.mark.parametrize("lowest", [2, 4_000_000_000])
 def test_a_change_that_was_answered_is_there_and_another_is_whole_or_not_there(
-    serve: Serve, tmp_path: Path
+    serve: Serve, tmp_path: Path, lowest: int
 ) -> None:
-    daemon = serve("null:1M", "--socket", tmp_path / "s")
+    daemon = serve("null:1M", "--socket", tmp_path / "s", "--max-nsid", lowest + 4)
     control = tmp_path / "s.ctl"
     known, unknown = {1: "null:1M"}, set[int]()
     with NvmeHost(tmp_path / "s") as host, killed_again_and_again(daemon, 15) as enough:
         number = 0
         while not enough.is_set():
             number += 1
-            nsid = 2 + number % 5
+            nsid = lowest + number % 5
             try:
                 if nsid in known:
                     _call(control, api.NAMESPACE_REMOVE, nsid=nsid)

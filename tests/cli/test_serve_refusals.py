@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.controller.places import PLACES
+from nvme_mdev.controller.settings import DEFAULT_MAX_NSID
 from nvme_mdev.datapath.state import MAX_IO_QUEUES
 from nvme_mdev.service import definition
+from nvme_mdev.spec.nvme_commands import MAX_NSID
 
 if TYPE_CHECKING:
     from tests.cli.conftest import RunCommand, Serve
@@ -394,9 +396,16 @@ def test_io_uring_that_the_kernel_refuses(
 
 
 def test_more_namespaces_than_a_controller_has(here: Path, refuse: Refuse) -> None:
-    assert "257 targets: give at most 256" in refuse(*["null:1M"] * 257)
+    assert "NSIDs end at 256: give --max-nsid 257" in refuse(*["null:1M"] * 257)
+    assert "513 targets: give at most 512" in refuse(*["null:1M"] * 513)
+
+
+@pytest.mark.parametrize("highest", ["0", "4294967295", "all"])
+def test_a_highest_nsid_that_cannot_be(here: Path, refuse: Refuse, highest: str) -> None:
+    assert "--max-nsid" in refuse("null:1M", "--max-nsid", highest)
 
 
 def test_the_limits_are_those_of_the_layers_below() -> None:
     assert definition.MAX_QUEUES == MAX_IO_QUEUES
-    assert definition.MAX_NAMESPACES == MAX_NSID
+    assert definition.MAX_NAMESPACES == PLACES
+    assert (definition.DEFAULT_MAX_NSID, definition.MAX_NSID) == (DEFAULT_MAX_NSID, MAX_NSID)

@@ -32,6 +32,7 @@ class Assembly:
         iothread: IOThread,
         backends: Sequence[Backend],
         *,
+        nsids: Sequence[int] = (),
         mapped_doorbells: bool = True,
         subsystem: Subsystem | None = None,
         **settings: Any,
@@ -41,11 +42,19 @@ class Assembly:
         self.state = ControllerState()
         self._cleanup.callback(self.state.close)
         self.queues = QueueTable(
-            self.state, GuestMemory(), iothread, max_transfer=chosen.max_transfer
+            self.state,
+            GuestMemory(),
+            iothread,
+            max_transfer=chosen.max_transfer,
+            max_nsid=chosen.max_nsid,
         )
         self._cleanup.callback(self.queues.close)
         self.controller = Controller(
-            chosen, self.state, self.queues, dict(enumerate(backends, 1)), subsystem
+            chosen,
+            self.state,
+            self.queues,
+            dict(zip(nsids or range(1, len(backends) + 1), backends, strict=True)),
+            subsystem,
         )
         self.function = PciFunction(self.controller)
         self.device = NvmeDevice(self.function, mapped_doorbells=mapped_doorbells)

@@ -29,7 +29,7 @@ from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
 Faults = set[StatusCode]
 Event = tuple[int, int, int]
 
-NN = 256
+NN = 4_000_000_010
 PAGE = 4096
 DOORBELL_REGISTER = (
     int(AsyncEventType.ERROR),

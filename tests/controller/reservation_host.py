@@ -80,9 +80,9 @@ class ReservationHost:
         sqe = commands.reservation_acquire(nsid, AcquireAction.ACQUIRE, rtype)
         self.queue.execute(sqe, send=commands.pack_keys(self.key if key is None else key, 0))
 
-    def preempt(self, rtype: int, key: int, *, abort: bool = False) -> None:
+    def preempt(self, rtype: int, key: int, nsid: int = 1, *, abort: bool = False) -> None:
         action = AcquireAction.PREEMPT_AND_ABORT if abort else AcquireAction.PREEMPT
-        sqe = commands.reservation_acquire(1, action, rtype)
+        sqe = commands.reservation_acquire(nsid, action, rtype)
         self.queue.execute(sqe, send=commands.pack_keys(self.key, key))
 
     def release(self, rtype: int, *, key: int | None = None) -> None:

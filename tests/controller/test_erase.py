@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.raw import RawMedium
@@ -329,6 +330,26 @@ def test_a_block_erase_erases_all_namespaces_and_tells(
     assert (data.sprog, data.sstat & 7) == (0xFFFF, SanitizeState.COMPLETED)
     assert data.scdw10 == BLOCK_ERASE | flags
     assert ends(queue, 1) | ends(queue, 2) == {bytes(4096)}
+
+
+@pytest.mark.parametrize(("gone", "new"), [(2, 2), (300, 400)])
+def test_a_namespace_in_the_place_of_one_that_has_gone_is_not_sanitized(
+    serve: Callable[..., Served], gate: Gate, gone: int, new: int
+) -> None:
+    backends = (MemoryBackend(SIZE), MemoryBackend(SIZE))
+    served = serve(*backends, nsids=[1, gone], max_nsid=400, allow_erase=True)
+    with NvmeHost(served.path) as host:
+        queue = host.create_queue_pair()
+        queue.write(gone, 0, DATA, block_size=512)
+        host.admin(sanitize(BLOCK_ERASE))
+        backend = served.run(served.controller.remove_namespace(gone))
+        served.call(served.controller.add_namespace, new, backend)
+        gate.opened.set()
+        assert sanitized(host).sstat & 7 == SanitizeState.COMPLETED
+        assert queue.read(new, 0, 8, block_size=512) == DATA
+    # Nor by the next process.
+    left = served.controller.state.lifetime[Lifetime.SANITIZE_NSIDS : Lifetime.SELF_TEST]
+    assert not any(left)
 
 
 def test_an_overwrite_leaves_the_pattern_of_its_last_pass(host: NvmeHost, queue: IoQueue) -> None:

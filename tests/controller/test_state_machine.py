@@ -47,6 +47,7 @@ from .model import (
     DOORBELL_REGISTER,
     DOORBELL_VALUE,
     KEPT_FEATURES,
+    NN,
     PAGE,
     Event,
     Faults,
@@ -64,15 +65,16 @@ if TYPE_CHECKING:
 QUEUES = 3
 ENTRIES = 32
 NOWHERE = 0x7FFF_0000_0000
-ENCRYPTED = 2
-SIZES = {1: (64 << 10, 512), 2: (256 << 10, 4096)}
+HIGH = 4_000_000_000
+ENCRYPTED = HIGH
+SIZES = {1: (64 << 10, 512), HIGH: (256 << 10, 4096)}
 """The namespaces at the start: bytes, and bytes of a block."""
 
 qids = st.sampled_from([1, 1, 2, 2, 3, 3, 0, QUEUES + 1, 0xFFFF])
 entries = st.sampled_from([2, 3, 8, 8, 16, ENTRIES, 1, ENTRIES + 1, 0x10000])
-nsids = st.sampled_from([1, 1, 1, 2, 2, 3, 0, 257, NSID_ALL - 1, NSID_ALL])
+nsids = st.sampled_from([1, 1, 1, HIGH, HIGH, 3, HIGH + 1, 0, NN + 1, NSID_ALL - 1, NSID_ALL])
 sometimes = st.sampled_from([False] * 7 + [True])
-mostly_there = st.sampled_from([1] * 8 + [2] * 5 + [3, 0, 257, NSID_ALL])
+mostly_there = st.sampled_from([1] * 8 + [HIGH] * 5 + [3, 257, 0, NN + 1, NSID_ALL])
 """NSIDs of commands that would do little else, with so many rules."""
 near = st.one_of(st.integers(0, 12), st.integers(0, 12), st.integers(0, 140))
 keys = st.sampled_from([5] * 8 + [6, 0])
@@ -102,10 +104,13 @@ class Machine(RuleBasedStateMachine):
         self.image = self.directory / "image"
         self.image.write_bytes(bytes(SIZES[ENCRYPTED][0]))
         self.memory = MemoryBackend(*SIZES[1])
-        self.backends = [self.memory, blank(str(self.image), block_size=SIZES[ENCRYPTED][1])]
+        image = blank(str(self.image), block_size=SIZES[ENCRYPTED][1])
+        self.backends = {1: self.memory, ENCRYPTED: image}
         self.served = Served(
             self.directory / "s",
-            list(self.backends),
+            list(self.backends.values()),
+            nsids=list(self.backends),
+            max_nsid=NN,
             io_queues=QUEUES,
             queue_entries=ENTRIES,
             allow_erase=True,
@@ -150,7 +155,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             self.host.close()
             self.served.close()
-            for backend in self.backends:
+            for backend in self.backends.values():
                 backend.close()
             shutil.rmtree(self.directory)
 
@@ -244,7 +249,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         fid=st.sampled_from(list(KEPT_FEATURES)),
         value=st.integers(0, 0xFFFF_FFFF),
-        nsid=st.sampled_from([0, 0, 0, 0, NSID_ALL, 1, 2, 200, 257]),
+        nsid=st.sampled_from([0, 0, 0, 0, NSID_ALL, 1, HIGH, 200, NN + 1]),
         save=sometimes,
     )
     def set_feature(self, fid: Fid, value: int, nsid: int, save: bool) -> None:
@@ -270,7 +275,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(nsid=nsids)
     def identify_a_namespace(self, nsid: int) -> None:
-        known = 1 <= nsid <= 256
+        known = 1 <= nsid <= NN
         faults: Faults = set() if known else {GenericStatus.INVALID_NAMESPACE_OR_FORMAT}
         sqe = commands.identify(Cns.NAMESPACE, nsid)
         reply = self.host.admin(sqe, receive=4096, check=False)
@@ -517,7 +522,7 @@ class Machine(RuleBasedStateMachine):
         return min(sq.entries, sq.cq.entries) - 1
 
     @precondition(lambda self: self.sqs)
-    @rule(data=st.data(), count=st.integers(1, 4), nsid=st.sampled_from([1, 1, 2, 3]))
+    @rule(data=st.data(), count=st.integers(1, 4), nsid=st.sampled_from([1, 1, HIGH, 3]))
     def abort_what_waits(self, data: st.DataObject, count: int, nsid: int) -> None:
         """The host has paused the controller: one of several Writes is aborted in its queue."""
         sq = self.sqs[data.draw(st.sampled_from(sorted(self.sqs)), label="SQ")]
@@ -717,10 +722,10 @@ class Machine(RuleBasedStateMachine):
 
     # -- what the host does ------------------------------------------------------------------
 
-    @rule(nsid=st.sampled_from([1, 2]))
+    @rule(nsid=st.sampled_from([1, HIGH]))
     def remove_or_add_a_namespace(self, nsid: int) -> None:
         controller = self.served.controller
-        backend = self.backends[nsid - 1]
+        backend = self.backends[nsid]
         if nsid in self.model.media:
             self.served.run(controller.remove_namespace(nsid))
             self.model.error_recovery.pop(nsid, None)

@@ -22,6 +22,8 @@ from nvme_mdev.controller.settings import ControllerSettings, firmware_revision
         {"io_queues": 129},
         {"queue_entries": 1},
         {"queue_entries": 65537},
+        {"max_nsid": 0},
+        {"max_nsid": 0xFFFF_FFFF},
         {"max_transfer": 0},
         {"max_transfer": 4096},
         {"max_transfer": 8193},

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nvme_mdev.errors import UserError
-from nvme_mdev.service.definition import MAX_NAMESPACES, SERIAL_LENGTH, Definition
+from nvme_mdev.service.definition import (
+    MAX_NAMESPACES,
+    MAX_NSID,
+    SERIAL_LENGTH,
+    Definition,
+)
 from nvme_mdev.service.targets import Options, Target
 
 if TYPE_CHECKING:
@@ -128,9 +133,25 @@ def test_a_serial_given_is_taken(tmp_path: Path) -> None:
 def test_so_many_targets_are_taken_and_none_is_an_empty_controller(tmp_path: Path) -> None:
     assert len({Definition((), tmp_path / name).serial_number for name in "ab"}) == 2
     targets = (Target.parse("null:1M"),) * MAX_NAMESPACES
-    assert Definition(targets, tmp_path / "s").targets == targets
-    with pytest.raises(UserError, match="at most 256"):
-        Definition((*targets, targets[0]), tmp_path / "s")
+    assert Definition(targets, tmp_path / "s", max_nsid=MAX_NSID).targets == targets
+    with pytest.raises(UserError, match="at most 512"):
+        Definition((*targets, targets[0]), tmp_path / "s", max_nsid=MAX_NSID)
+
+
+@pytest.mark.parametrize(("count", "highest"), [(257, None), (4, 3)])
+def test_targets_need_an_nsid_each(tmp_path: Path, count: int, highest: int | None) -> None:
+    targets = (Target.parse("null:1M"),) * count
+    with pytest.raises(UserError, match=f"end at {count - 1}: give --max-nsid {count}"):
+        Definition(targets, tmp_path / "s", max_nsid=highest)
+    assert Definition(targets, tmp_path / "s", max_nsid=count).highest_nsid == count
+
+
+@pytest.mark.parametrize("highest", [0, -1, MAX_NSID + 1])
+def test_an_nsid_that_no_namespace_can_have_is_not_the_highest(
+    tmp_path: Path, highest: int
+) -> None:
+    with pytest.raises(UserError, match=f"--max-nsid {highest}: give a number from 1 to"):
+        _definition(tmp_path, max_nsid=highest)
 
 
 def _definition(tmp_path: Path, **options: Any) -> Definition:

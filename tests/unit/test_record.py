@@ -84,6 +84,6 @@ def test_a_record_of_another_version_or_a_damaged_one_is_refused(file: RecordFil
 def test_a_definition_comes_back_from_its_options_and_unknown_ones_are_left_out(
     tmp_path: Path,
 ) -> None:
-    one = Definition((), tmp_path / "s", "vm", serial="A1", queues=3, shadow_doorbell=False)
+    one = Definition((), tmp_path / "s", "vm", serial="A1", max_nsid=9, shadow_doorbell=False)
     assert from_options(tmp_path / "s", "vm", options(one)) == one
     assert from_options(tmp_path / "s", "vm", {**options(one), "of_the_future": 1}) == one

@@ -19,6 +19,7 @@ from nvme_mdev.controller.reservations import (
     release,
 )
 from nvme_mdev.controller.shared_state import SHARED_STATE_SIZE, NamespaceState, SharedState
+from nvme_mdev.spec.nvme_commands import MAX_NSID
 from nvme_mdev.spec.nvme_features import WriteProtectionState
 from nvme_mdev.spec.nvme_reservations import (
     AcquireAction,
@@ -113,7 +114,7 @@ def test_what_a_host_may_do_follows_from_the_type(steps: list[Step]) -> None:
                 assert refused & CommandGroup.WRITE
 
 
-@given(STEPS, st.sampled_from(WriteProtectionState), st.integers(1, 256))
+@given(STEPS, st.sampled_from(WriteProtectionState), st.integers(1, 256) | st.integers(1, MAX_NSID))
 def test_shared_memory_keeps_it(
     steps: list[Step], protection: WriteProtectionState, nsid: int
 ) -> None:
@@ -121,6 +122,7 @@ def test_shared_memory_keeps_it(
     try:
         os.ftruncate(fd, SHARED_STATE_SIZE)
         shared = SharedState(fd, "SERIAL")
+        shared.places.take(nsid)
         count = 0
         for _, _, change in walk(steps):
             shared[nsid] = NamespaceState(protection, change.after)
@@ -141,12 +143,26 @@ def test_a_change_that_was_not_finished_is_none() -> None:
         first = Reservations(1, ((HOSTS[0], 1),), ReservationType.WRITE_EXCLUSIVE, HOSTS[0])
         shared.reserve(9, first)
         # Everything of the next change but the word that makes it valid.
-        word = os.pread(fd, 8, 2048 + 8 * 8)
+        word = os.pread(fd, 8, 4096 + 8 * 8)
         shared.reserve(9, Reservations(2))
-        os.pwrite(fd, word, 2048 + 8 * 8)
+        os.pwrite(fd, word, 4096 + 8 * 8)
         assert SharedState(fd)[9].reservations == first
     finally:
         os.close(fd)
+
+
+def test_the_next_namespace_in_a_place_begins_anew_and_the_one_that_has_gone_has_nothing() -> None:
+    shared = SharedState()
+    shared.places.take(1000)
+    shared.protect(1000, WriteProtectionState.PROTECTED)
+    shared.forget(1000)
+    shared.protect(1000, WriteProtectionState.PROTECTED)
+    assert list(shared) == []
+    shared.places.take(2000)
+    assert shared[1000] == shared[2000] == NamespaceState()
+    shared.reserve(2000, Reservations(5))
+    assert shared[1000] == NamespaceState()
+    assert list(shared) == [2000]
 
 
 def test_shared_memory_of_another_version_is_refused() -> None:
@@ -154,6 +170,9 @@ def test_shared_memory_of_another_version_is_refused() -> None:
     try:
         os.ftruncate(fd, SHARED_STATE_SIZE)
         os.pwrite(fd, b"NSUBSY99", 0)
+        with pytest.raises(ValueError, match="another version"):
+            SharedState(fd)
+        os.ftruncate(fd, SHARED_STATE_SIZE // 2)
         with pytest.raises(ValueError, match="another version"):
             SharedState(fd)
     finally:

@@ -1,6 +1,6 @@
 """What a controller can be made of: several namespaces, 4 KiB blocks, read-only, RAM, in one guest.
 
-The guest has four controllers, each of a daemon of its own.
+The guest has four controllers, each of a daemon of its own. Another guest has a high NSID.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import MIB, Daemon, Guest, Rig, checksum
+from lab import MIB, Daemon, Guest, Rig, checksum, vfio_user
+from lab.daemon import control
 
 SECOND_SIZE = 48 * MIB
+HIGH_NSID = 4_000_000_000
 READ_ONLY_CONTENT = b"do not change me".ljust(512)
 
 
@@ -100,3 +102,23 @@ class TestNamespaces:
             "--rw=randrw --bs=4k --iodepth=16 --size=24M",
         )
         guest.sh(f"dd if={guest.disk('protected')} of=/dev/null bs=1M iflag=direct")
+
+
+def test_a_disk_has_any_nsid(rig: Rig) -> None:
+    """The controller comes when the firmware is done: that would ask it for every NSID up to NN."""
+    port: dict[str, object] = {"driver": "pcie-root-port", "id": "rp1", "chassis": 1, "slot": 1}
+    daemon = rig.serve(options=["--serial", "high", "--max-nsid", str(HIGH_NSID)])
+    image = rig.image(32 * MIB, "high")
+    guest = rig.start(devices=[port]).wait_ready()
+    guest.allow("rescanning namespaces")
+    guest.qmp("device_add", **vfio_user(daemon.socket, bus="rp1", id="controller"))
+    guest.disk("high", 1)
+    control(daemon, "namespace", "add", image, "--nsid", HIGH_NSID)
+    # What Linux shows in sysfs is signed.
+    disk = guest.disk("high", HIGH_NSID - (1 << 32))
+    assert int(guest.sh(f"blockdev --getsize64 {disk}")) == 32 * MIB
+    guest.fio(disk, "--rw=randrw --bsrange=512-128k --iodepth=16 --size=16M")
+    assert guest.checksum(disk) == checksum(image)
+    assert f"{HIGH_NSID:#x}" in guest.sh(f"nvme list-ns {disk}")
+    control(daemon, "namespace", "remove", HIGH_NSID)
+    guest.sh(f"for i in $(seq 300); do test -e {disk} || exit 0; sleep 0.1; done; exit 1")

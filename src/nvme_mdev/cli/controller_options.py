@@ -8,8 +8,10 @@ import click
 
 from nvme_mdev.cli.parameters import CONTROLLER_TYPE, SIZE
 from nvme_mdev.service.definition import (
+    DEFAULT_MAX_NSID,
     DEFAULT_QUEUE_ENTRIES,
     DEFAULT_QUEUES,
+    MAX_NSID,
     MAX_QUEUE_ENTRIES,
     MAX_QUEUES,
 )
@@ -54,6 +56,13 @@ _CONTROLLER = (
         show_default=True,
         metavar="SIZE",
         help="Most data of a command: 8K to 32M, a power of two.",
+    ),
+    click.option(
+        "--max-nsid",
+        type=click.IntRange(1, MAX_NSID),
+        metavar="N",
+        help=f"The highest NSID a namespace can have, up to {MAX_NSID}; a guest's firmware asks for"
+        f" each before it boots.  [default: {DEFAULT_MAX_NSID}]",
     ),
     click.option(
         "--type",

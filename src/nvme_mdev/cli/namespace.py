@@ -8,7 +8,7 @@ from nvme_mdev.cli.control import call, name_argument
 from nvme_mdev.cli.output import Show, output_option
 from nvme_mdev.cli.parameters import SIZE
 from nvme_mdev.service import api
-from nvme_mdev.service.definition import MAX_NAMESPACES
+from nvme_mdev.service.definition import DEFAULT_MAX_NSID
 from nvme_mdev.service.limits import split_limits
 from nvme_mdev.service.targets import Target
 
@@ -34,7 +34,8 @@ def list_namespaces(name: str, show: Show) -> None:
 @click.option(
     "--nsid",
     type=click.IntRange(min=1),
-    help=f"NSID, 1 to {MAX_NAMESPACES}.  [default: the lowest free one]",
+    help=f"NSID, 1 to {DEFAULT_MAX_NSID}, or what serve --max-nsid says.  [default: the lowest free"
+    " one]",
 )
 @click.option("--size", type=SIZE, help="Create the image with this size if it does not exist.")
 @click.option(

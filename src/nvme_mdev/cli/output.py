@@ -132,6 +132,7 @@ def _controller(result: api.ControllerInfo) -> None:
         ("CNTLID", result.cntlid),
         ("shares with", ", ".join(result.sharing) or "-"),
         ("I/O queues", result.io_queues),
+        ("max NSID", result.max_nsid),
     ):
         click.echo(f"{name + ':':<12} {_printable(str(value))}")
     _settings(api.SettingList(result.settings))

@@ -20,10 +20,11 @@ from nvme_mdev.controller.features import Features
 from nvme_mdev.controller.health import Health
 from nvme_mdev.controller.keep_alive import KeepAlive
 from nvme_mdev.controller.lifecycle import LifeCycle
-from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Scratch
+from nvme_mdev.controller.memory_map import SCRATCH_END, STATE_MAGIC, Lifetime, Scratch
 from nvme_mdev.controller.namespace_changes import NamespaceChanges
 from nvme_mdev.controller.namespaces import Namespaces
 from nvme_mdev.controller.overdue import OverdueCommands
+from nvme_mdev.controller.places import Places
 from nvme_mdev.controller.registers import Registers
 from nvme_mdev.controller.reservation_commands import ReservationCommands
 from nvme_mdev.controller.reservation_notices import ReservationNotices
@@ -110,8 +111,9 @@ class Controller:
         self.state = state
         self.queues = queues
         self.registers = Registers(state.registers)
-        self.features = Features(state, settings)
-        self.namespaces = Namespaces()
+        self.places = Places(state.lifetime, Lifetime.HIGH_NSIDS)
+        self.features = Features(state, settings, self.places)
+        self.namespaces = Namespaces(settings.max_nsid)
         self._shadow_doorbell = settings.shadow_doorbell
         self.usable_vectors = settings.vectors
         """Interrupt vectors that completion queues can have: fewer with MSI than with MSI-X."""
@@ -121,7 +123,7 @@ class Controller:
             self.settings = dataclasses.replace(settings, shadow_doorbell=offered)
         self.admin_queue = AdminQueue(self)
         self.events = Events(state, self.features, self.admin_queue.report_event)
-        self.notices = ReservationNotices(state, self.events.reservation)
+        self.notices = ReservationNotices(state, self.places, self.events.reservation)
         self.reservation_commands = ReservationCommands(self)
         self.life_cycle = LifeCycle(
             state,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.memory_map import Lifetime
-from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.controller.places import PLACES
 from nvme_mdev.datapath.backends.raw import CHUNK
 from nvme_mdev.spec.nvme_maintenance import (
     SANITIZE_NDAS,
@@ -84,6 +84,20 @@ class Erasing:
         self._formats: dict[int, asyncio.Task[None]] = {}
         self._sanitizing: asyncio.Task[None] | None = None
 
+    # -- where it is kept --------------------------------------------------------------------
+
+    def _format_of(self, nsid: int) -> int:
+        """The word of a format in progress; KeyError, here and below: the NSID has no place."""
+        return Lifetime.FORMAT + self._controller.places[nsid]
+
+    def _block_size_of(self, nsid: int) -> int:
+        return Lifetime.BLOCK_SIZE + self._controller.places[nsid]
+
+    def _sanitize_bit(self, nsid: int) -> tuple[int, int]:
+        """A word, and the bit of it that says that the namespace is to be sanitized yet."""
+        word, bit = divmod(self._controller.places[nsid], _WORD_BITS)
+        return Lifetime.SANITIZE_NSIDS + word, 1 << bit
+
     # -- what there is -----------------------------------------------------------------------
 
     @property
@@ -118,31 +132,32 @@ class Erasing:
 
     def remains(self, nsid: int) -> int:
         """Percent that remains of a format; 0: there is none."""
-        return int(self._words[Lifetime.FORMAT + nsid - 1]) >> _REMAINS_SHIFT
+        return int(self._words[self._format_of(nsid)]) >> _REMAINS_SHIFT
 
     def attached(self, nsid: int) -> None:
         """A namespace is there, at the start of this process or later: as it was left."""
         queues = self._controller.queues
         namespace = self._controller.namespaces.get(nsid)
-        block_size = int(self._words[Lifetime.BLOCK_SIZE + nsid - 1])
+        block_size = int(self._words[self._block_size_of(nsid)])
         if namespace is not None and block_size not in (0, namespace.backend.block_size):
             queues.format_namespace(nsid, block_size)
         queues.bar_namespace(nsid, self._bar(nsid))
 
     def _bar(self, nsid: int) -> int:
-        if self._words[Lifetime.FORMAT + nsid - 1]:
+        if self._words[self._format_of(nsid)]:
             return GenericStatus.FORMAT_IN_PROGRESS
         return self.sanitize_refusal or 0
 
     def detached(self, nsid: int) -> None:
-        """Another namespace with this NSID is another namespace."""
-        self._words[Lifetime.FORMAT + nsid - 1] = 0
-        self._words[Lifetime.BLOCK_SIZE + nsid - 1] = 0
+        """Another namespace with this NSID, or in its place, is another namespace."""
+        self._words[self._format_of(nsid)] = 0
+        self._words[self._block_size_of(nsid)] = 0
+        self._sanitized(nsid)
 
     def resume(self) -> None:
         """Go on where a process before us was killed."""
-        for nsid in range(1, MAX_NSID + 1):
-            word = int(self._words[Lifetime.FORMAT + nsid - 1])
+        for nsid in self._controller.places:
+            word = int(self._words[self._format_of(nsid)])
             if word and self._controller.namespaces.get(nsid) is not None:
                 self._start_format(nsid, Format.of_word(word))
         if self.sanitize_state == SanitizeState.IN_PROGRESS:
@@ -160,7 +175,7 @@ class Erasing:
 
     def formatting(self, nsid: int) -> Format | None:
         """The format that is in progress."""
-        word = int(self._words[Lifetime.FORMAT + nsid - 1])
+        word = int(self._words[self._format_of(nsid)])
         return Format.of_word(word) if word else None
 
     def format(self, nsid: int, what: Format) -> asyncio.Task[None]:
@@ -171,7 +186,7 @@ class Erasing:
         running = self._formats.get(nsid)
         if running is not None:
             return running
-        self._words[Lifetime.FORMAT + nsid - 1] = what.word(_PERCENT)
+        self._words[self._format_of(nsid)] = what.word(_PERCENT)
         return self._start_format(nsid, what)
 
     def _start_format(self, nsid: int, what: Format) -> asyncio.Task[None]:
@@ -196,16 +211,16 @@ class Erasing:
 
             def progress(done: int) -> None:
                 remains = max(_PERCENT - _PERCENT * done // size, 1)
-                self._words[Lifetime.FORMAT + nsid - 1] = what.word(remains)
+                self._words[self._format_of(nsid)] = what.word(remains)
 
             await _erase_for_format(namespace.backend, raw, what.ses, progress)
             queues.clear_uncorrectable(nsid)
-            self._words[Lifetime.BLOCK_SIZE + nsid - 1] = what.block_size
+            self._words[self._block_size_of(nsid)] = what.block_size
             queues.format_namespace(nsid, what.block_size)
         finally:
             changes.busy.discard(nsid)
             if not _ending():
-                self._words[Lifetime.FORMAT + nsid - 1] = 0
+                self._words[self._format_of(nsid)] = 0
                 queues.bar_namespace(nsid, self._bar(nsid))
             del self._formats[nsid]
         if changed:
@@ -245,9 +260,9 @@ class Erasing:
         """Begin to sanitize all namespaces; the fields are those of the command."""
         namespaces = list(self._controller.namespaces)
         passes = _passes(cdw10)
-        nsids = sum(1 << (one.nsid - 1) for one in namespaces)
-        for word in range(MAX_NSID // _WORD_BITS):
-            part = nsids >> word * _WORD_BITS & (1 << _WORD_BITS) - 1
+        places = sum(1 << self._controller.places[one.nsid] for one in namespaces)
+        for word in range(PLACES // _WORD_BITS):
+            part = places >> word * _WORD_BITS & (1 << _WORD_BITS) - 1
             self._words[Lifetime.SANITIZE_NSIDS + word] = part
         self._words[Lifetime.SANITIZE_CDW10] = cdw10
         self._words[Lifetime.SANITIZE_PATTERN] = pattern
@@ -294,11 +309,18 @@ class Erasing:
         self._controller.events.sanitized()
 
     def _to_be_sanitized(self) -> Iterator[int]:
-        for nsid in range(1, MAX_NSID + 1):
-            word, bit = divmod(nsid - 1, _WORD_BITS)
-            if self._words[Lifetime.SANITIZE_NSIDS + word] >> bit & 1:
+        places = self._controller.places
+        for nsid in places:
+            # One that had a place may have gone while another one was sanitized.
+            word, bit = self._sanitize_bit(nsid) if nsid in places else (0, 0)
+            if self._words[word] & bit:
                 yield nsid
-                self._words[Lifetime.SANITIZE_NSIDS + word] &= ~(1 << bit)
+                self._sanitized(nsid)
+
+    def _sanitized(self, nsid: int) -> None:
+        """It is done, or gone."""
+        word, bit = self._sanitize_bit(nsid)
+        self._words[word] &= ~bit
 
     async def _sanitize_one(self, nsid: int) -> None:
         namespace = self._controller.namespaces.get(nsid)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.feature_data import FeatureData
 from nvme_mdev.controller.health import WARNING_TEMPERATURE, composite_temperature
 from nvme_mdev.controller.memory_map import SAVED, Lifetime, Scratch
-from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_features import (
     VOLATILE_WRITE_CACHE_WCE,
     Arbitration,
@@ -24,6 +23,7 @@ from nvme_mdev.spec.nvme_features import (
 
 if TYPE_CHECKING:
     from nvme_mdev.controller.namespaces import Namespaces
+    from nvme_mdev.controller.places import Places
     from nvme_mdev.controller.settings import ControllerSettings
     from nvme_mdev.datapath.state import ControllerState
 
@@ -106,9 +106,12 @@ def supported(settings: ControllerSettings, namespaces: Namespaces) -> set[Fid]:
 class Features:
     """A view on the features in a controller's state."""
 
-    def __init__(self, state: ControllerState, settings: ControllerSettings) -> None:
+    def __init__(
+        self, state: ControllerState, settings: ControllerSettings, places: Places
+    ) -> None:
         self._state = state
         self._settings = settings
+        self._places = places
         self.data = FeatureData(state)
 
     def reset(self) -> None:
@@ -117,7 +120,7 @@ class Features:
             self._state.features[fid] = self.saved(fid)
         for vector in range(self._settings.vectors):
             self._state.vector_config[vector] = InterruptVectorConfiguration(vector, False).pack()
-        for nsid in range(1, MAX_NSID + 1):
+        for nsid in self._places:
             self.set_error_recovery(nsid, 0)
         self.data.reset()
 
@@ -179,8 +182,8 @@ class Features:
 
     def error_recovery(self, nsid: int) -> int:
         """Error Recovery of a namespace."""
-        return self._state.scratch[Scratch.ERROR_RECOVERY + nsid - 1]
+        return self._state.scratch[Scratch.ERROR_RECOVERY + self._places[nsid]]
 
     def set_error_recovery(self, nsid: int, value: int) -> None:
         """Set Error Recovery of a namespace."""
-        self._state.scratch[Scratch.ERROR_RECOVERY + nsid - 1] = value
+        self._state.scratch[Scratch.ERROR_RECOVERY + self._places[nsid]] = value

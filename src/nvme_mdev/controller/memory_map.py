@@ -1,4 +1,4 @@
-"""Who owns which word of the state's ``scratch`` (1024 words of 32 bits) and ``lifetime`` areas.
+"""Who owns which word of the state's ``scratch`` (2048 words of 32 bits) and ``lifetime`` areas.
 
 The words outlive the process, so a word never changes its meaning: new ones are added. The words of
 ``scratch`` are 0 again for the next client, those of ``lifetime`` (2048 words of 64 bits) are kept.
@@ -35,15 +35,15 @@ class Scratch(enum.IntEnum):
     EVENTS = 16
     """Those events, oldest first, as dword 0 of their completion: :data:`MAX_EVENTS` words."""
     ERROR_RECOVERY = 256
-    """Error Recovery feature, which is per namespace: word NSID - 1 from here."""
-    NOTICE_MASK = 512
+    """Error Recovery feature, which is per namespace: a word for each of :data:`.places.PLACES`."""
+    NOTICE_MASK = 768
     """Reservation Notification Mask, likewise."""
-    NOTICE_COUNT = 768
+    NOTICE_COUNT = 1280
     """Reservation notifications that wait to be read."""
-    NOTICES_EVER = 769
+    NOTICES_EVER = 1281
     """How many there have been since the reset, modulo 2**32: the newest one's Log Page Count."""
-    NOTICES = 770
-    """Those that wait, the oldest first, 2 words each: Log Page Count; NSID in bits 23:0, and
+    NOTICES = 1282
+    """Those that wait, the oldest first, :data:`NOTICE_WORDS` each: Log Page Count; NSID;
     :class:`ReservationNotice`. :data:`MAX_NOTICES` of them."""
 
 
@@ -79,7 +79,7 @@ class Lifetime(enum.IntEnum):
     """Write commands at the end of the last that succeeded, and 1; 0: there was none, or a
     namespace has come since."""
     SANITIZE_NSIDS = 24
-    """Bit NSID - 1: to be sanitized yet; 4 words."""
+    """Bit by place (:mod:`.places`): to be sanitized yet; 8 words."""
     SELF_TEST = 32
     """:class:`SelfTestCode` of what runs."""
     SELF_TEST_NSID = 33
@@ -94,9 +94,12 @@ class Lifetime(enum.IntEnum):
     SAVED_FEATURES = 256
     """Features that the guest has saved: word FID from here, the value and :data:`SAVED`."""
     FORMAT = 768
-    """A format in progress (:mod:`.erasing`), 0: none: word NSID - 1 from here."""
-    BLOCK_SIZE = 1024
-    """Bytes, where the guest has formatted the namespace, else 0: word NSID - 1 from here."""
+    """A format in progress (:mod:`.erasing`), 0: none: a word for each of
+    :data:`.places.PLACES`."""
+    BLOCK_SIZE = 1280
+    """Bytes, where the guest has formatted the namespace, else 0: likewise."""
+    HIGH_NSIDS = 1792
+    """Of the controller's :class:`.places.Places`: :data:`.places.HIGH_PLACES` words, the last."""
 
 
 SAVED = 1 << 32
@@ -112,5 +115,7 @@ MAX_EVENTS = 16
 MAX_NOTICES = 32
 """Reservation notifications that can wait; arbitrary."""
 
-SCRATCH_END = Scratch.NOTICES + 2 * MAX_NOTICES
+NOTICE_WORDS = 3
+
+SCRATCH_END = Scratch.NOTICES + NOTICE_WORDS * MAX_NOTICES
 """The first word that nobody owns."""

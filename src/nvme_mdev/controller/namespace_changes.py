@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.namespaces import make_namespace
@@ -48,12 +49,14 @@ class NamespaceChanges:
         if nsid in self.busy:
             raise ValueError(f"namespace {nsid} is still being removed")
         namespace = make_namespace(nsid, backend, self.controller.settings.serial)
-        self._namespaces.add(namespace)
-        try:
+        with ExitStack() as rollback:
+            self._namespaces.add(namespace)
+            rollback.callback(self._namespaces.remove, nsid)
+            for places in (self.controller.places, self.controller.subsystem.shared.places):
+                if places.take(nsid):
+                    rollback.callback(places.give, nsid)
             self.queues.set_namespace(nsid, backend)
-        except BaseException:
-            self._namespaces.remove(nsid)
-            raise
+            rollback.pop_all()
         self.controller.subsystem.know(self.controller, namespace)
         self.controller.enforce(nsid)
         self.controller.erasing.attached(nsid)
@@ -102,8 +105,12 @@ class NamespaceChanges:
         """There is no such namespace any more; the next one with this NSID is another one."""
         self.queues.forget_uncorrectable(nsid)
         self.controller.subsystem.forget(nsid)
-        self.controller.erasing.detached(nsid)
-        self.controller.features.set_error_recovery(nsid, 0)
+        # Killed behind this, we are told to forget it again, when it has no place.
+        if nsid in self.controller.places:
+            self.controller.erasing.detached(nsid)
+            self.controller.features.set_error_recovery(nsid, 0)
+            self.controller.notices.set_mask(nsid, 0)
+            self.controller.places.give(nsid)
 
     async def resize(self, nsid: int, size: int) -> None:
         """Give a namespace another size in bytes, its medium included, and tell the guests.

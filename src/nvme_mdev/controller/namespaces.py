@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.settings import MAX_NSID, NAMESPACE_UUID
+from nvme_mdev.controller.settings import NAMESPACE_UUID
 from nvme_mdev.spec.nvme_commands import NSID_ALL
 from nvme_mdev.spec.nvme_status import GenericStatus
 
@@ -52,7 +52,9 @@ def make_namespace(nsid: int, backend: Backend, serial: str) -> Namespace:
 class Namespaces:
     """NSID to namespace (Base 3.2.1)."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_nsid: int) -> None:
+        """``max_nsid``: NN."""
+        self._max_nsid = max_nsid
         self._by_nsid: dict[int, Namespace] = {}
         self.lost: dict[int, Namespace] = {}
         """Inactive, because their medium has gone; they come back with it."""
@@ -70,8 +72,8 @@ class Namespaces:
 
     def add(self, namespace: Namespace) -> None:
         """Make a namespace active; ValueError: an NSID that is out of range or in use."""
-        if not 1 <= namespace.nsid <= MAX_NSID:
-            raise ValueError(f"namespace {namespace.nsid}: 1 to {MAX_NSID} are possible")
+        if not 1 <= namespace.nsid <= self._max_nsid:
+            raise ValueError(f"namespace {namespace.nsid}: 1 to {self._max_nsid} are possible")
         if namespace.nsid in self._by_nsid or namespace.nsid in self.lost:
             raise ValueError(f"namespace {namespace.nsid} exists")
         self._by_nsid[namespace.nsid] = namespace
@@ -92,9 +94,8 @@ class Namespaces:
         """The backends that have a volatile write cache."""
         return [namespace.backend for namespace in self if namespace.backend.volatile_cache]
 
-
-def check_nsid(nsid: int, *, broadcast: bool = False) -> None:
-    """NvmeError when the NSID is invalid: no namespace could have it (Base 3.2.1.2)."""
-    valid = broadcast if nsid == NSID_ALL else 1 <= nsid <= MAX_NSID
-    if not valid:
-        raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)
+    def check_nsid(self, nsid: int, *, broadcast: bool = False) -> None:
+        """NvmeError when the NSID is invalid: no namespace could have it (Base 3.2.1.2)."""
+        valid = broadcast if nsid == NSID_ALL else 1 <= nsid <= self._max_nsid
+        if not valid:
+            raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)

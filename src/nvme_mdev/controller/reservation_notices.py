@@ -8,41 +8,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvme_mdev.controller.memory_map import MAX_NOTICES, Scratch
-from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.controller.memory_map import MAX_NOTICES, NOTICE_WORDS, Scratch
 from nvme_mdev.spec.nvme_reservations import ReservationNotice, ReservationNotificationLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nvme_mdev.controller.places import Places
     from nvme_mdev.datapath.state import ControllerState
 
 _COUNTS = 1 << 32
-_KIND_SHIFT = 24
-_NSID_MASK = (1 << _KIND_SHIFT) - 1
 
 
 class ReservationNotices:
     """A view on the notifications in a controller's state."""
 
-    def __init__(self, state: ControllerState, on_notice: Callable[[], None]) -> None:
+    def __init__(
+        self, state: ControllerState, places: Places, on_notice: Callable[[], None]
+    ) -> None:
         """``on_notice``: there is something to read."""
         self._scratch = state.scratch
+        self._places = places
         self._on_notice = on_notice
 
     def reset(self) -> None:
         """Controller Level Reset: nothing is masked, nothing waits, and counting begins anew."""
         self._scratch[Scratch.NOTICE_COUNT] = self._scratch[Scratch.NOTICES_EVER] = 0
-        for nsid in range(1, MAX_NSID + 1):
+        for nsid in self._places:
             self.set_mask(nsid, 0)
 
     def mask(self, nsid: int) -> int:
         """Reservation Notification Mask (feature 82h) of a namespace."""
-        return self._scratch[Scratch.NOTICE_MASK + nsid - 1]
+        return self._scratch[Scratch.NOTICE_MASK + self._places[nsid]]
 
     def set_mask(self, nsid: int, mask: int) -> None:
         """Set it: bit n for :class:`ReservationNotice` n."""
-        self._scratch[Scratch.NOTICE_MASK + nsid - 1] = mask
+        self._scratch[Scratch.NOTICE_MASK + self._places[nsid]] = mask
 
     def add(self, nsid: int, notice: ReservationNotice) -> None:
         """Something has happened to a namespace: the guest is told, unless it does not want it."""
@@ -53,8 +54,8 @@ class ReservationNotices:
         ever = (scratch[Scratch.NOTICES_EVER] + 1) % _COUNTS or 1
         scratch[Scratch.NOTICES_EVER] = ever
         index = min(scratch[Scratch.NOTICE_COUNT], MAX_NOTICES - 1)
-        scratch[Scratch.NOTICES + 2 * index] = ever
-        scratch[Scratch.NOTICES + 2 * index + 1] = nsid | notice << _KIND_SHIFT
+        start = Scratch.NOTICES + NOTICE_WORDS * index
+        scratch[start], scratch[start + 1], scratch[start + 2] = ever, nsid, notice
         scratch[Scratch.NOTICE_COUNT] = index + 1
         self._on_notice()
 
@@ -63,12 +64,12 @@ class ReservationNotices:
         count = self._scratch[Scratch.NOTICE_COUNT]
         if not count:
             return ReservationNotificationLog()
-        word = self._scratch[Scratch.NOTICES + 1]
+        start = Scratch.NOTICES
         return ReservationNotificationLog(
-            lpc=self._scratch[Scratch.NOTICES],
-            rnlpt=word >> _KIND_SHIFT,
+            lpc=self._scratch[start],
+            rnlpt=self._scratch[start + 2],
             nalp=min(count - 1, 255),
-            nsid=word & _NSID_MASK,
+            nsid=self._scratch[start + 1],
         )
 
     def remove_oldest(self) -> None:
@@ -77,8 +78,8 @@ class ReservationNotices:
         if not count:
             return
         start = Scratch.NOTICES
-        for word in range(start, start + 2 * (count - 1)):
-            self._scratch[word] = self._scratch[word + 2]
+        for word in range(start, start + NOTICE_WORDS * (count - 1)):
+            self._scratch[word] = self._scratch[word + NOTICE_WORDS]
         self._scratch[Scratch.NOTICE_COUNT] = count - 1
 
     def deliver(self) -> None:

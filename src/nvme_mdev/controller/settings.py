@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvme_mdev import __version__
+from nvme_mdev.controller.places import DIRECT_PLACES, PLACES
 from nvme_mdev.datapath.state import MAX_IO_QUEUES
+from nvme_mdev.spec.nvme_commands import MAX_NSID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +24,8 @@ takes its identifiers for bogus and its Write Zeroes for broken."""
 MODEL_NUMBER = "nvme-mdev"
 """MN of Identify Controller."""
 
-MAX_NSID = 256
-"""NN: the highest NSID, as many as the data path's table holds."""
+DEFAULT_MAX_NSID = DIRECT_PLACES
+"""NN where the user does not say: firmware asks for every NSID up to it, one after the other."""
 
 NQN_PREFIX = "nqn.2014-08.org.nvmexpress:uuid:"
 """An NQN made of a UUID (Base 4.7)."""
@@ -79,6 +81,8 @@ class ControllerSettings:
     """Most bytes a command moves: 8192 times a power of two; the queue table has the same."""
     shadow_doorbell: bool = True
     """Offer Doorbell Buffer Config."""
+    max_nsid: int = DEFAULT_MAX_NSID
+    """The highest NSID, NN: 1 to FFFFFFFEh, the same for all controllers of the NVM subsystem."""
     allow_erase: bool = False
     """Offer Format NVM and Sanitize."""
     io_timeout_ms: int = 30_000
@@ -97,6 +101,8 @@ class ControllerSettings:
             raise ValueError(f"{self.io_queues} I/O queues: 1 to {MAX_IO_QUEUES} are possible")
         if not _MIN_QUEUE_ENTRIES <= self.queue_entries <= _MAX_QUEUE_ENTRIES:
             raise ValueError(f"{self.queue_entries} queue entries: 2 to 65536 are possible")
+        if not 1 <= self.max_nsid <= MAX_NSID:
+            raise ValueError(f"highest NSID {self.max_nsid}: 1 to {MAX_NSID} are possible")
         pages, rest = divmod(self.max_transfer, _PAGE_SIZE)
         if rest or pages < _MIN_TRANSFER_PAGES or pages & (pages - 1):
             raise ValueError(f"maximum transfer {self.max_transfer}: use 8192 times a power of two")
@@ -107,6 +113,11 @@ class ControllerSettings:
     def vectors(self) -> int:
         """MSI-X vectors: one for the admin queue, one for each I/O queue pair."""
         return self.io_queues + 1
+
+    @property
+    def max_namespaces(self) -> int:
+        """MNAN: most namespaces that there can be at a time."""
+        return min(self.max_nsid, PLACES)
 
     @property
     def dstrd(self) -> int:

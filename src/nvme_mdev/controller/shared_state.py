@@ -8,26 +8,29 @@ changes, too: whoever is killed in between leaves things as they were.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from nvme_mdev.controller.places import HIGH_PLACES, PLACES, Places
 from nvme_mdev.controller.reservations import MAX_REGISTRANTS, Reservations
-from nvme_mdev.controller.settings import MAX_NSID
 from nvme_mdev.spec.nvme_features import WriteProtectionState
 from nvme_mdev.spec.nvme_reservations import ReservationType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = 0x3130_5953_4255_534E  # "NSUBSY01"
+FORMAT = 0x3230_5953_4255_534E  # "NSUBSY02"
 """Changes with the layout."""
 _HEADER = struct.Struct("<Q20s")
-_WORDS = 2048
-"""Where a word for each NSID begins: how often it was changed, and whose lowest bit is its slot."""
 _WORD = struct.Struct("<Q")
-_SLOTS = 4096
-"""Where the slots begin: two for each NSID."""
+_HIGH_NSIDS = 2048
+"""Where the words of the places begin."""
+_CHANGES = _HIGH_NSIDS + HIGH_PLACES * _WORD.size
+"""Where a word for each place begins: how often it was changed; the lowest bit is its slot."""
+_SLOTS = _CHANGES + PLACES * _WORD.size
+"""Where the slots begin, at a page: two for each place."""
 _SLOT_SIZE = 4096
 #: Generation; registrants; index of the holder; reservation type; PTPL; write protection.
 _STATE = struct.Struct("<IHhBBB")
@@ -35,8 +38,11 @@ _REGISTRANTS = 64
 _REGISTRANT = struct.Struct("<16sQ")
 _NO_HOLDER = -1
 
-SHARED_STATE_SIZE = _SLOTS + 2 * MAX_NSID * _SLOT_SIZE
+SHARED_STATE_SIZE = _SLOTS + 2 * PLACES * _SLOT_SIZE
 """Bytes; what was never used takes no memory."""
+
+
+_OTHER_VERSION = "what its namespaces have in common is of another version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +68,24 @@ class SharedState:
         ends with this process. ``serial``: whose it is. ValueError: it is of another version."""
         if fd is None:
             self._memory = mmap.mmap(-1, SHARED_STATE_SIZE)
-        else:
+        elif os.fstat(fd).st_size == SHARED_STATE_SIZE:
             self._memory = mmap.mmap(fd, SHARED_STATE_SIZE)
+        else:
+            raise ValueError(_OTHER_VERSION)
         found, name = _HEADER.unpack_from(self._memory)
         if found not in (0, FORMAT):
-            raise ValueError("what its namespaces have in common is of another version")
+            raise ValueError(_OTHER_VERSION)
         if not found:
             _HEADER.pack_into(self._memory, 0, FORMAT, serial.encode("ascii"))
         self.serial = serial if not found else name.rstrip(b"\0").decode("ascii")
-        self._words = memoryview(self._memory)[_WORDS : _WORDS + MAX_NSID * _WORD.size].cast("Q")
+        words = memoryview(self._memory)[:_SLOTS].cast("Q")
+        self.places = Places(words, _HIGH_NSIDS // _WORD.size)
+        self._changes = words[_CHANGES // _WORD.size :]
         self._known: dict[int, NamespaceState] = {}
 
     def __iter__(self) -> Iterator[int]:
         """The NSIDs that anything was ever known of."""
-        return iter([nsid for nsid in range(1, MAX_NSID + 1) if self.changes(nsid)])
+        return iter([nsid for nsid in self.places if self.changes(nsid)])
 
     def __getitem__(self, nsid: int) -> NamespaceState:
         if nsid not in self._known:
@@ -83,14 +93,24 @@ class SharedState:
         return self._known[nsid]
 
     def __setitem__(self, nsid: int, state: NamespaceState) -> None:
-        changes = self.changes(nsid) + 1
-        self._write(_slot(nsid, changes), state)
-        self._words[nsid - 1] = changes
+        if nsid not in self.places:
+            # It has gone while this was decided, and its state with it.
+            return
+        place, changes = self.places[nsid], self.changes(nsid) + 1
+        self._write(_slot(place, changes), state)
+        self._changes[place] = changes
         self._known[nsid] = state
 
+    def forget(self, nsid: int) -> None:
+        """There is no such namespace any more: another one begins anew."""
+        if self.changes(nsid):
+            self[nsid] = NamespaceState()
+        self.places.give(nsid)
+        self._known.pop(nsid, None)
+
     def changes(self, nsid: int) -> int:
-        """How often the state of a namespace has changed."""
-        return self._words[nsid - 1]
+        """How often the state of a namespace, or of those before in its place, has changed."""
+        return self._changes[self.places[nsid]] if nsid in self.places else 0
 
     def protect(self, nsid: int, protection: WriteProtectionState) -> None:
         """Change the write protection of a namespace."""
@@ -120,7 +140,7 @@ class SharedState:
             )
 
     def _read(self, nsid: int) -> NamespaceState:
-        start = _slot(nsid, self.changes(nsid))
+        start = _slot(self.places[nsid], self.changes(nsid))
         generation, count, holder, rtype, ptpl, protection = _STATE.unpack_from(self._memory, start)
         keys = tuple(
             _REGISTRANT.unpack_from(self._memory, start + _REGISTRANTS + index * _REGISTRANT.size)
@@ -138,5 +158,5 @@ class SharedState:
         )
 
 
-def _slot(nsid: int, changes: int) -> int:
-    return _SLOTS + (2 * (nsid - 1) + changes % 2) * _SLOT_SIZE
+def _slot(place: int, changes: int) -> int:
+    return _SLOTS + (2 * place + changes % 2) * _SLOT_SIZE

@@ -94,8 +94,14 @@ class Subsystem:
 
     def forget(self, nsid: int) -> None:
         """A namespace was detached from a controller; another one of this NSID begins anew."""
-        if not self.holding(nsid) and self.shared.changes(nsid):
-            self.shared[nsid] = NamespaceState()
+        if not self.holding(nsid):
+            self.shared.forget(nsid)
+
+    def forget_detached(self) -> None:
+        """All controllers that there are have begun, or one has gone: what else is known is of no
+        namespace any more."""
+        for nsid in self.shared.places:
+            self.forget(nsid)
 
     def enforce(self, nsid: int) -> None:
         """Let the data path of each controller know, after a change."""

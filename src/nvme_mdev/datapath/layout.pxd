@@ -11,7 +11,7 @@ an IOThread reads only while that thread is paused.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    STATE_VERSION = 5
+    STATE_VERSION = 6
     #: I/O queue pairs; the register CAP and the Number of Queues feature offer at most this many.
     IO_QUEUES = 128
     QUEUES = IO_QUEUES + 1
@@ -210,7 +210,7 @@ cdef struct controller_state_t:
     uint8_t msix[8192]
     uint32_t features[256]
     uint32_t vector_config[256]
-    uint32_t scratch[1024]
+    uint32_t scratch[2048]
     uint32_t changed_namespaces[1024]
     uint8_t feature_data[4096]
     #: What outlives resets and clients: health, self-tests, sanitizing (controller/memory_map.py).

@@ -47,7 +47,7 @@ class ControllerState:
     features: memoryview
     #: Interrupt Vector Configuration per vector, 256 x 32 bit (format "I").
     vector_config: memoryview
-    #: For the controller's own use (events, life cycle, ...): 1024 x 32 bit (format "I").
+    #: For the controller's own use (events, life cycle, ...): 2048 x 32 bit (format "I").
     scratch: memoryview
     #: Changed namespace list, 1024 x 32 bit (format "I").
     changed_namespaces: memoryview

@@ -249,6 +249,8 @@ class ControllerInfo:
     """The other controllers of the subsystem."""
     io_queues: int
     """I/O queue pairs offered."""
+    max_nsid: int
+    """The highest NSID that a namespace can have (NN)."""
     settings: list[SettingInfo]
     namespaces: list[NamespaceInfo]
 

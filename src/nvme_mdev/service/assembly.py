@@ -138,13 +138,20 @@ def _make_controller(
         queue_entries=definition.queue_entries,
         shadow_doorbell=definition.shadow_doorbell,
         io_timeout_ms=definition.io_timeout_ms,
+        max_nsid=definition.highest_nsid,
         allow_erase=definition.allow_erase,
         max_transfer=fitting_transfer(definition.mdts, backends.values()),
     )
     state = continuity.state if continuity is not None else ControllerState()
     if continuity is None:
         cleanup.callback(state.close)
-    queues = QueueTable(state, GuestMemory(), iothreads, max_transfer=settings.max_transfer)
+    queues = QueueTable(
+        state,
+        GuestMemory(),
+        iothreads,
+        max_transfer=settings.max_transfer,
+        max_nsid=settings.max_nsid,
+    )
     cleanup.callback(queues.close)
     cleanup.callback(_report, queues)
     try:

@@ -100,11 +100,18 @@ def _sharing(registry: Registry, definition: Definition, other: ServedController
             "a controller that shares another's namespaces has them as they are: leave size, block"
             " size, read-only and limits out"
         )
+    highest = other.definition.highest_nsid
+    if definition.max_nsid not in (None, highest):
+        raise UserError(
+            f"the NSIDs of {other.name} end at {highest}, and so do those of all that share with"
+            " it: leave the highest NSID out"
+        )
     subsystem = other.controller.subsystem
     taken = {one.settings.cntlid for one in subsystem}
     joined = replace(
         definition,
         serial=other.definition.serial_number,
+        max_nsid=highest,
         cntlid=next(cntlid for cntlid in range(1, MAX_CONTROLLERS + 2) if cntlid not in taken),
     )
     backings = {
@@ -128,6 +135,7 @@ async def remove_controller(registry: Registry, served: ServedController, *, for
         registry.remove(served)
         registry.save()
         await served.close()
+        served.controller.subsystem.forget_detached()
         registry.forget_subsystem(served)
         if len(peers) == 1:
             _tell(peers)

@@ -153,6 +153,7 @@ async def _start(
             plans = _plans(definitions, registry, rollback)
         for plan in plans:
             await registry.make(plan)
+        registry.forget_detached()
         if definitions[0].control is not None:
             await _start_control(registry, definitions, cleanup, kept)
         registry.save()

@@ -33,10 +33,13 @@ DEFAULT_MDTS = 1 << 20
 MAX_MDTS = 32 << 20
 """65536 blocks of 512 bytes, more than which no command names."""
 #: Most I/O queue pairs and namespaces: `MAX_IO_QUEUES` of `nvme_mdev.datapath.state` and
-#: `MAX_NSID` of `nvme_mdev.controller.settings`, which are not loaded before the arguments are
+#: `PLACES` of `nvme_mdev.controller.places`, which are not loaded before the arguments are
 #: known to be good.
 MAX_QUEUES = 128
-MAX_NAMESPACES = 256
+MAX_NAMESPACES = 512
+DEFAULT_MAX_NSID = 256
+MAX_NSID = 0xFFFF_FFFE
+"""Likewise those of `nvme_mdev.controller.settings` and `nvme_mdev.spec.nvme_commands`."""
 MAX_IOTHREADS = 16
 """Likewise `MAX_IOTHREADS`."""
 _PAGE_SIZE = 4096
@@ -68,6 +71,8 @@ class Definition:
     """Most entries of an I/O queue."""
     mdts: int = DEFAULT_MDTS
     """Most bytes that a command moves."""
+    max_nsid: int | None = None
+    """The highest NSID. None: that of the controller it shares with, or 256."""
     host_queues: int | None = None
     """N of the type nvme-NQ_V1: IOThreads that its queues are spread over. None: as many as are
     named, or one."""
@@ -84,8 +89,7 @@ class Definition:
 
     def __post_init__(self) -> None:
         """Refuse what no controller can have (UserError)."""
-        if len(self.targets) > MAX_NAMESPACES:
-            raise UserError(f"{len(self.targets)} targets: give at most {MAX_NAMESPACES}")
+        self._check_namespaces()
         if self.serial is not None:
             _check_serial(self.serial)
         self._check_iothreads()
@@ -94,6 +98,17 @@ class Definition:
             raise UserError(
                 f"--mdts {format_size(self.mdts)}: give 8K, 16K, 32K, ... up to"
                 f" {format_size(MAX_MDTS)}"
+            )
+
+    def _check_namespaces(self) -> None:
+        if not 1 <= self.highest_nsid <= MAX_NSID:
+            raise UserError(f"--max-nsid {self.max_nsid}: give a number from 1 to {MAX_NSID}")
+        count = len(self.targets)
+        if count > MAX_NAMESPACES:
+            raise UserError(f"{count} targets: give at most {MAX_NAMESPACES}")
+        if count > self.highest_nsid:
+            raise UserError(
+                f"{count} targets, and NSIDs end at {self.highest_nsid}: give --max-nsid {count}"
             )
 
     def _check_iothreads(self) -> None:
@@ -110,6 +125,11 @@ class Definition:
         if not 1 <= self.threads <= MAX_IOTHREADS:
             raise UserError(f"{self.threads} IOThreads: a controller has 1 to {MAX_IOTHREADS}")
         spread_cpus(self.iothread_cpu, self.threads)
+
+    @property
+    def highest_nsid(self) -> int:
+        """NN of a controller that shares with no other."""
+        return DEFAULT_MAX_NSID if self.max_nsid is None else self.max_nsid
 
     @property
     def threads(self) -> int:
@@ -171,13 +191,13 @@ def join_cpus(cpus: Sequence[int | None]) -> int | str | None:
 
 
 def options(definition: Definition) -> dict[str, Option]:
-    """Its fields that are plain values, by name, the serial number as it has come out."""
+    """Its fields that are plain values, by name; what was derived as it has come out."""
     plain = {
         one.name: getattr(definition, one.name)
         for one in fields(definition)
         if one.name not in _NOT_OPTIONS
     }
-    return {**plain, "serial": definition.serial_number}
+    return {**plain, "serial": definition.serial_number, "max_nsid": definition.highest_nsid}
 
 
 def from_options(socket: Path, name: str | None, chosen: Mapping[str, Option]) -> Definition:

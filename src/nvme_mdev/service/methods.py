@@ -18,6 +18,7 @@ from nvme_mdev.service.controllers import add_controller, remove_controller
 from nvme_mdev.service.definition import (
     MAX_IOTHREADS,
     MAX_MDTS,
+    MAX_NSID,
     MAX_QUEUE_ENTRIES,
     MAX_QUEUES,
     from_options,
@@ -50,6 +51,7 @@ _NUMBERS = {
     "queues": Setting(When.AT_ONCE, "I/O queue pairs offered", 1, MAX_QUEUES),
     "queue_entries": Setting(When.AT_ONCE, "most entries of a queue", 2, MAX_QUEUE_ENTRIES),
     "mdts": Setting(When.AT_ONCE, "most data of a command, bytes", 1, MAX_MDTS),
+    "max_nsid": Setting(When.AT_ONCE, "the highest NSID", 1, MAX_NSID),
     "host_queues": Setting(When.AT_ONCE, "N of the type nvme-NQ_V1", 1, MAX_IOTHREADS),
 }
 """What is decided once about a controller, besides its settings."""
@@ -156,6 +158,7 @@ def _info(registry: Registry, served: ServedController) -> api.ControllerInfo:
         served.controller.settings.cntlid,
         [one.name for one in registry.peers(served) if one is not served],
         served.controller.settings.io_queues,
+        served.controller.settings.max_nsid,
         _settings(served),
         _namespaces(served),
     )

@@ -71,6 +71,11 @@ class Registry:
             if self.kept is not None:
                 self.kept.forget_subsystem(serial)
 
+    def forget_detached(self) -> None:
+        """All controllers of the process before us are there again, as far as they can be."""
+        for subsystem in self._subsystems.values():
+            subsystem.forget_detached()
+
     def add(self, served: ServedController) -> None:
         """Make a controller known, under another name if its own is taken."""
         name, number = served.name, 1

@@ -7,15 +7,17 @@ import errno
 import os
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from nvme_mdev.controller.settings import MAX_NSID
+from nvme_mdev.controller.places import DIRECT_PLACES, HIGH_PLACES
 from nvme_mdev.errors import UserError
 from nvme_mdev.service.definition import join_cpus, options, spread_cpus
 from nvme_mdev.service.iothreads import pin
 from nvme_mdev.service.limits import change_limits, parse_limits
 from nvme_mdev.service.record import ControllerRecord
 from nvme_mdev.service.settings import setting
+from nvme_mdev.spec.nvme_commands import MAX_NSID
 from nvme_mdev.spec.vfio_user import PciIrq
 from nvme_mdev.units import MAX_SIZE, format_size
 
@@ -154,18 +156,34 @@ class ServedController:
             )
 
     def _check_free(self, nsid: int) -> None:
+        highest = self.controller.settings.max_nsid
         if not 1 <= nsid <= MAX_NSID:
-            raise UserError(f"namespace {nsid}: give an NSID from 1 to {MAX_NSID}")
+            raise UserError(f"namespace {nsid}: give an NSID from 1 to {highest}")
+        if nsid > highest:
+            raise UserError(
+                f"namespace {nsid}: the NSIDs of {self.name} end at {highest}: give a lower one, or"
+                f" serve it with --max-nsid {nsid}"
+            )
         for one in self.peers(self):
             if nsid in one.backings:
                 raise UserError(f"{one.name} has a namespace {nsid} already: give another NSID")
+        high = [one for one in self._taken() if one > DIRECT_PLACES]
+        if nsid > DIRECT_PLACES and len(high) >= HIGH_PLACES:
+            raise UserError(
+                f"{self.name} has {HIGH_PLACES} namespaces above {DIRECT_PLACES}, which is the"
+                " most: remove one"
+            )
 
     def _free_nsid(self) -> int:
-        taken = {nsid for one in self.peers(self) for nsid in one.backings}
-        for nsid in range(1, MAX_NSID + 1):
-            if nsid not in taken:
-                return nsid
-        raise UserError(f"{self.name} has {MAX_NSID} namespaces, which is the most: remove one")
+        taken, highest = self._taken(), self.controller.settings.max_nsid
+        lowest = next(nsid for nsid in count(1) if nsid not in taken)
+        if lowest > highest:
+            raise UserError(f"{self.name} has {highest} namespaces, which is the most: remove one")
+        return lowest
+
+    def _taken(self) -> set[int]:
+        """The NSIDs of all namespaces of the NVM subsystem."""
+        return {nsid for one in self.peers(self) for nsid in one.backings}
 
     async def remove_namespace(self, nsid: int, *, everywhere: bool = False) -> None:
         """Detach a namespace, wait for its I/O, and close it, unless others share it.

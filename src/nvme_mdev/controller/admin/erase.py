@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from nvme_mdev.controller.erasing import Format, has_key
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.memory_map import Lifetime
-from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.reservations import CommandGroup
 from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
 from nvme_mdev.spec.nvme_logs import LogPage
@@ -138,7 +137,7 @@ def _check_reservation(controller: Controller, namespace: Namespace) -> None:
 
 
 def _concerned(controller: Controller, command: AdminCommand) -> list[Namespace]:
-    check_nsid(command.sqe.nsid, broadcast=True)
+    controller.namespaces.check_nsid(command.sqe.nsid, broadcast=True)
     if command.sqe.nsid == NSID_ALL:
         return list(controller.namespaces)
     namespace = controller.namespaces.get(command.sqe.nsid)

@@ -14,7 +14,6 @@ from nvme_mdev.controller.drain import flush
 from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import UNDER_THRESHOLD_SHIFT
 from nvme_mdev.controller.keep_alive import GRANULARITY_MS
-from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.reservation_commands import set_persistence
 from nvme_mdev.spec.nvme_commands import (
     GET_FEATURES_SEL_SHIFT,
@@ -73,7 +72,7 @@ def set_features(controller: Controller, command: AdminCommand) -> Outcome:
     if save and fid not in features.SAVEABLE:
         raise NvmeError(CommandStatus.FEATURE_NOT_SAVEABLE, Field.CDW10)
     if fid not in features.NAMESPACE_SPECIFIC and command.sqe.nsid not in (NSID_NONE, NSID_ALL):
-        check_nsid(command.sqe.nsid)
+        controller.namespaces.check_nsid(command.sqe.nsid)
         raise NvmeError(CommandStatus.FEATURE_NOT_NAMESPACE_SPECIFIC, Field.NSID)
     outcome = _set(controller, command, fid)
     if save:
@@ -268,7 +267,7 @@ async def _protect(
 
 def _concerned(controller: Controller, command: AdminCommand) -> list[int]:
     """The namespace that a feature is set of, or all that are attached."""
-    check_nsid(command.sqe.nsid, broadcast=True)
+    controller.namespaces.check_nsid(command.sqe.nsid, broadcast=True)
     if command.sqe.nsid == NSID_ALL:
         return [namespace.nsid for namespace in controller.namespaces]
     _check_active(controller, command)
@@ -310,7 +309,7 @@ async def _persist(controller: Controller, nsids: Sequence[int], wanted: bool) -
 
 
 def _get_write_protection(controller: Controller, command: AdminCommand) -> int:
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     _check_active(controller, command)
     return controller.write_protection[command.sqe.nsid]
 
@@ -332,7 +331,7 @@ def _get_temperature(controller: Controller, command: AdminCommand) -> int:
 
 
 def _get_error_recovery(controller: Controller, command: AdminCommand) -> int:
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     _check_active(controller, command)
     return controller.features.error_recovery(command.sqe.nsid)
 

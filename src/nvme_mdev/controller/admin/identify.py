@@ -13,9 +13,8 @@ from nvme_mdev.controller.errors import Field, NvmeError
 from nvme_mdev.controller.features import RECOMMENDED_ARBITRATION_BURST
 from nvme_mdev.controller.health import CRITICAL_TEMPERATURE, WARNING_TEMPERATURE
 from nvme_mdev.controller.keep_alive import GRANULARITY_MS as KEEP_ALIVE_GRANULARITY_MS
-from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.controller.registers import VERSION
-from nvme_mdev.controller.settings import MAX_NSID, MODEL_NUMBER, firmware_revision
+from nvme_mdev.controller.settings import MODEL_NUMBER, firmware_revision
 from nvme_mdev.datapath.backends.drive import CommandLimits, CopyLimits
 from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY_RANGES
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
@@ -133,8 +132,8 @@ def _controller(controller: Controller, _command: AdminCommand) -> IdentifyContr
         kas=KEEP_ALIVE_GRANULARITY_MS // _KAS_UNIT_MS,
         sqes=_IO_SQES,
         cqes=_IO_CQES,
-        nn=MAX_NSID,
-        mnan=MAX_NSID,
+        nn=settings.max_nsid,
+        mnan=settings.max_namespaces,
         oncs=optional_commands(controller.namespaces) | Oncs.TSS,
         fuses=_fused(controller.namespaces),
         acwu=_compare_and_write_unit(controller),
@@ -225,7 +224,7 @@ def _controller_nvm(controller: Controller, command: AdminCommand) -> IdentifyCo
 
 
 def _namespace(controller: Controller, command: AdminCommand) -> IdentifyNamespace:
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
     if namespace is None:
         return IdentifyNamespace()
@@ -311,9 +310,9 @@ def _add_preferences(data: IdentifyNamespace, backend: Backend) -> None:
     data.npdg = data.npda = max(deallocate, 1) - 1
 
 
-def _namespace_nvm(_controller: Controller, command: AdminCommand) -> IdentifyNamespaceNvm:
+def _namespace_nvm(controller: Controller, command: AdminCommand) -> IdentifyNamespaceNvm:
     """No protection information, so nothing to say; it is asked for all the same."""
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     check_csi(command)
     return IdentifyNamespaceNvm()
 
@@ -321,7 +320,7 @@ def _namespace_nvm(_controller: Controller, command: AdminCommand) -> IdentifyNa
 def _namespace_independent(
     controller: Controller, command: AdminCommand
 ) -> IdentifyNamespaceIndependent:
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
     if namespace is None:
         return IdentifyNamespaceIndependent()
@@ -339,7 +338,7 @@ def _namespace_independent(
 
 
 def _namespace_descriptors(controller: Controller, command: AdminCommand) -> bytes:
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     namespace = controller.namespaces.get(command.sqe.nsid)
     if namespace is None:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.namespaces import check_nsid
-from nvme_mdev.spec.nvme_commands import MAX_NSID as HIGHEST_NSID
-from nvme_mdev.spec.nvme_commands import NSID_ALL, Csi
+from nvme_mdev.spec.nvme_commands import MAX_NSID, NSID_ALL, Csi
 from nvme_mdev.spec.nvme_identify import (
     NSID_LIST_ENTRIES,
     ControllerList,
@@ -46,7 +44,7 @@ def check_csi(command: AdminCommand) -> None:
 def active_nsids(controller: Controller, command: AdminCommand) -> NsidList:
     """CNS 02h, 10h: the active NSIDs, which are the allocated ones, above the one given."""
     above = command.sqe.nsid
-    if above >= HIGHEST_NSID:
+    if above >= MAX_NSID:
         raise NvmeError(GenericStatus.INVALID_NAMESPACE_OR_FORMAT, Field.NSID)
     data = NsidList()
     nsids = [namespace.nsid for namespace in controller.namespaces if namespace.nsid > above]
@@ -68,7 +66,7 @@ def attached_controllers(controller: Controller, command: AdminCommand) -> Contr
     """CNS 12h: the controllers that a namespace is attached to, from CNTID on."""
     if command.sqe.nsid == NSID_ALL:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
-    check_nsid(command.sqe.nsid)
+    controller.namespaces.check_nsid(command.sqe.nsid)
     return _list(controller.subsystem.attached(command.sqe.nsid), command)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvme_mdev.controller.errors import Field, NvmeError
-from nvme_mdev.controller.namespaces import check_nsid
 from nvme_mdev.spec.nvme_commands import NSID_ALL, NSID_NONE
 from nvme_mdev.spec.nvme_maintenance import SelfTestCode, SelfTestLog, SelfTestResult
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
@@ -25,7 +24,7 @@ def device_self_test(controller: Controller, command: AdminCommand) -> int:
         raise NvmeError(GenericStatus.INVALID_FIELD, Field.CDW10)
     nsid = command.sqe.nsid
     if nsid != NSID_NONE:
-        check_nsid(nsid, broadcast=True)
+        controller.namespaces.check_nsid(nsid, broadcast=True)
         if nsid != NSID_ALL and controller.namespaces.get(nsid) is None:
             raise NvmeError(GenericStatus.INVALID_FIELD, Field.NSID)
     if controller.self_test.current != SelfTestCode.NONE:
