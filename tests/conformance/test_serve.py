@@ -22,6 +22,9 @@ MESSAGES = ("null:64M", "--no-mapped-doorbells", "--no-shadow-doorbell")
 PRIVATE = ("memory:64M", "memory:2M")
 READ_ONLY = ("DIR/protected", "--read-only", "--no-shadow-doorbell")
 
+#: The last of them is above those that are their own places.
+MANY = (*["null:1M"] * 256, "memory:64M", "--max-nsid", "257")
+
 ERASABLE = ("memory:16M", "--allow-erase", "--block-size", "512")
 
 #: All that has to do with its data, and two ways to erase it more.
@@ -35,8 +38,10 @@ def _of(groups: set[str]) -> list[Check]:
     return [check for group in GROUPS if group.name in groups for check in group]
 
 
-def _holds(check: Check, socket: Path, *, share_memory: bool = True) -> None:
-    (result,) = run([check], socket, destructive=True, share_memory=share_memory)
+def _holds(
+    check: Check, socket: Path, *, nsid: int | None = None, share_memory: bool = True
+) -> None:
+    (result,) = run([check], socket, nsid=nsid, destructive=True, share_memory=share_memory)
     assert result.outcome in {Outcome.PASSED, Outcome.NOT_APPLICABLE}, (
         f"{check.sentence} ({', '.join(check.sections)}): {result.why}"
     )
@@ -67,6 +72,13 @@ def test_doorbells_in_messages_conform(check: Check, controller: Callable[..., P
 @pytest.mark.parametrize("check", _of({"read_write"}), ids=lambda check: check.id)
 def test_a_read_only_namespace_conforms(check: Check, controller: Callable[..., Path]) -> None:
     _holds(check, controller(*READ_ONLY))
+
+
+@pytest.mark.parametrize("check", _of(DATA | {"identify"}), ids=lambda check: check.id)
+def test_a_namespace_with_a_high_nsid_conforms(
+    check: Check, controller: Callable[..., Path]
+) -> None:
+    _holds(check, controller(*MANY), nsid=257)
 
 
 @pytest.mark.parametrize("check", _of({"admin_optional", "log_pages"}), ids=lambda check: check.id)
