@@ -42,7 +42,8 @@ STAGES: Mapping[str, frozenset[str]] = {
     ),
     "batch led through": frozenset(
         (
-            *("serve", "fetch", "submit", "submit_batch", "complete_pair"),
+            *("serve", "serve_one", "serve_many", "fetch_piece", "end_with", "start_piece"),
+            *("fetch", "submit", "submit_batch", "complete_pair"),
             *("sq_suppress_event", "quiet_index", "store_relaxed32", "prefetch_read"),
         )
     ),

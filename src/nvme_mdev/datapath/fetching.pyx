@@ -1,10 +1,10 @@
 """Commands: fetched as a batch, parsed, and handed to their backends."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.aborts cimport skip_aborted
 from nvme_mdev.datapath.arbitration cimport CLASS_LOW, CLASS_URGENT, class_credit, class_next
-from nvme_mdev.datapath.atomics cimport load_acquire32, prefetch_read, read_tsc, store_relaxed32, store_release32
+from nvme_mdev.datapath.atomics cimport load_acquire32, prefetch_read, read_tsc, seldom, store_relaxed32, store_release32
 from nvme_mdev.datapath.completing cimport complete_done, send_held_back
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop, compound_start
 from nvme_mdev.datapath.layout cimport path_counters_t
@@ -24,6 +24,8 @@ cdef enum:
     #: Bytes of a command without data of the guest's (which MDTS bounds) after which a turn takes no
     #: more of its queue.
     LONG = 1 << 20
+    #: Commands after which completions are posted, for a guest that polls to go on meanwhile.
+    PIECE = 16
 
 
 cdef void doorbell_error(sq_t *sq, uint32_t *record) noexcept nogil:
@@ -135,50 +137,103 @@ cdef void submit_batch(iothread_t *thread, request_t **batch, uint32_t count) no
     submit(thread, batch, count)
 
 
-cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
-    """Fetch, parse and submit a batch of a queue's commands; how many."""
+#: A batch on its way: commands that are left of it, and that it has.
+cdef struct progress_t:
+    int32_t left
+    int32_t count
+
+
+cdef inline void end_with(progress_t *progress, uint32_t count) noexcept nogil:
+    """The piece of so many commands is the last: what is behind it waits for others' turns."""
+    progress.count -= progress.left - <int32_t> count
+    progress.left = <int32_t> count
+
+
+cdef inline uint32_t fetch_piece(
+    iothread_t *thread, sq_t *sq, uint32_t tail, uint64_t now, progress_t *progress
+) noexcept nogil:
+    """Fetch and parse the next commands of a batch; how many."""
     cdef request_t **batch = thread.batch
+    cdef uint32_t count = min(<uint32_t> progress.left, <uint32_t> PIECE)
+    cdef uint32_t i
     cdef request_t *request
-    cdef uint64_t before
-    cdef uint32_t i, count
-    cdef path_counters_t *counters
-    # It comes while the batch is decided, and the clock read.
-    prefetch_read(sq_entry(sq, sq.head))
-    if tail >= sq.size:
-        doorbell_error(sq, &sq.controller.sq_error[sq.qid])
-        return 0
-    if sq.aborted:
-        tail = skip_aborted(sq, tail)
-    count = batch_size(sq, tail)
-    if count == 0:
-        return 0
-    before = read_tsc()
-    if count > 1:
-        sq_prefetch(sq, count)
     for i in range(count):
-        request = fetch(sq, before)
+        request = fetch(sq, now)
         batch[i] = request
         if request.operation > OP_FLUSH and request.length >= LONG:
             # A medium in memory does it at once, and others' turns are to come: one at a time.
             count = i + 1
+            end_with(progress, count)
             break
-    if request.status == COMPOUND:
-        count = complete_pair(sq, batch, count, tail)
-    if count > 4:
-        cq_prefetch(sq.cq, count)
+    if batch[count - 1].status == COMPOUND:
+        i = complete_pair(sq, batch, count, tail)
+        if i < count:
+            end_with(progress, i)
+        count = i
+    return count
+
+
+cdef inline void start_piece(
+    iothread_t *thread, sq_t *sq, uint32_t count, bint timed, uint64_t before
+) noexcept nogil:
+    """Submit commands that were fetched and parsed since `before`, and post what is done at once."""
+    cdef path_counters_t *counters = sq.path_counters
     publish_head(sq)
     sq.inflight += count
     sq.cq.reserved_entries += count
-    counters = sq.path_counters
-    if is_timed(thread, counters.translated):
+    if is_timed(thread, counters.translated) and timed:
         counters.translated_timed += count
         counters.translated_cycles += read_tsc() - before
     counters.translated += count
-    submit(thread, batch, count)
+    submit(thread, thread.batch, count)
     sq_suppress_event(sq)
     if thread.done_count:
         complete_done(thread)
+
+
+cdef uint32_t serve_many(iothread_t *thread, sq_t *sq, uint32_t tail, uint32_t count) noexcept nogil:
+    """A batch, a piece at a time."""
+    cdef uint64_t before = read_tsc()
+    cdef uint32_t piece
+    cdef progress_t progress
+    progress.count = progress.left = <int32_t> count
+    sq_prefetch(sq, count)
+    if count > 4:
+        cq_prefetch(sq.cq, count)
+    while progress.left > 0:
+        piece = fetch_piece(thread, sq, tail, before, &progress)
+        start_piece(thread, sq, piece, progress.left == progress.count, before)
+        progress.left -= <int32_t> piece
+    # The second of a pair can be one more.
+    return <uint32_t> (progress.count - progress.left)
+
+
+cdef uint32_t serve_one(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
+    """A batch of one command: the usual case where little is outstanding."""
+    cdef uint64_t before = read_tsc()
+    cdef uint32_t count = 1
+    cdef request_t *request = fetch(sq, before)
+    thread.batch[0] = request
+    if seldom(request.status == COMPOUND):
+        count = complete_pair(sq, thread.batch, count, tail)
+    start_piece(thread, sq, count, True, before)
     return count
+
+
+cdef uint32_t serve(iothread_t *thread, sq_t *sq, uint32_t tail) noexcept nogil:
+    """Fetch, parse and submit a batch of a queue's commands; how many."""
+    cdef uint32_t count
+    # It comes while the batch is decided, and the clock read.
+    prefetch_read(sq_entry(sq, sq.head))
+    if seldom(tail >= sq.size):
+        doorbell_error(sq, &sq.controller.sq_error[sq.qid])
+        return 0
+    if seldom(sq.aborted):
+        tail = skip_aborted(sq, tail)
+    count = batch_size(sq, tail)
+    if count > 1:
+        return serve_many(thread, sq, tail, count)
+    return serve_one(thread, sq, tail) if count else 0
 
 
 cdef uint32_t arbitrate(iothread_t *thread, arbiter_t *arbiter) noexcept nogil:
