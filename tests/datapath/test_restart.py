@@ -230,6 +230,20 @@ def test_a_command_completes_once_wherever_its_process_was_killed(
     assert killed.guest.table.inflight() == 0
 
 
+BATCH = [20, 21, 22, 23]
+"""Identifiers of commands that are fetched together."""
+
+
+def _killed_with_a_batch(killed: Killed) -> list[bytes]:
+    """The process is killed; these are in the SQ, and the guest rings meanwhile."""
+    commands = [killed.command(cid=cid) for cid in BATCH]
+    for sqe in commands:
+        killed.queue.put(sqe)
+    killed.kill()
+    killed.queue.doorbell(killed.queue.tail)
+    return commands
+
+
 def _before(earlier: int) -> bytes:
     return b"before" if earlier else b""
 
@@ -244,12 +258,7 @@ def test_a_batch_is_executed_again_and_nothing_of_it_is_fetched_twice(
     killed: Killed, publish: bool
 ) -> None:
     killed.complete(ENTRIES - 2)
-    cids = [20, 21, 22, 23]
-    commands = [killed.command(cid=cid) for cid in cids]
-    for sqe in commands:
-        killed.queue.put(sqe)
-    killed.kill()
-    killed.queue.doorbell(killed.queue.tail)
+    commands = _killed_with_a_batch(killed)
     for ahead, (slot, sqe) in enumerate(zip([3, 0, 5, 1], commands, strict=True)):
         killed.copy_sqe(slot, sqe)
         killed.make_busy(slot, ahead)
@@ -257,7 +266,7 @@ def test_a_batch_is_executed_again_and_nothing_of_it_is_fetched_twice(
         killed.publish_head(len(commands))
     killed.adopt()
     # In the order of fetching.
-    assert [killed.queue.wait().cid for _ in cids] == cids
+    assert [killed.queue.wait().cid for _ in BATCH] == BATCH
     killed.complete(3 * ENTRIES)
     assert killed.queue.poll() is None
 
@@ -269,12 +278,7 @@ def test_completions_beyond_the_tail_that_was_stored_are_neither_lost_nor_posted
 ) -> None:
     """Those of a batch are written one after the other, then the tail is moved behind them."""
     killed.complete(earlier)
-    cids = [20, 21, 22, 23]
-    commands = [killed.command(cid=cid) for cid in cids]
-    for sqe in commands:
-        killed.queue.put(sqe)
-    killed.kill()
-    killed.queue.doorbell(killed.queue.tail)
+    commands = _killed_with_a_batch(killed)
     # In no order of the slots.
     slots = [3, 0, 2, 1]
     for ahead, (slot, sqe) in enumerate(zip(slots, commands, strict=True)):
@@ -288,8 +292,8 @@ def test_completions_beyond_the_tail_that_was_stored_are_neither_lost_nor_posted
         killed.write_cqe(slot, ahead)
     killed.guest.poke(killed.page, b"once more".ljust(512, b"\0"))
     killed.adopt()
-    assert [killed.queue.wait().cid for _ in cids] == cids
-    assert _block(killed) == (b"before" if posted == len(cids) else b"once more")
+    assert [killed.queue.wait().cid for _ in BATCH] == BATCH
+    assert _block(killed) == (b"before" if posted == len(BATCH) else b"once more")
     killed.complete(3 * ENTRIES)
     assert killed.queue.poll() is None
     assert killed.guest.table.inflight() == 0
