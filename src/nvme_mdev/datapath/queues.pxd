@@ -11,7 +11,7 @@ death, so nothing but the compiler has to be kept from changing it: hence the re
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport (
-    copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32, prefetch_read,
+    copy64, exchange32, fence_full, fetch_add64, load_acquire32, load_relaxed32,
     prefetch_write, read_tsc, store_relaxed32, store_release32, store_release64,
 )
 from nvme_mdev.datapath.chain cimport chain_next
@@ -19,6 +19,7 @@ from nvme_mdev.datapath.layout cimport (
     CQ_UNDECIDED, ERROR_ENTRIES, INTERRUPT_MASKS, INTERRUPT_PENDING, SLOT_BUSY, SLOT_FREE,
     controller_state_t, error_entry_t, nvme_cqe_t, nvme_sqe_t, slot_t,
 )
+from nvme_mdev.datapath.lines cimport prefetch_lines
 from nvme_mdev.datapath.runtime cimport (
     INTERRUPTS_RELAYED, controller_t, cq_t, interrupts_t, iothread_t, request_t, sq_t,
 )
@@ -36,13 +37,6 @@ cdef enum:
 cdef inline nvme_sqe_t *sq_entry(sq_t *sq, uint32_t index) noexcept nogil:
     """Address of an SQE: 64 to a guest page."""
     return <nvme_sqe_t *> (sq.pages[index >> 6] + (index & 63) * 64)
-
-
-cdef inline void prefetch_lines(const uint8_t *line, uint32_t count) noexcept nogil:
-    cdef const uint8_t *end = line + count * 64
-    while line < end:
-        prefetch_read(line)
-        line += 64
 
 
 cdef inline void sq_prefetch(sq_t *sq, uint32_t count) noexcept nogil:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
-from nvme_mdev.datapath.atomics cimport prefetch_read, seldom
+from nvme_mdev.datapath.atomics cimport seldom
 from nvme_mdev.datapath.attention cimport look_closer, map_and_look
 from nvme_mdev.datapath.checks cimport (
     CDW12_DTYPE, CDW12_FUA, check_range, refuse, wants_durability,
@@ -10,12 +10,17 @@ from nvme_mdev.datapath.checks cimport (
 from nvme_mdev.datapath.compound cimport COMPOUND_PLAIN
 from nvme_mdev.datapath.data_pointer cimport map_usual
 from nvme_mdev.datapath.layout cimport nvme_sqe_t
+from nvme_mdev.datapath.lines cimport LINE_SIZE, prefetch_lines
 from nvme_mdev.datapath.opcodes cimport NVME_READ, NVME_WRITE
 from nvme_mdev.datapath.other_commands cimport parse_others
 from nvme_mdev.datapath.runtime cimport OP_READ, OP_WRITE, REQUEST_FUA, backend_t, request_t
 from nvme_mdev.datapath.status cimport (
     LOCATION_DTYPE, LOCATION_NSID, SC_INVALID_FIELD, SC_NAMESPACE_WRITE_PROTECTED, SC_SUCCESS,
 )
+
+cdef enum:
+    #: Of a read from memory: the processor sees by itself how it goes on.
+    PREFETCHED_LINES = 16
 
 
 cdef inline uint32_t parse_read(request_t *request) noexcept nogil:
@@ -27,8 +32,10 @@ cdef inline uint32_t parse_read(request_t *request) noexcept nogil:
         return status
     request.operation = OP_READ
     if backend.data != NULL:
-        # The rest of the batch is parsed while the first line, and the way to its page, arrive.
-        prefetch_read(backend.data + request.offset)
+        # The rest of the batch is parsed while the first lines, and the way to their page, arrive.
+        prefetch_lines(
+            backend.data + request.offset,
+            min(<uint32_t> (request.length // LINE_SIZE), <uint32_t> PREFETCHED_LINES))
     if seldom(not map_usual(request, backend, True)):
         return map_and_look(request, True)
     if seldom(backend.attention | (sqe.cdw12 & CDW12_FUA)):
