@@ -130,6 +130,13 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def ordinary_user() -> Iterator[Path]:
     """A directory of an ordinary user, whom this process is for the test if it is root."""
     # Modules that are loaded on the way may be where only root can read them.

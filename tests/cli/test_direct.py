@@ -41,12 +41,6 @@ def written(image: Path) -> Iterator[None]:
     yield
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_the_first_part_of_a_vfio_user_controller_is_served(here: Path, serve: Serve) -> None:
     serve("drive.img", "--size", "32M", "--socket", "drive")
     target = "direct:vfio-user:drive/n1,offset=16M,length=8M"

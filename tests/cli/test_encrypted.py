@@ -29,12 +29,6 @@ CRYPTO_ERASE = SQE(opc=AdminOpcode.SANITIZE, cdw10=4)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def key(tmp_path: Path) -> Path:
     return make_key(tmp_path / "disk.key")
 

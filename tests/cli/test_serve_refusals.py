@@ -29,13 +29,6 @@ Refuse = Callable[..., str]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def refuse(nvme_mdev: RunCommand) -> Refuse:
     """Run `serve` in the working directory, check that it is refused properly; its line."""
 

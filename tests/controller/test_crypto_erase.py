@@ -26,6 +26,7 @@ from .test_erase import (
     SANITIZED,
     ends,
     format_nvm,
+    queue_with_data,
     sanitize,
     sanitize_log,
     sanitized,
@@ -57,11 +58,7 @@ def served(serve: Callable[..., Served], images: list[Path]) -> Served:
 
 @pytest.fixture
 def queue(host: NvmeHost) -> IoQueue:
-    made = host.create_queue_pair()
-    for nsid in (1, 2):
-        for slba in (0, SIZE // 512 - 8):
-            made.write(nsid, slba, DATA, block_size=512)
-    return made
+    return queue_with_data(host)
 
 
 def key(image: Path) -> bytes:

@@ -107,13 +107,18 @@ without_keys = pytest.mark.parametrize("served", ["memory", "image"], indirect=T
 """With keys there is one more way to erase: `test_crypto_erase.py`."""
 
 
-@pytest.fixture
-def queue(host: NvmeHost) -> IoQueue:
+def queue_with_data(host: NvmeHost) -> IoQueue:
+    """A queue pair; :data:`DATA` is at both ends of namespaces 1 and 2."""
     made = host.create_queue_pair()
     for nsid in (1, 2):
         for slba in (0, SIZE // 512 - 8):
             made.write(nsid, slba, DATA, block_size=512)
     return made
+
+
+@pytest.fixture
+def queue(host: NvmeHost) -> IoQueue:
+    return queue_with_data(host)
 
 
 def ends(queue: IoQueue, nsid: int, block_size: int = 512) -> set[bytes]:

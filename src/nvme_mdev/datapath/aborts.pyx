@@ -14,10 +14,10 @@ from libc.string cimport memcpy
 
 from nvme_mdev.datapath.atomics cimport load_acquire32, store_release32
 from nvme_mdev.datapath.commands cimport sqe_lba
-from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_cqe_t, nvme_sqe_t, sq_state_t
+from nvme_mdev.datapath.layout cimport ABORTS, SLOT_BUSY, nvme_sqe_t, sq_state_t
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt, sq_entry,
-    sq_waiting, tell_relay,
+    cq_holds, cq_move_behind, cq_post, cq_read_head, cq_room, log_error, publish_head, raise_interrupt,
+    sq_entry, sq_waiting, tell_relay,
 )
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, REQUEST_THROTTLED, cq_t, request_t, sq_t
 from nvme_mdev.datapath.status cimport LOCATION_NONE, SC_ABORT_FAILED_FUSED, SC_ABORT_REQUESTED, SC_MORE
@@ -150,21 +150,11 @@ cdef void adopt_aborts(sq_t *sq) noexcept:
         if state.aborted_state[note] & STATE_MASK == NOTE_POSTING:
             index = state.aborted_place[note] & 0xffff
             phase = state.aborted_state[note] >> PHASE_SHIFT & 1
-            if is_posted(sq, index, phase, state.aborted_place[note] >> 16):
-                if index == sq.cq.tail and phase == sq.cq.phase:
-                    cq_advance(sq.cq)
+            if cq_holds(sq.cq, sq.qid, index, phase, state.aborted_place[note] >> 16):
+                cq_move_behind(sq.cq, index, phase)
                 store_release32(&state.aborted_state[note], NOTE_POSTED)
             else:
                 # Not aborted yet: the Abort command is executed again.
                 store_release32(&state.aborted_state[note], NOTE_FREE)
         if state.aborted_state[note] != NOTE_FREE:
             sq.aborted = 1
-
-
-cdef bint is_posted(sq_t *sq, uint32_t index, uint32_t phase, uint32_t cid) noexcept:
-    """Whether the completion of the command is at its place."""
-    cdef nvme_cqe_t *entry
-    if index >= sq.cq.size:
-        return False
-    entry = <nvme_cqe_t *> (sq.cq.pages[index >> 8] + (index & 255) * 16)
-    return entry.cid == cid and entry.sqid == sq.qid and (entry.status & 1) == phase

@@ -27,6 +27,19 @@ from nvme_mdev.datapath.runtime cimport (
 from nvme_mdev.datapath.status cimport LOCATION_NSID, SC_NAMESPACE_WRITE_PROTECTED, SC_SUCCESS
 
 
+cdef uint32_t look_whether_native(request_t *request, uint32_t kind) noexcept nogil:
+    """The end of parsing what a backend does, or is made of other operations (`kind`)."""
+    return look_closer(
+        request, COMPOUND_PLAIN if is_native(request.ns.backend, request.operation) else kind)
+
+
+cdef uint32_t check_written_range(request_t *request) noexcept nogil:
+    """As `check_range`, of what is written without data."""
+    if request.ns.read_only:
+        return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
+    return check_range(request)
+
+
 cdef uint32_t parse_compare(request_t *request) noexcept nogil:
     """Compare (3.2.1)."""
     cdef uint32_t status = check_range(request)
@@ -36,7 +49,7 @@ cdef uint32_t parse_compare(request_t *request) noexcept nogil:
     status = map_data(request, False)
     if status:
         return status
-    return look_closer(request, COMPOUND_PLAIN if is_native(request.ns.backend, OP_COMPARE) else COMPOUND_COMPARE)
+    return look_whether_native(request, COMPOUND_COMPARE)
 
 
 cdef uint32_t parse_verify(request_t *request) noexcept nogil:
@@ -45,16 +58,13 @@ cdef uint32_t parse_verify(request_t *request) noexcept nogil:
     if status:
         return status
     request.operation = OP_VERIFY
-    return look_closer(request, COMPOUND_PLAIN if is_native(request.ns.backend, OP_VERIFY) else COMPOUND_VERIFY)
+    return look_whether_native(request, COMPOUND_VERIFY)
 
 
 cdef uint32_t parse_write_zeroes(request_t *request) noexcept nogil:
     """Write Zeroes (3.2.8)."""
     cdef nvme_sqe_t *sqe = &request.slot.sqe
-    cdef uint32_t status
-    if request.ns.read_only:
-        return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
-    status = check_range(request)
+    cdef uint32_t status = check_written_range(request)
     if status:
         return status
     request.operation = OP_WRITE_ZEROES
@@ -67,16 +77,11 @@ cdef uint32_t parse_write_zeroes(request_t *request) noexcept nogil:
 
 cdef uint32_t parse_write_uncorrectable(request_t *request) noexcept nogil:
     """Write Uncorrectable (3.2.7): the marks are the drive's below, or ours (`uncorrectable.pyx`)."""
-    cdef uint32_t status
-    if request.ns.read_only:
-        return refuse(request, SC_NAMESPACE_WRITE_PROTECTED, LOCATION_NSID)
-    status = check_range(request)
+    cdef uint32_t status = check_written_range(request)
     if status:
         return status
     request.operation = OP_WRITE_UNCORRECTABLE
-    return look_closer(
-        request,
-        COMPOUND_PLAIN if is_native(request.ns.backend, OP_WRITE_UNCORRECTABLE) else COMPOUND_UNCORRECTABLE)
+    return look_whether_native(request, COMPOUND_UNCORRECTABLE)
 
 
 cdef uint32_t parse_others(request_t *request) noexcept nogil:

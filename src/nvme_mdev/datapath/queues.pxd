@@ -222,6 +222,28 @@ cdef inline void cq_advance(cq_t *cq) noexcept nogil:
         cq_move(cq, cq.tail + 1, cq.phase)
 
 
+cdef inline bint cq_holds(
+    cq_t *cq, uint32_t qid, uint32_t index, uint32_t phase, uint32_t cid
+) noexcept nogil:
+    """Whether the completion of a command of that SQ was posted to a place that was recorded for it."""
+    cdef nvme_cqe_t *entry
+    if index >= cq.size:
+        return False
+    entry = cq_entry(cq, index)
+    return entry.cid == cid and entry.sqid == qid and (entry.status & 1) == phase
+
+
+cdef inline void cq_move_behind(cq_t *cq, uint32_t index, uint32_t phase) noexcept nogil:
+    """A completion was posted there, by a process that may have been killed before it moved the tail behind
+    all that it had posted. A place that is a round further, or two, is before the tail."""
+    cdef uint32_t place = index + (cq.size if phase else 0)
+    cdef uint32_t tail = cq.tail + (cq.size if cq.phase else 0)
+    if (place + 2 * cq.size - tail) % (2 * cq.size) < cq.size:
+        cq.tail = index
+        cq.phase = phase
+        cq_advance(cq)
+
+
 cdef inline void cqe_write(
     nvme_cqe_t *entry, uint32_t dw0, uint32_t queue, uint32_t cid, uint32_t status, uint32_t phase
 ) noexcept nogil:

@@ -11,13 +11,11 @@ from nvme_mdev.datapath.atomics cimport load_acquire32, read_tsc, store_relaxed3
 from nvme_mdev.datapath.compound cimport COMPOUND_FIRST, compound_drop
 from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.fetching cimport submit_batch
-from nvme_mdev.datapath.layout cimport (
-    CQ_UNDECIDED, SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, nvme_cqe_t, slot_t,
-)
+from nvme_mdev.datapath.layout cimport CQ_UNDECIDED, SLOT_BUSY, STAGE_COMPARED, STAGE_NONE, slot_t
 from nvme_mdev.datapath.parsing cimport command_parse
 from nvme_mdev.datapath.queue_setup cimport take_cq, take_sq
 from nvme_mdev.datapath.queues cimport (
-    cq_advance, cq_entry, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
+    cq_holds, cq_move_behind, publish_head, quiet_index, rung_behind_tail, sq_release, sq_unfetch,
 )
 from nvme_mdev.datapath.range_locks cimport reserve_range
 from nvme_mdev.datapath.runtime cimport HELD_MEMORY, controller_t, cq_t, iothread_t, request_t, sq_t
@@ -65,37 +63,17 @@ cdef int adopt_sq(controller_t *controller, uint32_t qid) except -1:
     return 0
 
 
-cdef bint is_ahead(cq_t *cq, slot_t *slot) noexcept:
-    """Whether the slot's place is at or behind the tail: a round further, or two, is before it."""
-    cdef uint32_t place = slot.cq_index + (cq.size if slot.cq_phase else 0)
-    cdef uint32_t tail = cq.tail + (cq.size if cq.phase else 0)
-    return (place + 2 * cq.size - tail) % (2 * cq.size) < cq.size
-
-
 cdef void settle(sq_t *sq, uint32_t index) noexcept:
     """Release the slot if its command's completion was posted."""
     cdef cq_t *cq = sq.cq
     cdef slot_t *slot = &sq.slots[index]
-    if not was_posted(sq, slot):
+    # No CQE has an undecided phase.
+    if not cq_holds(cq, sq.qid, slot.cq_index, slot.cq_phase, slot.sqe.cid):
         slot.cq_phase = CQ_UNDECIDED
         return
-    if is_ahead(cq, slot):
-        # Posted, and killed before the tail was moved behind what was posted with it.
-        cq.tail = slot.cq_index
-        cq.phase = slot.cq_phase
-        cq_advance(cq)
+    cq_move_behind(cq, slot.cq_index, slot.cq_phase)
     slot.stage = STAGE_NONE
     sq_release(sq, &sq.requests[index])
-
-
-cdef bint was_posted(sq_t *sq, slot_t *slot) noexcept:
-    """Whether the completion at the slot's recorded place is that of its command."""
-    cdef nvme_cqe_t *entry
-    if slot.cq_phase == CQ_UNDECIDED or slot.cq_index >= sq.cq.size:
-        return False
-    entry = cq_entry(sq.cq, slot.cq_index)
-    return (entry.cid == slot.sqe.cid and entry.sqid == sq.qid
-            and (entry.status & 1) == slot.cq_phase)
 
 
 # -- executing again ----------------------------------------------------------------------------
