@@ -41,7 +41,7 @@ CAPACITY = 1 << 30
 _ENTRIES = 2048
 """Of a queue that is never full: two runs of the deepest path fit."""
 _QUEUES = 65
-INLINE, SENT, TAKEN = "inline", "sent", "taken"
+INLINE, MAPPED, SENT, TAKEN = "inline", "mapped", "sent", "taken"
 BLOCK, SEGMENT = "block", "segment"
 _SGL = 0x40
 """PSDT of an SQE (Base 2.x, figure 92): an SGL."""
@@ -68,7 +68,8 @@ class Path:
     direct: bool = False
     """On the queue of another controller, which completes at once."""
     file: str = ""
-    """On a file in memory: `INLINE`, or the turn of io_uring that is counted, `SENT` or `TAKEN`."""
+    """On a file in memory: `MAPPED`, `INLINE` (a hole), or the turn of io_uring that is counted,
+    `SENT` or `TAKEN`."""
     passed: str = ""
     """On the kernel's driver (passthrough): the turn that is counted, `SENT` or `TAKEN`."""
     limited: bool = False
@@ -120,6 +121,7 @@ PATHS = (
     Path("sgl_segment", "null, 32 KiB read, SGL: a segment of 8", size=8 * PAGE, sgl=SEGMENT),
     Path("weighted_1", "null, 4 KiB read, one a turn, weighted round robin", weighted=True),
     Path("file_inline", "file in memory, 4 KiB read, one a turn, inline", file=INLINE),
+    Path("file_mapped", "the same, mapped", file=MAPPED),
     Path("uring_sent_1", "file, 4 KiB read: given to io_uring, one a turn", file=SENT, turns=1),
     Path("uring_taken_1", "file, 4 KiB read: taken from io_uring, one", file=TAKEN, turns=1),
     Path("uring_sent_32", "the same, 32 a turn", file=SENT, batch=32, turns=1),
@@ -143,16 +145,17 @@ def _backend(path: Path) -> tuple[Backend, MemoryDrive | None]:
     if path.passed:
         return PassthruBackend(CutOffDrive(CAPACITY)), None
     if path.file:
-        return _file(inline=path.file == INLINE), None
+        return _file(inline=path.file in {INLINE, MAPPED}, hole=path.file == INLINE), None
     return (MemoryBackend(CAPACITY) if path.memory else NullBackend(CAPACITY)), None
 
 
-def _file(*, inline: bool) -> UringBackend:
-    """A file in memory, which the backend keeps open."""
+def _file(*, inline: bool, hole: bool) -> UringBackend:
+    """A file in memory, which the backend keeps open; its first page may be a hole."""
     fd = os.memfd_create("medium")
     try:
         os.ftruncate(fd, CAPACITY)
-        os.pwrite(fd, bytes(PAGE), 0)
+        if not hole:
+            os.pwrite(fd, bytes(PAGE), 0)
         return UringBackend(f"/proc/self/fd/{fd}", inline_io=inline)
     finally:
         os.close(fd)

@@ -59,6 +59,16 @@ static inline uint64_t fetch_add64(volatile uint64_t *p, uint64_t value)
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
 
+static inline uint64_t fetch_or64(volatile uint64_t *p, uint64_t value)
+{
+    return __atomic_fetch_or(p, value, __ATOMIC_RELAXED);
+}
+
+static inline uint64_t fetch_and64(volatile uint64_t *p, uint64_t value)
+{
+    return __atomic_fetch_and(p, value, __ATOMIC_RELAXED);
+}
+
 /* True: it was `before` and is `after` now. */
 static inline int compare_exchange64(volatile uint64_t *p, uint64_t before, uint64_t after)
 {

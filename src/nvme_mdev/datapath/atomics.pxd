@@ -13,6 +13,8 @@ cdef extern from "atomics.h" nogil:
     void store_relaxed64(uint64_t *p, uint64_t value)
     uint32_t exchange32(uint32_t *p, uint32_t value)
     uint64_t fetch_add64(uint64_t *p, uint64_t value)
+    uint64_t fetch_or64(uint64_t *p, uint64_t value)
+    uint64_t fetch_and64(uint64_t *p, uint64_t value)
     bint compare_exchange64(uint64_t *p, uint64_t before, uint64_t after)
     void fence_full()
     void cpu_relax()

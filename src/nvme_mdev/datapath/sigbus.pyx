@@ -95,6 +95,11 @@ cdef bint sigbus_contained(uint8_t *start) noexcept nogil:
     return guard != NULL and load_relaxed32(&guard.contained) != 0
 
 
+cdef const uint32_t *sigbus_flag(uint8_t *start) noexcept nogil:
+    cdef guard_t *guard = guard_of(start)
+    return NULL if guard == NULL else &guard.contained
+
+
 cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:
     """Zero pages in place of [start, end)."""
     return mmap(
@@ -106,7 +111,8 @@ cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:
 cdef bint contain(uint64_t address) noexcept nogil:
     """Replace the rest of the guarded mapping that holds the address; False: it is in none.
 
-    A mapping of huge pages can only be replaced from the start of one.
+    A mapping of huge pages can only be replaced from the start of one. The flag is set first: a thread
+    that sees nothing of it after its copy has not copied to or from a page that came in between.
     """
     cdef uint64_t[3] page_sizes = [4 << 10, 2 << 20, 1 << 30]
     cdef uint64_t end, first
@@ -114,10 +120,10 @@ cdef bint contain(uint64_t address) noexcept nogil:
     for i in range(GUARDS):
         end = load_relaxed64(&guards[i].end)
         if end != 0 and guards[i].start <= address < end:
+            store_relaxed32(&guards[i].contained, 1)
             for size in range(3):
                 first = address & ~(page_sizes[size] - 1)
                 if first >= guards[i].start and zero_from(first, end):
-                    store_relaxed32(&guards[i].contained, 1)
                     return True
     return False
 

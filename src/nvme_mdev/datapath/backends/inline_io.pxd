@@ -4,7 +4,8 @@ None of them answers a non-blocking attempt (RWF_NOWAIT is EOPNOTSUPP there), so
 I/O to a worker thread, whose wake-up takes many times what the I/O does. A plain `preadv2` on the
 IOThread has no wake-up. It may block, and then everything else that the thread serves waits with it:
 hence only for media that were measured at open (`medium.py`), only for short I/O, and with a look at
-what the kernel did whenever one took long. An I/O for which the thread was put to sleep sends the
+what the kernel did whenever one took long. A file that is memory is mapped besides (`file_mapping.pyx`):
+then it takes no system call. An I/O for which the thread was put to sleep sends the
 medium back to io_uring, for a time that grows. Time alone does not tell: a busy machine takes the
 processor away from the fastest I/O; but that is an involuntary switch.
 """
@@ -13,7 +14,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
-from nvme_mdev.datapath.atomics cimport read_tsc
+from nvme_mdev.datapath.atomics cimport read_tsc, seldom
+from nvme_mdev.datapath.backends.file_mapping cimport file_mapping_t, mapped_io
 from nvme_mdev.datapath.runtime cimport OP_WRITE, REQUEST_FUA, iothread_t, request_t
 from nvme_mdev.datapath.uring cimport uring_of
 
@@ -47,10 +49,10 @@ cdef enum:
 
 #: How a medium is used inline. Times are in ticks of the time-stamp counter.
 cdef struct inline_t:
-    uint32_t enabled
     #: Descriptor of I/O that suits O_DIRECT, and of other I/O; -1: that goes through io_uring.
     int direct
     int buffered
+    file_mapping_t mapping
     #: What is taken for slow; all bits set: the user wants it so, nothing is.
     uint64_t slow
     #: Not before.
@@ -86,34 +88,43 @@ cdef inline void inline_was_slow(iothread_t *thread, inline_t *inline_, uint64_t
 
 
 cdef inline ssize_t transfer(int fd, request_t *request, off_t offset) noexcept nogil:
-    """All that one segment without flags is too little for."""
+    """Bytes that one system call moved, or -1."""
+    if request.iov_count == 1 and not request.flags & REQUEST_FUA:
+        if request.operation == OP_WRITE:
+            return pwrite(fd, request.iov.iov_base, request.iov.iov_len, offset)
+        return pread(fd, request.iov.iov_base, request.iov.iov_len, offset)
     if request.operation == OP_WRITE:
         return pwritev2(fd, request.iov, <int> request.iov_count, offset,
                         RWF_DSYNC if request.flags & REQUEST_FUA else 0)
     return preadv2(fd, request.iov, <int> request.iov_count, offset, 0)
 
 
-cdef inline bint inline_io(
-    iothread_t *thread, request_t *request, inline_t *inline_, int fd, off_t offset
-) noexcept nogil:
-    """Read or write now. False: nothing is done, or not all; io_uring does it (again)."""
-    cdef uint64_t before = read_tsc()
-    cdef uint64_t now
-    cdef ssize_t count
+cdef inline bint through_mapping(request_t *request, inline_t *inline_) noexcept nogil:
+    """True: it is done. What has to be durable when it ends is the kernel's."""
+    return inline_.mapping.base != NULL and not request.flags & REQUEST_FUA and mapped_io(
+        &inline_.mapping, request)
+
+
+cdef inline bint by_system_call(request_t *request, int fd, off_t offset) noexcept nogil:
+    """True: it is done, with the descriptor for it, if there is one."""
+    return (fd >= 0 and request.length <= INLINE_MOST
+            and transfer(fd, request, offset) == <ssize_t> request.length)
+
+
+cdef inline bint inline_pauses(iothread_t *thread, inline_t *inline_, uint64_t now) noexcept nogil:
+    """The medium is io_uring's for a while."""
     # Not where it is further off than it ever was: the counter began anew while the host slept.
-    if inline_.resume - before - 1 < inline_.pause:
-        return False
+    if inline_.resume - now - 1 < inline_.pause:
+        return True
     if thread.rests != uring_of(thread).rests:
         # It slept of its own accord meanwhile.
         uring_of(thread).rests = thread.rests
         uring_of(thread).sleeps = sleeps_of_thread()
-    if request.iov_count > 1 or request.flags & REQUEST_FUA:
-        count = transfer(fd, request, offset)
-    elif request.operation == OP_WRITE:
-        count = pwrite(fd, request.iov.iov_base, request.iov.iov_len, offset)
-    else:
-        count = pread(fd, request.iov.iov_base, request.iov.iov_len, offset)
-    now = read_tsc()
-    if now - before > inline_.slow:
+    return False
+
+
+cdef inline void inline_took(iothread_t *thread, inline_t *inline_, uint64_t before) noexcept nogil:
+    """An I/O that was begun then is over."""
+    cdef uint64_t now = read_tsc()
+    if seldom(now - before > inline_.slow):
         inline_was_slow(thread, inline_, now)
-    return count == <ssize_t> request.length

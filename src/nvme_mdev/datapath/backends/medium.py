@@ -34,6 +34,8 @@ _AT_EMPTY_PATH = 0x1000
 _STATX_DIOALIGN = 0x2000
 _STATX_SIZE = 256
 _STATX_DIO_MEM_ALIGN_OFFSET = 152
+_STATX_ATTRIBUTES_OFFSET = 8
+_STATX_ATTR_DAX = 0x200000
 
 #: <linux/falloc.h>
 _FALLOC_FL_KEEP_SIZE = 1
@@ -50,7 +52,8 @@ _NO_END = 1 << 64
 """Beyond every device."""
 
 #: <linux/magic.h>: file systems whose files are memory (tmpfs, ramfs, hugetlbfs).
-_MEMORY_FILE_SYSTEMS = frozenset({0x01021994, 0x858458F6, 0x958458F6})
+_HUGETLBFS = 0x958458F6
+_MEMORY_FILE_SYSTEMS = frozenset({0x01021994, 0x858458F6, _HUGETLBFS})
 _STATFS_SIZE = 256
 #: Reads that tell whether a medium answers at once, how long a quarter of them may take, and how
 #: many may sleep.
@@ -86,7 +89,11 @@ class Medium:
     preferred_write: int = 0
     preferred_deallocate: int = 0
     in_memory: bool = False
-    """A file that is memory: buffered I/O is all there is."""
+    """A file that is memory: in tmpfs, or on a DAX file system (its cache is the medium)."""
+    dax: bool = False
+    """Its blocks are memory that its file system lets programs map."""
+    mappable: bool = False
+    """A file in memory, of ordinary pages, that tells us where it has holes."""
     answers_at_once: bool = False
     """Reads were seen to be done within the system call, without a wait."""
     polled: bool = False
@@ -246,7 +253,12 @@ def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
     medium.memory_alignment, medium.offset_alignment = _alignments(fd, 512)
     medium.default_block_size = 4096 if medium.offset_alignment > 512 else 512
     medium.can_deallocate = medium.deallocate_zeroes = not read_only and _can_punch(fd, medium.size)
-    medium.in_memory = _is_memory(fd)
+    file_system = _file_system(fd)
+    medium.dax = _is_dax(fd)
+    medium.in_memory = medium.dax or file_system in _MEMORY_FILE_SYSTEMS
+    # mincore(2) tells owners and writers; everybody else hears that every page is there.
+    told = not read_only or os.geteuid() in {0, status.st_uid}
+    medium.mappable = medium.dax or (medium.in_memory and file_system != _HUGETLBFS and told)
     medium.answers_at_once = medium.in_memory and _try_reads(medium)
     return medium
 
@@ -310,13 +322,22 @@ def _can_punch(fd: int, size: int) -> bool:
     return bool(_libc.fallocate(fd, mode, ctypes.c_long(past_end), ctypes.c_long(_PAGE_SIZE)) == 0)
 
 
-def _is_memory(fd: int) -> bool:
-    """Whether the file lives in a file system that is memory; also tmpfs, which can be swapped."""
+def _file_system(fd: int) -> int:
+    """The magic number of the file system that the file lives in; 0: not told."""
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
     if _libc.fstatfs(fd, buffer) != 0:
-        return False
+        return 0
     (kind,) = struct.unpack_from("l", buffer)
-    return kind in _MEMORY_FILE_SYSTEMS
+    return int(kind)
+
+
+def _is_dax(fd: int) -> bool:
+    """Whether the file's blocks are memory that its file system lets programs map."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, 0, buffer) != 0:
+        return False
+    (attributes,) = struct.unpack_from("<Q", buffer, _STATX_ATTRIBUTES_OFFSET)
+    return bool(attributes & _STATX_ATTR_DAX)
 
 
 def _has_no_queue(status: os.stat_result) -> bool:

@@ -2,12 +2,13 @@
 
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.mman cimport (
     MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.copying cimport exceeds_caches, read_out, write_in
 from nvme_mdev.datapath.checks cimport equal_bytes, fault_at
 from nvme_mdev.datapath.completing cimport complete_done
 from nvme_mdev.datapath.queues cimport request_done
@@ -27,20 +28,11 @@ cdef extern from "<sys/mman.h>" nogil:
     int MADV_HUGEPAGE
     int madvise(void *address, size_t length, int advice)
 
-cdef extern from "<unistd.h>" nogil:
-    int _SC_LEVEL3_CACHE_SIZE
-    long sysconf(int name)
-
-cdef extern from "copy.h" nogil:
-    void copy_past_caches(void *to, const void *from_, size_t size)
-
 cdef enum:
     #: In reserved huge pages, which must not be given back: others could take them meanwhile.
     MEMORY_HUGE = 1
     #: Larger than the caches: what is written will be out of them before it is read.
     MEMORY_PAST_CACHES = 2
-    #: Bytes of the last cache where the system does not tell.
-    CACHE_SIZE = 32 << 20
     #: Completions are posted after so many copies, for a guest that polls to go on meanwhile.
     MEMORY_POST = 8
 
@@ -87,23 +79,6 @@ cdef void deallocate(uint8_t *base, request_t *request, bint give_back) noexcept
         zero(base + <uint64_t> request.iov[i].iov_base, request.iov[i].iov_len, give_back)
 
 
-cdef inline void read_out(uint8_t *address, request_t *request) noexcept nogil:
-    cdef uint32_t i
-    for i in range(request.iov_count):
-        memcpy(request.iov[i].iov_base, address, request.iov[i].iov_len)
-        address += request.iov[i].iov_len
-
-
-cdef inline void write_in(uint8_t *address, request_t *request, bint past_caches) noexcept nogil:
-    cdef uint32_t i
-    for i in range(request.iov_count):
-        if past_caches:
-            copy_past_caches(address, request.iov[i].iov_base, request.iov[i].iov_len)
-        else:
-            memcpy(address, request.iov[i].iov_base, request.iov[i].iov_len)
-        address += request.iov[i].iov_len
-
-
 cdef void memory_submit(iothread_t *thread, request_t *request) noexcept nogil:
     cdef uint8_t *base = <uint8_t *> request.ns.backend.context
     cdef uint8_t *address = base + request.offset
@@ -136,12 +111,6 @@ cdef backend_ops_t memory_ops
 memory_ops.submit = memory_submit
 memory_ops.complete = memory_complete
 memory_ops.cancel = memory_cancel
-
-
-cdef uint64_t cache_size():
-    """Bytes of the last cache."""
-    cdef long size = sysconf(_SC_LEVEL3_CACHE_SIZE)
-    return size if size > 0 else CACHE_SIZE
 
 
 cdef class MemoryBackend(Backend):
@@ -202,7 +171,7 @@ cdef class MemoryBackend(Backend):
         self.size = self.backend.size = size
         self.backend.data = <uint8_t *> self.backend.context
         self.backend.flags = (MEMORY_HUGE if self.huge_pages else 0) | (
-            MEMORY_PAST_CACHES if size > cache_size() else 0)
+            MEMORY_PAST_CACHES if exceeds_caches(size) else 0)
         os.lseek(self.fd, size, os.SEEK_SET)
         return 0
 

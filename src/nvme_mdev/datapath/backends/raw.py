@@ -27,14 +27,22 @@ CHUNK = 1 << 20
 class RawMedium:
     """A file, block device or memfd, from byte ``start`` on; errors are OSErrors of the kernel."""
 
-    def __init__(self, fd: int, start: int = 0, direct_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        start: int = 0,
+        direct_fd: int | None = None,
+        gave_back: Callable[[int, int], None] | None = None,
+    ) -> None:
         """``direct_fd``: the same with O_DIRECT, which reads the medium and not a cache.
 
-        The descriptors stay the backend's.
+        ``gave_back`` is told offset and length of what was deallocated. The descriptors stay the
+        backend's.
         """
         self._fd = fd
         self._start = start
         self._direct_fd = direct_fd
+        self._gave_back = gave_back
 
     def read(self, offset: int, length: int) -> None:
         """Read and throw away; at most :data:`CHUNK` bytes."""
@@ -56,6 +64,8 @@ class RawMedium:
         mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
         where = ctypes.c_long(self._start + offset)
         if _libc.fallocate(self._fd, mode, where, ctypes.c_long(length)) == 0:
+            if self._gave_back is not None:
+                self._gave_back(offset, length)
             return True
         number = ctypes.get_errno()
         if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):

@@ -92,5 +92,6 @@ cdef class UringBackend(Backend):
     cdef dict attachments
     cdef readonly bint inline_io
     cdef readonly bint polled
+    cdef int _map(self) except -1
     cdef int _attach_polled(self, IOThread iothread) except -1
     cdef int _register(self, IOThread iothread, uint32_t slot, int fd, bint polled=*) except -1

@@ -10,6 +10,10 @@ class UringBackend(Backend):
     polled: bool
     """Direct I/O is polled for (IOPOLL): the device's driver has queues for that."""
     @property
+    def mapped(self) -> bool:
+        """It is memory, and read and written through a mapping where it has blocks."""
+
+    @property
     def inline_pauses(self) -> int:
         """How often that was stopped for a while because the medium made the thread wait."""
 

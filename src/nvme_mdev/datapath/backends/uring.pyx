@@ -17,9 +17,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
-from nvme_mdev.datapath.atomics cimport store_relaxed64
+from nvme_mdev.datapath.atomics cimport read_tsc, store_relaxed64
+from nvme_mdev.datapath.backends.file_mapping cimport (
+    file_mapping_close, file_mapping_forget, file_mapping_open, file_mapping_t,
+)
 from nvme_mdev.datapath.backends.inline_io cimport (
-    INLINE_MOST, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, inline_io, inline_t,
+    INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, by_system_call, inline_pauses,
+    inline_t, inline_took, through_mapping,
 )
 from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
@@ -180,6 +184,8 @@ cdef void prepare_fallocate(
     cdef io_uring_sqe *sqe = next_sqe(thread, request)
     if sqe == NULL:
         return
+    # A read in between may find the file as it was before: that costs a page, no more.
+    file_mapping_forget(&medium.at_once.mapping, offset, length)
     io_uring_prep_fallocate(
         sqe, medium.buffered, mode | FALLOC_FL_KEEP_SIZE, medium.start + offset, length)
     send(sqe, request)
@@ -327,32 +333,42 @@ cdef inline void finish_if_idle(iothread_t *thread, request_t *request) noexcept
         request_done(thread, request)
 
 
-cdef inline bint done_inline(iothread_t *thread, request_t *request, inline_t *at_once) noexcept nogil:
-    """Do a short Read or Write at once, where the medium is one for that. False: it was not done."""
-    cdef medium_t *medium = <medium_t *> request.ns.backend.context
-    cdef int fd
-    if request.operation > OP_WRITE or request.length > INLINE_MOST:
-        return False
+cdef inline int inline_descriptor(request_t *request, medium_t *medium) noexcept nogil:
+    """Of a Read or Write within the system call; -1: it goes through io_uring."""
     if suits_direct(medium, request):
-        fd = at_once.direct
-    elif request.operation == OP_WRITE and goes_direct(medium, request):
+        return medium.at_once.direct
+    if request.operation == OP_WRITE and goes_direct(medium, request):
+        return -1
+    return medium.at_once.buffered
+
+
+cdef inline bint done_inline(iothread_t *thread, request_t *request, medium_t *medium) noexcept nogil:
+    """Do a short Read or Write now, where the medium is one for that. False: io_uring does it (again)."""
+    cdef uint64_t before = read_tsc()
+    cdef bint done
+    if request.operation > OP_WRITE or inline_pauses(thread, &medium.at_once, before):
         return False
-    else:
-        fd = at_once.buffered
-    return fd >= 0 and inline_io(
-        thread, request, at_once, fd, <off_t> (medium.start + request.offset))
+    done = through_mapping(request, &medium.at_once) or by_system_call(
+        request, inline_descriptor(request, medium), <off_t> (medium.start + request.offset))
+    inline_took(thread, &medium.at_once, before)
+    return done
 
 
 cdef void uring_backend_submit(iothread_t *thread, request_t *request) noexcept nogil:
-    cdef inline_t *at_once = &(<medium_t *> request.ns.backend.context).at_once
     request.status = SC_SUCCESS
-    if at_once.enabled and done_inline(thread, request, at_once):
-        request_done(thread, request)
-        if thread.done_count >= INLINE_POST:
-            complete_done(thread)
-        return
     start(thread, request)
     finish_if_idle(thread, request)
+
+
+cdef void inline_submit(iothread_t *thread, request_t *request) noexcept nogil:
+    """Of a medium that answers at once."""
+    request.status = SC_SUCCESS
+    if not done_inline(thread, request, <medium_t *> request.ns.backend.context):
+        uring_backend_submit(thread, request)
+        return
+    request_done(thread, request)
+    if thread.done_count >= INLINE_POST:
+        complete_done(thread)
 
 
 cdef void uring_backend_cancel(iothread_t *thread, request_t *request) noexcept nogil:
@@ -471,6 +487,11 @@ uring_ops.submit = uring_backend_submit
 uring_ops.complete = uring_backend_complete
 uring_ops.cancel = uring_backend_cancel
 
+cdef backend_ops_t inline_ops
+inline_ops.submit = inline_submit
+inline_ops.complete = uring_backend_complete
+inline_ops.cancel = uring_backend_cancel
+
 
 # -- the control plane's side -----------------------------------------------------------------------
 
@@ -544,12 +565,35 @@ cdef class UringBackend(Backend):
         if not self.inline_io:
             return
         per_ns = (ticks_hz() << 32) // 1000000000
-        at_once.enabled = 1
+        self.backend.ops = &inline_ops
         at_once.direct = -1 if opened.direct_fd is None else opened.direct_fd
         at_once.buffered = opened.buffered_fd if opened.in_memory or wanted else -1
         at_once.slow = <uint64_t> -1 if wanted else multiply_fixed(INLINE_SLOW_NS, per_ns)
         at_once.pause = at_once.pause_first = multiply_fixed(INLINE_PAUSE_NS, per_ns)
         at_once.pause_most = multiply_fixed(INLINE_PAUSE_MOST_NS, per_ns)
+        self._map()
+
+    cdef int _map(self) except -1:
+        """A file that is memory is mapped, as far as it is served."""
+        cdef file_mapping_t *mapping = &self.medium.at_once.mapping
+        self.backend.data = NULL
+        file_mapping_close(mapping)
+        if self.opened.mappable and self.inline_io:
+            file_mapping_open(
+                mapping, self.opened.buffered_fd, self.medium.start, self.size,
+                not self.opened.read_only, self.opened.dax)
+            if mapping.base != NULL:
+                self.backend.data = mapping.base + mapping.lead
+        return 0
+
+    @property
+    def mapped(self):
+        cdef file_mapping_t *mapping = &self.medium.at_once.mapping
+        return mapping.base != NULL and not mapping.torn[0]
+
+    cdef int set_size(self, uint64_t size) except -1:
+        Backend.set_size(self, size)
+        return self._map()
 
     cdef int attach(self, IOThread iothread) except -1:
         cdef int status
@@ -631,7 +675,12 @@ cdef class UringBackend(Backend):
     def raw(self):
         if self.opened is None:
             return None
-        return RawMedium(self.opened.buffered_fd, self.opened.offset, self.opened.direct_fd)
+        return RawMedium(
+            self.opened.buffered_fd, self.opened.offset, self.opened.direct_fd, self._gave_back)
+
+    def _gave_back(self, offset, length):
+        """The medium has no blocks there any more."""
+        file_mapping_forget(&self.medium.at_once.mapping, offset, length)
 
     def can_have_blocks(self, block_size):
         return (block_size >= self.opened.logical_block_size
@@ -643,6 +692,7 @@ cdef class UringBackend(Backend):
             if slot != NO_SLOT:
                 slot_used[slot] = 0
         self.medium.direct = self.medium.buffered = NO_SLOT
+        file_mapping_close(&self.medium.at_once.mapping)
         if self.opened is not None:
             self.opened.close()
             self.opened = None
