@@ -2,19 +2,20 @@
 
 The latency is that of one read by polling, from its doorbell to its completion; the same read again
 right away tells what of it is the read itself. What the processor does meanwhile is the server's
-time in user mode and in the kernel (/proc/PID/stat), the peer of the socket being the server. A
-server that looks at mapped doorbells sleeps a millisecond at a time: what such sleeps cost anybody
-on this machine is measured beside it.
+time in user mode and in the kernel, the peer of the socket being the server: by the clock of its
+process (clock_getcpuclockid(3)), since /proc/PID/stat counts hundredths of a second. A server that
+looks at mapped doorbells sleeps a millisecond at a time: what such sleeps cost anybody on this
+machine is measured beside it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvme_mdev.bench.spread import Spread
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
     from nvme_mdev.host.driver import NvmeHost
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _CREDENTIALS = struct.Struct("iII")
 _ENTRIES = 32
-_UTIME = 11
-"""Where utime is in /proc/PID/stat behind the command's name; stime follows."""
 _NAP_S = 0.001
 _NAPS = 500
 
@@ -131,9 +131,10 @@ def _cpu_time_s(host: NvmeHost) -> float | None:
     with duplicate:
         credentials = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid = _CREDENTIALS.unpack(credentials)[0]
+    clock = ctypes.c_int()
+    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
+        return None
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return time.clock_gettime(clock.value)
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[_UTIME]) + int(fields[_UTIME + 1])) / os.sysconf("SC_CLK_TCK")
