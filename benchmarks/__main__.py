@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Mapping
 
+    from nvme_mdev.bench.spread import Spread
+
 EXIT_GREW, EXIT_NOT_COUNTED = 1, 2
 
 
@@ -80,9 +82,15 @@ def print_times() -> None:
 
 def print_mapping() -> None:
     """What guest memory in many pieces costs."""
-    print(f"{'':<44} {'map, us':>8} {'unmap':>8} {'command, ns':>12}")
+    print(f"{'median (min to max)':<46} {'map, us':>22} {'unmap, us':>22} {'a command, ns':>22}")
     for row in measure_mapping():
-        print(f"{row.name:<44} {row.map_us:>8.2f} {row.unmap_us:>8.2f} {row.command_ns:>12.1f}")
+        cells = " ".join(_spread(one) for one in (row.map_us, row.unmap_us, row.command_ns))
+        print(f"{row.name:<46} {cells}")
+
+
+def _spread(spread: Spread) -> str:
+    numbers = f"{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})"
+    return f"{numbers:>22}"
 
 
 def report(recorded: Budget, now: Budget) -> int:

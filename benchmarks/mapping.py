@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.datapath.guest import IOVA, READ, Guest
 
+from nvme_mdev.bench.spread import Spread
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.memory import GuestMemory
 from nvme_mdev.datapath.probe import take_turns
@@ -26,15 +27,16 @@ START = 1 << 44
 """Behind the guest's own memory."""
 PIECES, PAGES = 64, 100_000
 BATCH, TURNS = 32, 300
+ROUNDS = 5
 
 
 class Mapping(NamedTuple):
-    """Microseconds for a piece, nanoseconds for a command."""
+    """Microseconds for a piece, nanoseconds for a command: several rounds of each."""
 
     name: str
-    map_us: float
-    unmap_us: float
-    command_ns: float
+    map_us: Spread
+    unmap_us: Spread
+    command_ns: Spread
     """4 KiB of null, 32 a turn, each command's page in a piece picked at random."""
 
 
@@ -51,8 +53,19 @@ def _orders(count: int) -> dict[str, list[int]]:
     return {"upwards": upwards, "downwards": upwards[::-1], "in any order": anywhere}
 
 
+def _map_times(fds: Sequence[int], size: int, order: Sequence[int]) -> tuple[Spread, Spread]:
+    """Microseconds to map and to unmap a piece."""
+    rounds = [_time_map(fds, size, order) for _ in range(ROUNDS)]
+    return Spread(tuple(to_map for to_map, _ in rounds)), Spread(tuple(undo for _, undo in rounds))
+
+
+def _command_times(fds: Sequence[int], size: int, count: int) -> Spread:
+    """Nanoseconds of a command whose page is in any of the pieces."""
+    return Spread(tuple(_time_command(fds, size, count) for _ in range(ROUNDS)))
+
+
 def _time_map(fds: Sequence[int], size: int, order: Sequence[int]) -> tuple[float, float]:
-    """Microseconds to map and to unmap a piece; piece n is the nth of its size in its file."""
+    """Of one round; piece n is the nth of its size in its file."""
     memory = GuestMemory()
     shared = len(fds) == 1
     before = time.perf_counter()
@@ -67,7 +80,7 @@ def _time_map(fds: Sequence[int], size: int, order: Sequence[int]) -> tuple[floa
 
 
 def _time_command(fds: Sequence[int], size: int, count: int) -> float:
-    """Nanoseconds of a command whose page is in any of the pieces."""
+    """Of one round: the median of its turns."""
     pick = random.Random(2)  # noqa: S311 (a load)
     with Guest(NullBackend(1 << 30), running=False) as guest:
         for number in range(count):
@@ -92,7 +105,8 @@ def _time_command(fds: Sequence[int], size: int, count: int) -> float:
 
 def measure() -> list[Mapping]:
     """Everything, one after the other."""
-    rows = [Mapping("one piece", 0.0, 0.0, _time_command([], PAGE, 0))]
+    nothing = Spread((0.0,))
+    rows = [Mapping("one piece", nothing, nothing, _command_times([], PAGE, 0))]
     files = [_sparse(TIB // PIECES) for _ in range(PIECES)]
     one = _sparse(TIB)
     for name, fds, size, count in (
@@ -101,9 +115,9 @@ def measure() -> list[Mapping]:
         ("10,000 pages", [one], PAGE, PAGES // 10),
         ("100,000 pages", [one], PAGE, PAGES),
     ):
-        command = _time_command(fds, size, count)
+        command = _command_times(fds, size, count)
         for order_name, order in _orders(count).items():
-            rows.append(Mapping(f"{name}, {order_name}", *_time_map(fds, size, order), command))
+            rows.append(Mapping(f"{name}, {order_name}", *_map_times(fds, size, order), command))
     for fd in (*files, one):
         os.close(fd)
     return rows
