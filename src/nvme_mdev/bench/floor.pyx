@@ -7,16 +7,15 @@ work. The other loops measure what a command is made of, one thing each; each ru
 thread without the GIL, for a given time.
 """
 
-from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport write
 
 from nvme_mdev.datapath.atomics cimport (
     cpu_relax, load_acquire32, load_relaxed32, prefetch_read, prefetch_write, read_tsc, store_relaxed32,
     store_release32, store_release64,
 )
 from nvme_mdev.datapath.clock cimport multiply_high, now_ns
+from nvme_mdev.datapath.eventfd cimport bump_eventfd
 from nvme_mdev.datapath.host_rings cimport PHASE_BIT, cqe_t, queue_t, sqe_t
 from nvme_mdev.host.queues cimport QueuePair
 
@@ -139,17 +138,18 @@ def clock_read_ns(uint64_t runtime_ns):
 
 def eventfd_write_ns(uint64_t runtime_ns, int fd):
     cdef uint64_t begun = now_ns()
-    cdef uint64_t one = 1
     cdef uint64_t count = 0
     cdef uint32_t i
-    cdef bint failed = False
+    cdef int error = 0
     with nogil:
-        while (now_ns() - begun < runtime_ns or count == 0) and not failed:
+        while (now_ns() - begun < runtime_ns or count == 0) and not error:
             for i in range(OPERATIONS_PER_LOOK):
-                failed |= write(fd, &one, 8) != 8
+                error = bump_eventfd(fd)
+                if error:
+                    break
             count += OPERATIONS_PER_LOOK
-    if failed:
-        raise OSError(errno, os.strerror(errno))
+    if error:
+        raise OSError(error, os.strerror(error))
     return mean_ns(begun, count)
 
 

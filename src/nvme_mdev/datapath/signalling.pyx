@@ -10,16 +10,16 @@ none.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 from posix.time cimport timespec
 from posix.unistd cimport getpid, usleep
-from posix.unistd cimport write as write_fd
 
 from nvme_mdev.datapath.atomics cimport (
     load_relaxed32, store_relaxed32, store_release32,
 )
+from nvme_mdev.datapath.eventfd cimport bump_eventfd
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -193,9 +193,8 @@ cdef int prepare() noexcept nogil:
 
 
 cdef bint signal_client(int *fd) noexcept nogil:
-    cdef uint64_t one = 1
     cdef signaller_t *signaller = <signaller_t *> pthread_getspecific(key)
-    cdef bint told = True
+    cdef int error
     if fd[0] < 0:
         return False
     if signaller == NULL:
@@ -206,13 +205,12 @@ cdef bint signal_client(int *fd) noexcept nogil:
     if load_relaxed32(&resting):
         store_relaxed32(&resting, 0)
         syscall(SYS_futex, &resting, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0)
-    # A full one is as good as bumped.
-    if write_fd(fd[0], &one, sizeof(one)) < 0 and errno != EAGAIN:
-        told = False
-        if errno == EINTR:
-            fd[0] = GIVEN_UP - fd[0]
+    error = bump_eventfd(fd[0])
+    if error == EINTR:
+        fd[0] = GIVEN_UP - fd[0]
     store_relaxed32(&signaller.calls, signaller.calls + 1)
-    return told
+    # A full one is as good as bumped.
+    return error == 0 or error == EAGAIN
 
 
 cdef int client_fd(int fd) noexcept nogil:
