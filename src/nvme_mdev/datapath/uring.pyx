@@ -45,8 +45,11 @@ cdef extern from "<liburing.h>" nogil:
         IORING_SETUP_DEFER_TASKRUN
 
 cdef enum:
-    #: SQEs between two submissions; more are submitted in several calls.
+    #: SQEs between two submissions, where the kernel takes them.
     ENTRIES = 256
+    #: Of a batch so many are submitted at a time. The kernel holds back all that one call brings until it
+    #: has seen the last of it: the device would wait for that.
+    SUBMIT_PIECE = 8
     #: Room for what is in flight; the kernel keeps what does not fit (IORING_FEAT_NODROP).
     CQ_ENTRIES = 4096
     REAP = 64
@@ -148,10 +151,10 @@ cdef bint uring_use_buffer(uring_t *uring, uint32_t buffer) noexcept nogil:
 
 
 cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil:
-    cdef io_uring_sqe *sqe = io_uring_get_sqe(&uring.ring)
-    if sqe == NULL:
+    cdef io_uring_sqe *sqe
+    if uring.prepared >= SUBMIT_PIECE:
         uring_submit(uring)
-        sqe = io_uring_get_sqe(&uring.ring)
+    sqe = io_uring_get_sqe(&uring.ring)
     if sqe != NULL:
         uring.prepared += 1
     return sqe
