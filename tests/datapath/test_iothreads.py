@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,31 @@ def test_one_thread_serves_two_controllers() -> None:
         assert first.iothread.queue_count == 1
         assert queue.run(queue.command(READ, prp1=page)).status == 0
         state.close()
+
+
+def test_what_is_kept_for_each_thread_has_64_places_and_a_place_that_is_left_is_taken() -> None:
+    backend = NullBackend(SIZE, latency_ns=1000)
+    with ExitStack() as stack:
+
+        def serve(threads: list[IOThread]) -> QueueTable:
+            table = QueueTable(ControllerState(), GuestMemory(), threads)
+            stack.callback(table.close)
+            table.set_namespace(1, backend)
+            return table
+
+        threads = [IOThread(f"test-{number}") for number in range(65)]
+        tables = [serve(threads[first : first + 16]) for first in range(0, 64, 16)]
+        again = serve(threads[:1])
+        assert backend.threads == 64
+        with pytest.raises(OSError, match="too many IOThreads") as refused:
+            serve(threads[64:])
+        assert (refused.value.errno, refused.value.filename) == (errno.ENOSPC, backend.name)
+        # The first thread still serves another controller: it keeps its place.
+        tables[0].set_namespace(1, None)
+        assert backend.threads == 49
+        serve(threads[64:])
+        with pytest.raises(OSError, match="too many IOThreads"):
+            serve([IOThread(f"more-{number}") for number in range(15)])
+        again.set_namespace(1, None)
+        serve([IOThread(f"more-{number}") for number in range(15)])
+        assert backend.threads == 64

@@ -911,7 +911,6 @@ cdef class QueueTable:
         try:
             for iothread in self.iothreads:
                 backend.attach(iothread)
-                backend.count_thread(iothread, 1)
                 count += 1
         except BaseException:
             self._detach(backend, count)
@@ -921,7 +920,6 @@ cdef class QueueTable:
     cdef int _detach(self, Backend backend, int count) except -1:
         for iothread in self.iothreads[:count]:
             backend.detach(iothread)
-            backend.count_thread(iothread, -1)
         return 0
 
     cdef namespace_t *_namespace(self, nsid) except NULL:

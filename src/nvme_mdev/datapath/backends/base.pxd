@@ -35,12 +35,14 @@ cdef class Backend:
     cdef readonly object command_limits
     #: Where reservations are kept through a loss of power (str), None: nowhere.
     cdef public object ptpl_file
-    #: Get ready on a thread that will serve it (paused), and leave it.
-    cdef int attach(self, IOThread iothread) except -1
-    cdef int detach(self, IOThread iothread) except -1
     #: IOThread to how many controllers it serves there; how many IOThreads is in `backend.threads`.
     cdef dict served_on
-    cdef int count_thread(self, IOThread iothread, int change) except -1
+    #: One controller more, or less, has it served by an IOThread.
+    cdef int attach(self, IOThread iothread) except -1
+    cdef int detach(self, IOThread iothread) except -1
+    #: What to do on an IOThread for the first of them, and after the last.
+    cdef int begin_on(self, IOThread iothread) except -1
+    cdef int end_on(self, IOThread iothread) except -1
     #: Serve so many bytes from now on, in whole blocks; every IOThread that serves it is paused.
     cdef int set_size(self, uint64_t size) except -1
     #: Writes are refused from now on, or no longer.

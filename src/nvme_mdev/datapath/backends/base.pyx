@@ -29,18 +29,24 @@ cdef class Backend:
         self.backend.throttle = &self.throttle
 
     cdef int attach(self, IOThread iothread) except -1:
+        if iothread not in self.served_on:
+            self.begin_on(iothread)
+        self.served_on[iothread] = self.served_on.get(iothread, 0) + 1
+        self.backend.threads = len(self.served_on)
         return 0
 
     cdef int detach(self, IOThread iothread) except -1:
+        self.served_on[iothread] -= 1
+        if self.served_on[iothread] == 0:
+            del self.served_on[iothread]
+            self.backend.threads = len(self.served_on)
+            self.end_on(iothread)
         return 0
 
-    cdef int count_thread(self, IOThread iothread, int change) except -1:
-        left = self.served_on.get(iothread, 0) + change
-        if left:
-            self.served_on[iothread] = left
-        else:
-            del self.served_on[iothread]
-        self.backend.threads = len(self.served_on)
+    cdef int begin_on(self, IOThread iothread) except -1:
+        return 0
+
+    cdef int end_on(self, IOThread iothread) except -1:
         return 0
 
     @property

@@ -1,37 +1,19 @@
 """A namespace of an NVMe controller below, whichever way commands go there."""
 
-from libc.stdint cimport uint32_t
-
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.below cimport below_t
+from nvme_mdev.datapath.backends.per_iothread cimport kept_for, per_iothread_t
 from nvme_mdev.datapath.iothread cimport IOThread
 from nvme_mdev.datapath.runtime cimport iothread_t
 
-cdef enum:
-    #: IOThreads that one namespace can be served by.
-    PLACES = 64
-
-#: An IOThread's way to the controller below: a queue pair, or a ring. `thread` is stored last and NULL
-#: where the place is free: other threads look for theirs meanwhile.
-cdef struct place_t:
-    iothread_t *thread
-    void *way
-    #: Controllers on that IOThread that the namespace is attached to.
-    uint32_t users
-
-#: A namespace below, and the ways that lead to it.
+#: A namespace below, and each IOThread's way to it: a queue pair, or a ring.
 cdef struct served_t:
     below_t below
-    place_t places[PLACES]
+    per_iothread_t ways
 
 
 cdef inline void *way_of(served_t *served, iothread_t *thread) noexcept nogil:
-    """The thread's way: it has one."""
-    cdef uint32_t i
-    for i in range(PLACES):
-        if served.places[i].thread == thread:
-            break
-    return served.places[i].way
+    return kept_for(&served.ways, thread)
 
 
 cdef class DriveBackend(Backend):
@@ -43,4 +25,3 @@ cdef class DriveBackend(Backend):
     #: An IOThread's way (not NULL), and the end of its use; the thread is paused.
     cdef void *open_way(self, IOThread iothread) except NULL
     cdef int close_way(self, IOThread iothread, void *way) except -1
-    cdef place_t *place_of(self, iothread_t *thread) noexcept

@@ -1,13 +1,11 @@
 """What both forms of direct mode have in common: what the drive can, and a way for each IOThread."""
 
-from libc.errno cimport ENOSPC
-from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
 from nvme_mdev.datapath.backends.base cimport Backend
 from nvme_mdev.datapath.backends.below cimport natives_of
+from nvme_mdev.datapath.backends.per_iothread cimport free_place, give_up, keep, place_t
 from nvme_mdev.datapath.iothread cimport IOThread
-from nvme_mdev.datapath.runtime cimport iothread_t
 
 
 cdef class DriveBackend(Backend):
@@ -54,32 +52,13 @@ cdef class DriveBackend(Backend):
     cdef int close_way(self, IOThread iothread, void *way) except -1:
         raise NotImplementedError
 
-    cdef place_t *place_of(self, iothread_t *thread) noexcept:
-        """The IOThread's place, or (NULL) a free one; NULL: there is none."""
-        cdef uint32_t i
-        for i in range(PLACES):
-            if self.served.places[i].thread == thread:
-                return &self.served.places[i]
-        return NULL
-
-    cdef int attach(self, IOThread iothread) except -1:
-        cdef place_t *place = self.place_of(iothread.thread)
-        if place == NULL:
-            place = self.place_of(NULL)
-            if place == NULL:
-                raise OSError(ENOSPC, "too many IOThreads serve this namespace", self.name)
-            place.way = self.open_way(iothread)
-            place.users = 0
-            place.thread = iothread.thread
-        place.users += 1
+    cdef int begin_on(self, IOThread iothread) except -1:
+        cdef place_t *place = free_place(&self.served.ways, self.name)
+        keep(place, iothread.thread, self.open_way(iothread))
         return 0
 
-    cdef int detach(self, IOThread iothread) except -1:
-        cdef place_t *place = self.place_of(iothread.thread)
-        place.users -= 1
-        if place.users == 0:
-            place.thread = NULL
-            self.close_way(iothread, place.way)
+    cdef int end_on(self, IOThread iothread) except -1:
+        self.close_way(iothread, give_up(&self.served.ways, iothread.thread))
         return 0
 
     @property

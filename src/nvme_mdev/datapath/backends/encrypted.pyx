@@ -11,12 +11,16 @@ Blocks are not deallocated: that would tell where there is no data, and they wou
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.backends.per_iothread cimport (
+    free_place, give_up, keep, kept_for, per_iothread_t, place_t,
+)
 from nvme_mdev.datapath.backends.uring cimport (
     RWF_DSYNC, UringBackend, give_up_direct, goes_direct, medium_t, nvme_status, position, prepare_flush,
     ring_for, send, sqe_on, uring_backend_cancel,
@@ -26,6 +30,7 @@ from nvme_mdev.datapath.cipher cimport (
     SECTOR_SHIFT, Key, cipher_decrypt, cipher_encrypt, cipher_forget, cipher_t, cipher_use,
 )
 from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport (
     OP_DEALLOCATE, OP_FLUSH, OP_READ, OP_WRITE, REQUEST_BUFFERED, REQUEST_EXPIRED, REQUEST_FUA,
@@ -44,24 +49,18 @@ cdef extern from *:
     int __builtin_ctzll(unsigned long long) nogil
 
 cdef enum:
-    #: IOThreads that one namespace can be served by.
-    PLACES = 64
     #: Buffers of an IOThread, and their size: 32 MiB of address space, memory only as it is used.
     BUFFERS = 64
     BUFFER_SIZE = 512 << 10
 
-#: What an IOThread has of one namespace. `thread` is stored last and NULL where the place is free:
-#: other threads look for theirs meanwhile.
+#: What an IOThread has of one namespace.
 cdef struct lane_t:
-    iothread_t *thread
     cipher_t cipher
     uint8_t *buffers
     #: Bit n: buffer n is free.
     uint64_t free_buffers
     #: Commands without a buffer.
     chain_t waiting
-    #: Controllers on that IOThread that the namespace is attached to.
-    uint32_t users
 
 
 # -- buffers --------------------------------------------------------------------------------------
@@ -72,13 +71,7 @@ cdef inline medium_t *medium_of(request_t *request) noexcept nogil:
 
 
 cdef inline lane_t *lane_of(iothread_t *thread, request_t *request) noexcept nogil:
-    """The thread's: it has one."""
-    cdef lane_t *lanes = <lane_t *> medium_of(request).lanes
-    cdef uint32_t i
-    for i in range(PLACES):
-        if lanes[i].thread == thread:
-            break
-    return &lanes[i]
+    return <lane_t *> kept_for(<per_iothread_t *> medium_of(request).lanes, thread)
 
 
 cdef inline bint take_buffer(lane_t *lane, request_t *request) noexcept nogil:
@@ -286,10 +279,33 @@ encrypted_ops.cancel = encrypted_cancel
 # -- the control plane's side ---------------------------------------------------------------------
 
 
+cdef lane_t *make_lane() except NULL:
+    """Without a key yet."""
+    cdef lane_t *lane = <lane_t *> line_calloc(1, sizeof(lane_t))
+    cdef void *buffers
+    if lane == NULL:
+        raise MemoryError
+    buffers = mmap(NULL, BUFFERS * BUFFER_SIZE, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if buffers == MAP_FAILED:
+        free(lane)
+        raise MemoryError
+    lane.buffers = <uint8_t *> buffers
+    lane.free_buffers = <uint64_t> -1
+    return lane
+
+
+cdef void free_lane(lane_t *lane) noexcept:
+    cipher_forget(&lane.cipher)
+    munmap(lane.buffers, BUFFERS * BUFFER_SIZE)
+    free(lane)
+
+
 cdef class EncryptedBackend(UringBackend):
     """An image file or a block device with a key (see encrypted.pyi)."""
 
-    cdef lane_t lanes[PLACES]
+    #: A `lane_t` each.
+    cdef per_iothread_t lanes
     cdef Key key
     cdef readonly object key_file
 
@@ -306,67 +322,41 @@ cdef class EncryptedBackend(UringBackend):
         self.encrypted = True
         self.can_deallocate = self.deallocate_zeroes = False
         self.preferred_deallocate_granularity = 0
-        self.medium.lanes = self.lanes
+        self.medium.lanes = &self.lanes
         self.backend.ops = &encrypted_ops
         self.backend.uses_buffers = False
 
-    cdef lane_t *find_lane(self, iothread_t *thread) noexcept:
-        """The IOThread's, or (NULL) a free one; NULL: there is none."""
-        cdef uint32_t i
-        for i in range(PLACES):
-            if self.lanes[i].thread == thread:
-                return &self.lanes[i]
-        return NULL
-
-    cdef int attach(self, IOThread iothread) except -1:
-        cdef lane_t *lane = self.find_lane(iothread.thread)
-        if lane == NULL:
-            lane = self.find_lane(NULL)
-            if lane == NULL:
-                raise OSError(28, "too many IOThreads serve this namespace", self.name)
-            self._open_lane(lane, iothread)
-        lane.users += 1
-        try:
-            UringBackend.attach(self, iothread)
-        except BaseException:
-            self._leave_lane(lane, iothread)
-            raise
-        return 0
-
-    cdef int detach(self, IOThread iothread) except -1:
-        UringBackend.detach(self, iothread)
-        self._leave_lane(self.find_lane(iothread.thread), iothread)
-        return 0
-
-    cdef int _open_lane(self, lane_t *lane, IOThread iothread) except -1:
-        cdef void *buffers = mmap(NULL, BUFFERS * BUFFER_SIZE, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if buffers == MAP_FAILED:
-            raise MemoryError
-        lane.buffers = <uint8_t *> buffers
-        lane.free_buffers = <uint64_t> -1
+    cdef int begin_on(self, IOThread iothread) except -1:
+        cdef place_t *place = free_place(&self.lanes, self.name)
+        cdef lane_t *lane = make_lane()
         iothread.pause()
         try:
             cipher_use(&lane.cipher, self.key)
             iothread.add_poller(start_waiting, lane)
         except BaseException:
-            cipher_forget(&lane.cipher)
-            munmap(lane.buffers, BUFFERS * BUFFER_SIZE)
+            free_lane(lane)
             raise
         finally:
             iothread.resume()
-        lane.thread = iothread.thread
+        keep(place, iothread.thread, lane)
+        try:
+            UringBackend.begin_on(self, iothread)
+        except BaseException:
+            self._close_lane(iothread)
+            raise
         return 0
 
-    cdef int _leave_lane(self, lane_t *lane, IOThread iothread) except -1:
-        lane.users -= 1
-        if lane.users == 0:
-            lane.thread = NULL
-            iothread.pause()
-            iothread.remove_poller(lane)
-            iothread.resume()
-            cipher_forget(&lane.cipher)
-            munmap(lane.buffers, BUFFERS * BUFFER_SIZE)
+    cdef int end_on(self, IOThread iothread) except -1:
+        UringBackend.end_on(self, iothread)
+        self._close_lane(iothread)
+        return 0
+
+    cdef int _close_lane(self, IOThread iothread) except -1:
+        cdef lane_t *lane = <lane_t *> give_up(&self.lanes, iothread.thread)
+        iothread.pause()
+        iothread.remove_poller(lane)
+        iothread.resume()
+        free_lane(lane)
         return 0
 
     def new_key(self):
@@ -377,10 +367,10 @@ cdef class EncryptedBackend(UringBackend):
     def use_key(self, Key key):
         cdef IOThread iothread
         self.key = key
-        for iothread in self.attachments:
+        for iothread in self.served_on:
             iothread.pause()
             try:
-                cipher_use(&self.find_lane(iothread.thread).cipher, key)
+                cipher_use(&(<lane_t *> kept_for(&self.lanes, iothread.thread)).cipher, key)
             finally:
                 iothread.resume()
 

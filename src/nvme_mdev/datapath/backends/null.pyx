@@ -5,12 +5,17 @@ outstanding, as on a drive with as many channels: a stand-in for hardware.
 """
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 
 from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.per_iothread cimport (
+    free_place, give_up, keep, kept_for, per_iothread_t, place_t,
+)
 from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
+from nvme_mdev.datapath.lines cimport line_calloc
 from nvme_mdev.datapath.queues cimport request_done
 from nvme_mdev.datapath.runtime cimport OP_WRITE_UNCORRECTABLE, backend_ops_t, iothread_t, request_t
 from nvme_mdev.datapath.status cimport SC_ABORT_REQUESTED, SC_SUCCESS
@@ -19,16 +24,11 @@ from nvme_mdev.datapath.backends.base import check_block_size
 from nvme_mdev.datapath.backends.raw import NoMedium
 
 cdef enum:
-    #: IOThreads that one namespace with a latency can be served by.
-    PLACES = 64
     #: Commands that one look completes.
     REAP = 64
 
 #: The commands of one IOThread that are not old enough yet, oldest first.
 cdef struct delay_t:
-    iothread_t *thread
-    #: Controllers on that IOThread that the namespace is attached to.
-    uint32_t users
     #: Time-stamp counter ticks.
     uint64_t latency
     chain_t commands
@@ -54,9 +54,7 @@ null_ops.cancel = null_cancel
 
 
 cdef void delayed_submit(iothread_t *thread, request_t *request) noexcept nogil:
-    cdef delay_t *delay = <delay_t *> request.ns.backend.context
-    while delay.thread != thread:
-        delay += 1
+    cdef delay_t *delay = <delay_t *> kept_for(<per_iothread_t *> request.ns.backend.context, thread)
     request.status = SC_SUCCESS
     thread.inflight += 1
     chain_append(&delay.commands, request)
@@ -89,62 +87,54 @@ delayed_ops.cancel = delayed_cancel
 cdef class NullBackend(Backend):
     """No medium (see null.pyi)."""
 
-    #: Free ones have no thread; all threads that submit have one.
-    cdef delay_t delays[PLACES]
+    #: Of a namespace with a latency, a `delay_t` each.
+    cdef per_iothread_t delays
+    #: Time-stamp counter ticks.
+    cdef uint64_t latency
 
     def __init__(self, size, block_size=512, latency_ns=0):
-        cdef uint32_t i
         self.size = check_block_size(size, block_size)
         self.block_size = block_size
         self.name = f"null:{size}"
         self.identity = ""
         self.can_write_zeroes = self.can_deallocate = True
+        self.latency = latency_ns * ticks_hz() // 1000000000
         self.backend.ops = &delayed_ops if latency_ns else &null_ops
         self.backend.size = self.size
         # It does everything by itself: nothing.
         self.backend.natives = 0xffffffff & ~(1 << OP_WRITE_UNCORRECTABLE)
-        self.backend.context = self.delays
-        for i in range(PLACES):
-            self.delays[i].latency = latency_ns * ticks_hz() // 1000000000
+        self.backend.context = &self.delays
 
-    cdef delay_t *delay_of(self, iothread_t *thread) noexcept:
-        """The IOThread's commands, or (NULL) a free place for some; NULL: there is none."""
-        cdef uint32_t i
-        for i in range(PLACES):
-            if self.delays[i].thread == thread:
-                return &self.delays[i]
-        return NULL
-
-    cdef int attach(self, IOThread iothread) except -1:
+    cdef int begin_on(self, IOThread iothread) except -1:
+        cdef place_t *place
         cdef delay_t *delay
         if self.backend.ops != &delayed_ops:
             return 0
-        delay = self.delay_of(iothread.thread)
+        place = free_place(&self.delays, self.name)
+        delay = <delay_t *> line_calloc(1, sizeof(delay_t))
         if delay == NULL:
-            delay = self.delay_of(NULL)
-            if delay == NULL:
-                raise OSError(28, "too many IOThreads serve this namespace", self.name)
-            iothread.pause()
-            try:
-                iothread.add_poller(delayed_poll, delay)
-            finally:
-                iothread.resume()
-            delay.users = 0
-            delay.thread = iothread.thread
-        delay.users += 1
+            raise MemoryError
+        delay.latency = self.latency
+        iothread.pause()
+        try:
+            iothread.add_poller(delayed_poll, delay)
+        except BaseException:
+            free(delay)
+            raise
+        finally:
+            iothread.resume()
+        keep(place, iothread.thread, delay)
         return 0
 
-    cdef int detach(self, IOThread iothread) except -1:
+    cdef int end_on(self, IOThread iothread) except -1:
         cdef delay_t *delay
         if self.backend.ops != &delayed_ops:
             return 0
-        delay = self.delay_of(iothread.thread)
-        delay.users -= 1
-        if delay.users == 0:
-            delay.thread = NULL
-            iothread.pause()
-            iothread.remove_poller(delay)
-            iothread.resume()
+        delay = <delay_t *> give_up(&self.delays, iothread.thread)
+        iothread.pause()
+        iothread.remove_poller(delay)
+        iothread.resume()
+        free(delay)
         return 0
 
     def raw(self):

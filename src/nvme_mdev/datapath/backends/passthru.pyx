@@ -373,12 +373,9 @@ cdef class PassthruBackend(DriveBackend):
     """An NVMe namespace or partition (see passthru.pyi)."""
 
     cdef object drive
-    #: The IOThreads that it is attached to.
-    cdef list iothreads
     cdef readonly bint polled
 
     def __init__(self, drive):
-        self.iothreads = []
         self.drive = drive
         self.describe(drive.namespace)
         self.polled = drive.polled
@@ -387,18 +384,14 @@ cdef class PassthruBackend(DriveBackend):
         self.backend.uses_buffers = True
 
     cdef void *open_way(self, IOThread iothread) except NULL:
-        cdef passthru_ring_t *ring
         self.drive.take_queue(iothread)
         try:
-            ring = take_ring(iothread, self.polled)
+            return take_ring(iothread, self.polled)
         except BaseException:
             self.drive.give_queue(iothread)
             raise
-        self.iothreads.append(iothread)
-        return ring
 
     cdef int close_way(self, IOThread iothread, void *way) except -1:
-        self.iothreads.remove(iothread)
         give_ring(iothread, <passthru_ring_t *> way)
         self.drive.give_queue(iothread)
         return 0
@@ -417,8 +410,8 @@ cdef class PassthruBackend(DriveBackend):
         cdef dropped_t dropped
         dropped.start = address
         dropped.end = address + size
-        for iothread in self.iothreads:
-            dropped.ring = <passthru_ring_t *> self.place_of(iothread.thread).way
+        for iothread in self.served_on:
+            dropped.ring = ring_of(self.served, iothread.thread)
             iothread.call(drop_memory, &dropped)
 
     def medium_size(self):

@@ -88,8 +88,6 @@ cdef class UringBackend(Backend):
     cdef medium_t *medium
     #: Medium of `medium.py`.
     cdef object opened
-    #: IOThread to how many controllers it serves this for.
-    cdef dict attachments
     cdef readonly bint inline_io
     cdef readonly bint polled
     cdef int _map(self) except -1

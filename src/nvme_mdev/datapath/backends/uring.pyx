@@ -500,7 +500,6 @@ cdef class UringBackend(Backend):
     """An image file or a block device (see uring.pyi)."""
 
     def __cinit__(self, *args, **kwargs):
-        self.attachments = {}
         self.medium = <medium_t *> calloc(1, sizeof(medium_t))
         if self.medium == NULL:
             raise MemoryError
@@ -595,11 +594,8 @@ cdef class UringBackend(Backend):
         Backend.set_size(self, size)
         return self._map()
 
-    cdef int attach(self, IOThread iothread) except -1:
+    cdef int begin_on(self, IOThread iothread) except -1:
         cdef int status
-        if iothread in self.attachments:
-            self.attachments[iothread] += 1
-            return 0
         if iothread.thread.uring == NULL:
             status = iothread.call(uring_create, NULL)
             if status:
@@ -612,7 +608,6 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.buffered, self.opened.buffered_fd)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, self.opened.direct_fd)
-        self.attachments[iothread] = 1
         return 0
 
     cdef int _attach_polled(self, IOThread iothread) except -1:
@@ -628,11 +623,7 @@ cdef class UringBackend(Backend):
         self._register(iothread, self.medium.direct, self.opened.direct_fd, polled=True)
         return 0
 
-    cdef int detach(self, IOThread iothread) except -1:
-        self.attachments[iothread] -= 1
-        if self.attachments[iothread]:
-            return 0
-        del self.attachments[iothread]
+    cdef int end_on(self, IOThread iothread) except -1:
         self._register(iothread, self.medium.buffered, -1)
         if self.medium.direct != NO_SLOT:
             self._register(iothread, self.medium.direct, -1)
