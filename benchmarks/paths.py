@@ -212,7 +212,7 @@ def prepared(path: Path) -> Iterator[tuple[Guest, QueuePair, MemoryDrive | None]
             for qid in range(1, path.queues + 1)
         ]
         if path.interrupts:
-            guest.table.set_vector(1, os.eventfd(0, os.EFD_NONBLOCK))
+            guest.table.interrupts.set_vector(1, os.eventfd(0, os.EFD_NONBLOCK))
         if path.calls == 2:
             cut_off_kernel(iothread)
         if path.limited:

@@ -509,7 +509,7 @@ def test_the_status_of_the_drive_is_the_guests(nest: Callable[..., Nest], image:
         status = queue.finish(queue.start(sqe)).status
         assert (status.code, status.dnr) == (MediaStatus.COMPARE_FAILURE, True)
         tree.below.call(tree.below.controller.namespaces.remove, 1)
-        tree.below.call(tree.below.controller.queues.retire_namespace, 1)
+        tree.below.call(tree.below.controller.queues.namespaces.retire, 1)
         with refused(GenericStatus.INVALID_FIELD):
             queue.read(1, 0, 8, block_size=512)
         log = host.get_log_page(LogPage.ERROR, 64)
@@ -641,7 +641,7 @@ def test_write_protection_of_the_drive_is_followed(nest: Callable[..., Nest]) ->
         host.watch_namespaces()
         below = tree.below
         for protected in (True, False):
-            below.call(below.controller.queues.protect_namespace, 1, protected)
+            below.call(below.controller.queues.namespaces.protect, 1, protected)
             below.call(below.controller.events.namespace_changed, 1)
             wait_changed(host)
             assert bool(host.identify_namespace(1).nsattr & Nsattr.CWP) is protected

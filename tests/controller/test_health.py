@@ -173,7 +173,7 @@ def test_media_that_are_all_read_only_are_a_warning(served: Served, host: NvmeHo
     controller = served.controller
 
     def protect(read_only: bool) -> None:
-        controller.queues.protect_namespace(1, read_only)
+        controller.queues.namespaces.protect(1, read_only)
         controller.namespace_changes.medium_protected(1)
 
     served.call(protect, True)

@@ -337,7 +337,7 @@ def test_counters_of_a_namespace_are_its_own(served: Served, host: NvmeHost) -> 
     queue = host.create_queue_pair()
     queue.write(1, 0, DATA)
     queue.read(2, 0, 16)
-    counters = served.controller.queues.namespace_counters
+    counters = served.controller.queues.namespaces.counters
     assert served.call(counters, 1) == (0, 1, 0, 4096)
     assert served.call(counters, 2) == (1, 0, 8192, 0)
 

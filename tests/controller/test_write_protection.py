@@ -150,7 +150,7 @@ def test_writes_in_flight_are_waited_for_and_reads_are_not(serve: Callable[..., 
     served = serve(NullBackend(SIZE, latency_ns=SLOW_NS))
     with NvmeHost(served.path) as host:
         queue = host.create_queue_pair()
-        in_use = served.controller.queues.namespace_in_use
+        in_use = served.controller.queues.namespaces.in_use
         read = start(host, queue, commands.read(1, 0, 8))
         until(lambda: served.call(in_use, 1))
         assert not served.call(lambda: in_use(1, writing=True))
@@ -169,7 +169,7 @@ def test_writes_of_the_other_controllers_are_waited_for(serve: Callable[..., Ser
     with NvmeHost(served.path) as host, NvmeHost(other.path) as writer:
         queue = writer.create_queue_pair()
         write = start(writer, queue, commands.write(1, 0, 8))
-        in_use = other.controller.queues.namespace_in_use
+        in_use = other.controller.queues.namespaces.in_use
         until(lambda: served.call(lambda: in_use(1, writing=True)))
         host.set_features(FID, PROTECTED, nsid=1)
         completion = queue.take(write)

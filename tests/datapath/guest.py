@@ -128,9 +128,9 @@ class Guest:
             max_transfer=max_transfer,
             max_nsid=max_nsid,
         )
-        self.table.map(IOVA, self.size, self.fd, 0, readable=True, writable=True)
+        self.table.dma.map(IOVA, self.size, self.fd, 0, readable=True, writable=True)
         for nsid, backend in enumerate(backends, 1):
-            self.table.set_namespace(nsid, backend)
+            self.table.namespaces.set(nsid, backend)
         self.allocate(-self.next_page % (page_size // PAGE))
         self.admin_sq = self.allocate(page_size // PAGE)
         self.admin_cq = self.allocate(page_size // PAGE)

@@ -280,12 +280,12 @@ def test_a_memory_namespace_of_part_of_a_page_is_resized_and_adopted() -> None:
         page = guest.allocate(1)
         guest.poke(page, b"\xaa" * PAGE)
         assert queue.io(WRITE, page, 2560, slba=0).status == 0
-        guest.table.resize_namespace(1, 512)
-        guest.table.resize_namespace(1, 3 * PAGE)
+        guest.table.namespaces.resize(1, 512)
+        guest.table.namespaces.resize(1, 3 * PAGE)
         assert queue.io(READ, page, PAGE, slba=0).status == 0
         # What was cut off has not come back.
         assert guest.peek(page, PAGE) == b"\xaa" * 512 + bytes(PAGE - 512)
-        guest.table.resize_namespace(1, 1024)
+        guest.table.namespaces.resize(1, 1024)
         kept = os.dup(backend.fd)
     adopted = MemoryBackend(2560, fd=kept)
     assert adopted.size == 1024

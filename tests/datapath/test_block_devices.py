@@ -134,7 +134,7 @@ def test_a_flush_of_all_namespaces_reaches_a_device_whatever_its_nsid(device: st
     with Guest(MemoryBackend(1 << 20), max_nsid=nsid) as guest:
         backend = UringBackend(device)
         guest.backends = (*guest.backends, backend)
-        guest.table.set_namespace(nsid, backend)
+        guest.table.namespaces.set(nsid, backend)
         queue = guest.queue()
         before = flushes(device)
         write = queue.command(WRITE, nsid=nsid, prp1=guest.allocate(1))

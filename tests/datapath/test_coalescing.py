@@ -26,7 +26,7 @@ class Vector:
 
     def __init__(self, guest: Guest, number: int) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
-        guest.table.set_vector(number, os.dup(self.fd))
+        guest.table.interrupts.set_vector(number, os.dup(self.fd))
 
     def take(self) -> int:
         """Interrupts since the last call."""
@@ -45,7 +45,7 @@ def guest() -> Iterator[Guest]:
 def coalesce(guest: Guest, threshold: int, time: int) -> None:
     """Interrupt Coalescing: so many completions (0's based), so long (100 µs)."""
     guest.state.features[INTERRUPT_COALESCING] = threshold | time << 8
-    guest.table.configure_coalescing()
+    guest.table.interrupts.configure_coalescing()
 
 
 def run(queue: QueuePair, count: int = 1, *, page: int | None = None) -> None:
@@ -167,13 +167,13 @@ def test_a_queue_that_goes_takes_no_interrupt_with_it(guest: Guest) -> None:
 
 def test_the_pin_is_asserted_when_the_time_is_over(guest: Guest) -> None:
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    guest.table.set_intx(os.dup(fd))
+    guest.table.interrupts.set_intx(os.dup(fd))
     queue = guest.queue(1)
     coalesce(guest, LONGEST, 1)
     queue.put(queue.command(READ, prp1=guest.allocate(1)))
     queue.doorbell(queue.tail)
     take_turns(guest.iothread, 1)
-    assert guest.table.pin_level
+    assert guest.table.interrupts.pin_level
 
     def came() -> int:
         take_turns(guest.iothread, 1)
@@ -185,5 +185,5 @@ def test_the_pin_is_asserted_when_the_time_is_over(guest: Guest) -> None:
     wait_for(came, "the interrupt")
     queue.poll()
     queue.doorbell(queue.head, completion=True)
-    assert not guest.table.pin_level
+    assert not guest.table.interrupts.pin_level
     os.close(fd)

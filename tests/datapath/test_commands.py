@@ -105,7 +105,7 @@ def test_flush_of_all_namespaces(make: Callable[..., Backend]) -> None:
     with Guest(make(), make()) as guest:
         queue = guest.queue()
         assert queue.run(queue.command(FLUSH, nsid=NSID_ALL, cdw10=0)).status == 0
-        guest.table.retire_namespace(1)
+        guest.table.namespaces.retire(1)
         assert queue.run(queue.command(FLUSH, nsid=NSID_ALL, cdw10=0)).status == 0
 
 
@@ -257,7 +257,7 @@ def test_uncorrectable_blocks_are_those_of_their_namespace(make: Callable[..., B
         spoil(queue, 7, 1)
         buffer = guest.allocate(1)
         assert queue.io(READ, buffer, 512, slba=7, nsid=2).status == 0
-        guest.table.clear_uncorrectable(1)
+        guest.table.namespaces.clear_uncorrectable(1)
         assert queue.io(READ, buffer, 512, slba=7).status == 0
 
 
@@ -269,8 +269,8 @@ def test_a_namespace_that_comes_back_has_its_uncorrectable_blocks(
     with Guest(backend) as guest:
         queue = guest.queue()
         spoil(queue, 7, 1)
-        guest.table.set_namespace(1, None)
-        guest.table.set_namespace(1, backend)
+        guest.table.namespaces.set(1, None)
+        guest.table.namespaces.set(1, backend)
         assert read_status(queue, 7) == UNREADABLE
         assert read_status(queue, 8) == 0
 

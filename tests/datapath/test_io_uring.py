@@ -67,7 +67,7 @@ def test_guest_memory_is_registered_as_it_is_used_and_released_with_its_mapping(
         guest.next_page = 12000
         assert queue.io(READ, guest.allocate(1), PAGE, slba=0).status == 0
         assert registered_bytes() == 2 * first
-        assert guest.table.try_unmap_all() == guest.size
+        assert guest.table.dma.try_unmap_all() == guest.size
         assert registered_bytes() == 0
 
 
@@ -220,12 +220,12 @@ def test_commands_that_expire_while_they_wait_for_a_buffer_end_with_that(frozen:
 @as_root
 def test_memory_in_use_by_the_kernel_is_not_unmapped_and_giving_up_goes_on(frozen: Frozen) -> None:
     guest, queue = frozen.guest, frozen.queue
-    assert guest.table.try_unmap_all() is None
+    assert guest.table.dma.try_unmap_all() is None
     queue.put(queue.command(READ, prp1=guest.allocate(1)))
     queue.ring()
     time.sleep(0.02)
     assert queue.poll() is None, "the queue is held for the unmapping"
-    guest.table.give_up_unmap()
+    guest.table.dma.give_up_unmap()
     assert queue.wait().cid == queue.cid
     frozen.thaw()
     assert queue.wait().cid == frozen.cid

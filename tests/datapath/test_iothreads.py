@@ -49,7 +49,7 @@ def test_what_all_threads_moved_is_added_up() -> None:
             queue.io(READ, page, 512, slba=8 * qid)
         counters = guest.state.counters()
         assert (counters["read_commands"], counters["write_units"]) == (6, 48)
-        assert guest.table.namespace_counters(1) == (6, 6, 6 * 512, 6 * PAGE)
+        assert guest.table.namespaces.counters(1) == (6, 6, 6 * 512, 6 * PAGE)
 
 
 def test_submission_queues_of_one_completion_queue_are_on_its_thread() -> None:
@@ -124,11 +124,11 @@ def test_memory_is_unmapped_when_no_thread_uses_it() -> None:
     with Guest(MemoryBackend(SIZE), iothreads=2) as guest:
         data = os.memfd_create("more")
         os.ftruncate(data, PAGE)
-        guest.table.map(0x9000_0000, PAGE, data, 0, readable=True, writable=True)
+        guest.table.dma.map(0x9000_0000, PAGE, data, 0, readable=True, writable=True)
         for qid in (1, 2):
             queue = guest.queue(qid)
             assert queue.run(queue.command(READ, prp1=0x9000_0000)).status == 0
-        assert guest.table.try_unmap(0x9000_0000, PAGE) == PAGE
+        assert guest.table.dma.try_unmap(0x9000_0000, PAGE) == PAGE
         assert queue.run(queue.command(READ, prp1=0x9000_0000)).status != 0
         os.close(data)
 
@@ -154,8 +154,8 @@ def test_one_thread_serves_two_controllers() -> None:
     with Guest(NullBackend(SIZE)) as first:
         state = ControllerState()
         second = QueueTable(state, GuestMemory(), first.iothread)
-        second.map(IOVA, first.size, first.fd, 0, readable=True, writable=True)
-        second.set_namespace(1, NullBackend(SIZE))
+        second.dma.map(IOVA, first.size, first.fd, 0, readable=True, writable=True)
+        second.namespaces.set(1, NullBackend(SIZE))
         second.enable(
             admin_sq=first.allocate(1),
             admin_sq_size=2,
@@ -187,7 +187,7 @@ def test_what_is_kept_for_each_thread_has_64_places_and_a_place_that_is_left_is_
         def serve(threads: list[IOThread]) -> QueueTable:
             table = QueueTable(ControllerState(), GuestMemory(), threads)
             stack.callback(table.close)
-            table.set_namespace(1, backend)
+            table.namespaces.set(1, backend)
             return table
 
         threads = [IOThread(f"test-{number}") for number in range(65)]
@@ -198,11 +198,11 @@ def test_what_is_kept_for_each_thread_has_64_places_and_a_place_that_is_left_is_
             serve(threads[64:])
         assert (refused.value.errno, refused.value.filename) == (errno.ENOSPC, backend.name)
         # The first thread still serves another controller: it keeps its place.
-        tables[0].set_namespace(1, None)
+        tables[0].namespaces.set(1, None)
         assert backend.threads == 49
         serve(threads[64:])
         with pytest.raises(OSError, match="too many IOThreads"):
             serve([IOThread(f"more-{number}") for number in range(15)])
-        again.set_namespace(1, None)
+        again.namespaces.set(1, None)
         serve([IOThread(f"more-{number}") for number in range(15)])
         assert backend.threads == 64

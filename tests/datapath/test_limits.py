@@ -280,7 +280,7 @@ def test_controllers_that_share_a_namespace_share_its_limit_in_turn() -> None:
     backend = NullBackend(1 << 24)
     with Guest(backend, NullBackend(1 << 24), running=False) as one:
         # A second namespace of the same medium, which is what another controller's is.
-        one.table.set_namespace(3, backend)
+        one.table.namespaces.set(3, backend)
         stop_clock(one.iothread)
         backend.set_limits({"iops": Limit(10, 1)})
         queue = one.queue(1, ENTRIES)
@@ -354,8 +354,8 @@ def test_a_namespace_that_goes_ends_what_waits_for_it() -> None:
         queue = guest.queue(1, ENTRIES)
         put(queue, 10)
         assert done(queue) == 1
-        guest.table.retire_namespace(1)
-        assert not guest.table.namespace_in_use(1)
+        guest.table.namespaces.retire(1)
+        assert not guest.table.namespaces.in_use(1)
         assert [status for _, status in completions(queue)] == [INVALID_FIELD] * 9
 
 
@@ -365,7 +365,7 @@ def test_a_namespace_of_a_paused_controller_that_goes_ends_what_waits_for_it() -
         put(queue, 10)
         assert done(queue) == 1
         guest.table.paused = True
-        guest.table.set_namespace(1, None)
+        guest.table.namespaces.set(1, None)
         assert [status for _, status in completions(queue)] == [INVALID_FIELD] * 9
 
 
@@ -387,15 +387,15 @@ def test_memory_can_be_unmapped_under_what_waits() -> None:
     with a_guest(NullBackend(1 << 24), iops=Limit(1, 1)) as guest:
         queue = guest.queue(1, ENTRIES)
         page = 0x7000_0000
-        guest.table.map(page, PAGE, guest.fd, 0, readable=True, writable=True)
+        guest.table.dma.map(page, PAGE, guest.fd, 0, readable=True, writable=True)
         for _ in range(3):
             queue.put(queue.command(READ, prp1=page))
         queue.doorbell(queue.tail)
         assert done(queue) == 1
-        assert guest.table.try_unmap(page, PAGE) == PAGE
+        assert guest.table.dma.try_unmap(page, PAGE) == PAGE
         seconds(guest, 1)
         assert [status for _, status in completions(queue)] == [0x4004]
-        guest.table.map(page, PAGE, guest.fd, 0, readable=True, writable=True)
+        guest.table.dma.map(page, PAGE, guest.fd, 0, readable=True, writable=True)
         seconds(guest, 1)
         assert done(queue) == 1
 
@@ -405,11 +405,11 @@ def test_what_waits_is_kept_while_its_queues_are_not_mapped() -> None:
         queue = guest.queue(1, ENTRIES)
         put(queue, 5)
         assert done(queue) == 1
-        assert guest.table.try_unmap(IOVA, guest.size) == guest.size
+        assert guest.table.dma.try_unmap(IOVA, guest.size) == guest.size
         seconds(guest, 100)
         assert done(queue) == 0
         assert guest.table.abort_command(1, 2) is False
-        guest.table.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
+        guest.table.dma.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
         assert done(queue) == 1
 
 
@@ -418,7 +418,7 @@ def test_a_queue_without_its_memory_can_be_deleted_under_what_waits() -> None:
         queue = guest.queue(1, ENTRIES)
         put(queue, 5)
         assert done(queue) == 1
-        assert guest.table.try_unmap(IOVA, guest.size) == guest.size
+        assert guest.table.dma.try_unmap(IOVA, guest.size) == guest.size
         guest.table.hold(1)
         guest.table.end_throttled(1)
         guest.table.delete_sq(1)
@@ -520,9 +520,9 @@ def test_what_waits_of_a_host_that_is_preempted_ends_at_once() -> None:
         queue = guest.queue(1, ENTRIES)
         put(queue, 5)
         assert done(queue) == 1
-        assert guest.table.preempt(2) == []
+        assert guest.table.namespaces.preempt(2) == []
         assert completions(queue) == []
-        assert guest.table.preempt(1) == []
+        assert guest.table.namespaces.preempt(1) == []
         assert [status for _, status in completions(queue)] == [PREEMPTED] * 4
 
 
@@ -572,11 +572,11 @@ def test_what_waits_is_counted_and_is_in_flight_for_its_queue() -> None:
         queue = guest.queue(1, ENTRIES)
         put(queue, 10)
         assert done(queue) == 1
-        assert guest.table.namespace_throttled(1) == (9, 9)
+        assert guest.table.namespaces.throttled(1) == (9, 9)
         assert guest.table.submission_queues()[0].inflight == 9
         seconds(guest, 1)
         assert done(queue) == 1
-        assert guest.table.namespace_throttled(1) == (8, 9)
+        assert guest.table.namespaces.throttled(1) == (8, 9)
 
 
 def test_waiting_is_no_time_that_the_host_takes() -> None:

@@ -41,7 +41,7 @@ def guest() -> Iterator[Guest]:
 def attach(guest: Guest, nsid: int) -> None:
     backend = MemoryBackend(SIZE)
     guest.backends = (*guest.backends, backend)
-    guest.table.set_namespace(nsid, backend)
+    guest.table.namespaces.set(nsid, backend)
 
 
 def write(queue: QueuePair, nsid: int, page: int) -> int:
@@ -88,7 +88,7 @@ def test_above_the_highest_nsid_all_are_invalid_and_below_it_inactive(highest: i
         for nsid in (highest + 1, highest + 2, MAX_NSID):
             assert read(queue, nsid, page)[0] == INVALID_NAMESPACE
             with pytest.raises(ValueError, match=f"NSID {nsid} is not in 1 to {highest}"):
-                guest.table.set_namespace(nsid, guest.backends[0])
+                guest.table.namespaces.set(nsid, guest.backends[0])
         assert read(queue, highest, page)[0] == (0 if highest == 1 else INVALID_FIELD)
         assert read(queue, NSID_ALL, page)[0] == INVALID_FIELD
 
@@ -97,13 +97,13 @@ def test_a_namespace_that_is_retired_or_gone_is_inactive(guest: Guest) -> None:
     for nsid in (300, HIGH):
         attach(guest, nsid)
     queue, page = guest.queue(), guest.allocate(1)
-    guest.table.retire_namespace(300)
+    guest.table.namespaces.retire(300)
     assert read(queue, 300, page)[0] == INVALID_FIELD
-    guest.table.set_namespace(300, None)
+    guest.table.namespaces.set(300, None)
     assert read(queue, 300, page)[0] == INVALID_FIELD
     assert read(queue, HIGH, page)[0] == 0
     with pytest.raises(KeyError):
-        guest.table.retire_namespace(300)
+        guest.table.namespaces.retire(300)
 
 
 def test_256_are_above_256_and_another_one_has_the_place_of_one_that_has_gone(guest: Guest) -> None:
@@ -111,12 +111,12 @@ def test_256_are_above_256_and_another_one_has_the_place_of_one_that_has_gone(gu
     guest.backends = (one,)
     nsids = range(HIGH, HIGH + 2560, 10)
     for nsid in nsids:
-        guest.table.set_namespace(nsid, one)
+        guest.table.namespaces.set(nsid, one)
     with pytest.raises(ValueError, match="there are 256 above 256 already"):
-        guest.table.set_namespace(1000, one)
-    guest.table.set_namespace(256, one)
-    guest.table.set_namespace(nsids[100], None)
-    guest.table.set_namespace(1000, one)
+        guest.table.namespaces.set(1000, one)
+    guest.table.namespaces.set(256, one)
+    guest.table.namespaces.set(nsids[100], None)
+    guest.table.namespaces.set(1000, one)
     queue, page = guest.queue(), guest.allocate(1)
     found = [read(queue, nsid, page)[0] for nsid in (*nsids, 256, 1000)]
     assert found.count(0) == 257
@@ -131,7 +131,7 @@ def test_namespaces_that_come_and_go_at_random_are_never_taken_for_another(guest
     for _ in range(200):
         nsid = chance.choice(known)
         if nsid in there:
-            guest.table.set_namespace(nsid, None)
+            guest.table.namespaces.set(nsid, None)
             there.discard(nsid)
         else:
             attach(guest, nsid)
@@ -148,9 +148,9 @@ def test_flush_of_all_namespaces_has_the_high_ones_in_it(guest: Guest) -> None:
     for nsid in (3, HIGH, 300):
         attach(guest, nsid)
     for nsid in (HIGH, 300):
-        guest.table.refuse_groups(nsid, GROUP_WRITE)
+        guest.table.namespaces.refuse_groups(nsid, GROUP_WRITE)
         assert queue.run(flush).status == RESERVATION_CONFLICT
-        guest.table.refuse_groups(nsid, 0)
+        guest.table.namespaces.refuse_groups(nsid, 0)
     assert queue.run(flush).status == 0
 
 
@@ -170,10 +170,10 @@ def test_unreadable_blocks_are_those_of_their_namespace(guest: Guest) -> None:
     queue, page = guest.queue(), guest.allocate(1)
     assert queue.run(queue.command(WRITE_UNCORRECTABLE, nsid=HIGH)).status == 0
     assert [read(queue, nsid, page)[0] for nsid in (300, HIGH)] == [0, UNREADABLE]
-    guest.table.set_namespace(300, None)
+    guest.table.namespaces.set(300, None)
     attach(guest, 301)
     assert [read(queue, nsid, page)[0] for nsid in (301, HIGH)] == [0, UNREADABLE]
-    guest.table.set_namespace(HIGH, None)
-    guest.table.forget_uncorrectable(HIGH)
+    guest.table.namespaces.set(HIGH, None)
+    guest.table.namespaces.forget_uncorrectable(HIGH)
     attach(guest, HIGH)
     assert read(queue, HIGH, page)[0] == 0

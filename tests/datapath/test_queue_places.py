@@ -97,10 +97,10 @@ def test_a_list_that_names_no_page_holds_the_queue() -> None:
         good = guest.peek(queue.sq_list, 8)
         for entry in (0, queue.sq_pages[0] + 8, 0x7777_0000_0000):
             guest.poke(queue.sq_list, struct.pack("<Q", entry))
-            guest.table.give_up_unmap()
+            guest.table.dma.give_up_unmap()
             assert guest.table.submission_queues()[0].held
         guest.poke(queue.sq_list, good)
-        guest.table.give_up_unmap()
+        guest.table.dma.give_up_unmap()
         assert queue.run(queue.command(READ, prp1=guest.allocate(1))).status == 0
 
 
@@ -108,7 +108,7 @@ def map_something(guest: Guest, iova: int) -> None:
     """Memory that no queue is in; all queues are bound anew."""
     fd = os.memfd_create("window")
     os.ftruncate(fd, PAGE)
-    guest.table.map(iova, PAGE, fd, 0, readable=True, writable=True)
+    guest.table.dma.map(iova, PAGE, fd, 0, readable=True, writable=True)
     os.close(fd)
 
 
@@ -218,7 +218,7 @@ def test_a_head_that_is_rung_behind_the_tail_whatever_the_stride_is_found(dstrd:
 
         run(41)
         # Memory that changes has every queue looked up again.
-        guest.table.map(2 << 40, PAGE, guest.fd, 0, readable=True, writable=True)
+        guest.table.dma.map(2 << 40, PAGE, guest.fd, 0, readable=True, writable=True)
         run(41)
         guest.table.delete_sq(2)
         guest.table.delete_cq(2)

@@ -354,7 +354,7 @@ def test_an_idle_thread_finds_a_command_that_comes_later(mapped: bool) -> None:
 def test_a_completion_raises_the_vector_of_its_queue() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_vector(1, os.dup(fd))
+        guest.table.interrupts.set_vector(1, os.dup(fd))
         queue = guest.queue(1, 16)
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
         wait_for(lambda: signals(fd), "the interrupt")
@@ -367,7 +367,7 @@ def test_a_completion_raises_the_vector_of_its_queue() -> None:
 def test_some_of_the_turns_are_timed() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_vector(1, os.dup(fd))
+        guest.table.interrupts.set_vector(1, os.dup(fd))
         queue = guest.queue(1, 16)
         page = guest.allocate(1)
         done = 0
@@ -391,13 +391,13 @@ def test_some_of_the_turns_are_timed() -> None:
 def test_a_masked_vector_delivers_when_it_is_unmasked() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_vector(1, os.dup(fd))
-        guest.table.mask_vector(1, True)
+        guest.table.interrupts.set_vector(1, os.dup(fd))
+        guest.table.interrupts.mask_vector(1, True)
         queue = guest.queue(1, 16)
         assert queue.run(read_command(queue, guest.allocate(1))).status == 0
         time.sleep(0.01)
         assert signals(fd) == 0
-        guest.table.mask_vector(1, False)
+        guest.table.interrupts.mask_vector(1, False)
         assert signals(fd) == 1
         os.close(fd)
 
@@ -405,7 +405,7 @@ def test_a_masked_vector_delivers_when_it_is_unmasked() -> None:
 def test_the_pin_is_a_level_that_an_unmask_asserts_again() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_intx(os.dup(fd))
+        guest.table.interrupts.set_intx(os.dup(fd))
         queue = guest.queue(1, 16)
         page = guest.allocate(1)
         queue.put(read_command(queue, page))
@@ -416,10 +416,10 @@ def test_the_pin_is_a_level_that_an_unmask_asserts_again() -> None:
         assert queue.wait(ring=False).cid == 1
         assert queue.wait(ring=False).cid == 2
         assert signals(fd) == 0, "the pin masks itself"
-        guest.table.mask_intx(False)
+        guest.table.interrupts.mask_intx(False)
         assert signals(fd) == 1, "two entries are not consumed"
         queue.doorbell(queue.head, completion=True)
-        guest.table.mask_intx(False)
+        guest.table.interrupts.mask_intx(False)
         assert signals(fd) == 0
         os.close(fd)
 
@@ -427,15 +427,15 @@ def test_the_pin_is_a_level_that_an_unmask_asserts_again() -> None:
 def test_intms_holds_the_pin_back() -> None:
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_intx(os.dup(fd))
-        guest.table.set_intms(1)
+        guest.table.interrupts.set_intx(os.dup(fd))
+        guest.table.interrupts.set_intms(1)
         queue = guest.queue(1, 16)
         queue.put(read_command(queue, guest.allocate(1)))
         queue.ring()
         queue.wait(ring=False)
         time.sleep(0.01)
         assert signals(fd) == 0
-        guest.table.set_intms(0)
+        guest.table.interrupts.set_intms(0)
         assert signals(fd) == 1
         os.close(fd)
 
@@ -446,17 +446,19 @@ def test_memory_remapped_in_pieces_under_a_live_queue_loses_nothing() -> None:
         page = guest.allocate(1)
         queue = guest.queue(1, 16)
         for size in (guest.size, guest.size // 2, guest.size // 4, PAGE):
-            assert guest.table.try_unmap(IOVA, guest.size) == guest.size
+            assert guest.table.dma.try_unmap(IOVA, guest.size) == guest.size
             queue.put(queue.command(WRITE, prp1=page))
             queue.ring()
             for start in range(0, guest.size, size):
-                guest.table.map(IOVA + start, size, guest.fd, start, readable=True, writable=True)
+                guest.table.dma.map(
+                    IOVA + start, size, guest.fd, start, readable=True, writable=True
+                )
             assert queue.wait().status == 0
             if size == PAGE:
                 break
             for start in range(0, guest.size, size):
-                assert guest.table.try_unmap(IOVA + start, size) == size
-            guest.table.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
+                assert guest.table.dma.try_unmap(IOVA + start, size) == size
+            guest.table.dma.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
 
 
 def test_a_held_queue_is_not_fetched_from_until_released() -> None:
@@ -503,20 +505,20 @@ def test_admin_commands_come_in_order_and_complete_in_any() -> None:
         sqes = [struct.pack("<BBH60x", 0x06, 0, cid) for cid in (10, 11, 12)]
         guest.poke(guest.admin_sq, b"".join(sqes))
         assert guest.table.ring_doorbell(0, 3) == queue_table.DOORBELL_OK
-        fetched = [guest.table.fetch_admin() for _ in range(4)]
+        fetched = [guest.table.admin.fetch() for _ in range(4)]
         assert fetched[3] is None
         slots = [slot for slot, _ in fetched[:3]]  # type: ignore[misc]
         assert [sqe for _, sqe in fetched[:3]] == sqes  # type: ignore[misc]
-        assert guest.table.pending_admin() == sorted(zip(slots, sqes, strict=True))
+        assert guest.table.admin.pending() == sorted(zip(slots, sqes, strict=True))
         for slot in reversed(slots):
-            assert guest.table.complete_admin(slot, 0x1234, 0x4002)
+            assert guest.table.admin.complete(slot, 0x1234, 0x4002)
         entries = struct.iter_unpack("<IIHHHH", guest.peek(guest.admin_cq, 48))
         assert [(dw0, head, cid, status) for dw0, _, head, _, cid, status in entries] == [
             (0x1234, 3, cid, (0x4002 | MORE) << 1 | 1) for cid in (12, 11, 10)
         ]
         assert guest.state.error_count == 3
         with pytest.raises(KeyError):
-            guest.table.complete_admin(slots[0], 0, 0)
+            guest.table.admin.complete(slots[0], 0, 0)
 
 
 def test_a_full_admin_completion_queue_says_so() -> None:
@@ -528,16 +530,16 @@ def test_a_full_admin_completion_queue_says_so() -> None:
         while done < 31:
             tail = (tail + 1) % 32
             guest.table.ring_doorbell(0, tail)
-            fetched = guest.table.fetch_admin()
+            fetched = guest.table.admin.fetch()
             assert fetched
-            assert guest.table.complete_admin(fetched[0], 0, 0)
+            assert guest.table.admin.complete(fetched[0], 0, 0)
             done += 1
         guest.table.ring_doorbell(0, 0)
-        fetched = guest.table.fetch_admin()
+        fetched = guest.table.admin.fetch()
         assert fetched
-        assert not guest.table.complete_admin(fetched[0], 0, 0)
+        assert not guest.table.admin.complete(fetched[0], 0, 0)
         guest.table.ring_doorbell(0, 5, completion=True)
-        assert guest.table.complete_admin(fetched[0], 0, 0)
+        assert guest.table.admin.complete(fetched[0], 0, 0)
 
 
 def test_the_admin_doorbell_in_the_mapped_page_wakes_the_control_plane() -> None:
@@ -546,14 +548,14 @@ def test_the_admin_doorbell_in_the_mapped_page_wakes_the_control_plane() -> None
         guest.poke(guest.admin_sq, struct.pack("<BBH60x", 6, 0, 1))
         guest.state.doorbells[0:4] = struct.pack("<I", 1)
         wait_for(lambda: signals(guest.table.notify_fd), "the notification")
-        assert guest.table.fetch_admin() is not None
+        assert guest.table.admin.fetch() is not None
 
 
 def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_head() -> None:
     """The register access is how the client learns that the interrupt was seen."""
     with null_guest() as guest:
         fd = eventfd()
-        guest.table.set_intx(os.dup(fd))
+        guest.table.interrupts.set_intx(os.dup(fd))
         queue = guest.queue(1, 16)
         driver = ShadowDriver(guest, queue, shadow(guest))
         page = guest.allocate(1)
@@ -565,7 +567,7 @@ def test_with_the_pin_a_guest_with_shadow_doorbells_rings_for_every_move_of_the_
             before = driver.registers
             driver.ring(queue.head, completion=True)
             assert driver.registers == before + 1
-            guest.table.mask_intx(False)
+            guest.table.interrupts.mask_intx(False)
             assert signals(fd) == 0
         os.close(fd)
 
@@ -581,14 +583,18 @@ def test_memory_comes_and_goes_under_load_without_losing_a_command() -> None:
             for _ in range(16):
                 queue.put(read_command(queue, page))
             queue.ring()
-            guest.table.map(extra + round_ * PAGE, PAGE, guest.fd, 0, readable=True, writable=True)
+            guest.table.dma.map(
+                extra + round_ * PAGE, PAGE, guest.fd, 0, readable=True, writable=True
+            )
             if round_ % 10 == 9:
-                wait_for(lambda: guest.table.try_unmap(IOVA, guest.size), "the memory to be free")
+                wait_for(
+                    lambda: guest.table.dma.try_unmap(IOVA, guest.size), "the memory to be free"
+                )
                 assert guest.table.submission_queues()[0].held
-                guest.table.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
+                guest.table.dma.map(IOVA, guest.size, guest.fd, 0, readable=True, writable=True)
                 assert not guest.table.submission_queues()[0].held
             if round_ % 3 == 2:
-                assert guest.table.try_unmap(extra + round_ * PAGE, PAGE) == PAGE
+                assert guest.table.dma.try_unmap(extra + round_ * PAGE, PAGE) == PAGE
             for _ in range(16):
                 assert queue.wait().status == 0
                 done += 1

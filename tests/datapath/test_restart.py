@@ -40,7 +40,7 @@ class Killed:
         self.backend = MemoryBackend(SIZE)
         self.guest = Guest(dstrd=dstrd, max_nsid=nsid)
         self.guest.backends = (self.backend,)
-        self.guest.table.set_namespace(nsid, self.backend)
+        self.guest.table.namespaces.set(nsid, self.backend)
         self.queue = self.guest.queue(QID, ENTRIES)
         self.page = self.guest.allocate(1)
         self._shared = mmap.mmap(self.guest.state.fd, 0)
@@ -129,13 +129,13 @@ class Killed:
         iothread = IOThread("next")
         iothread.start()
         table = QueueTable(state, memory, iothread, max_nsid=self.nsid)
-        table.map(IOVA, old.size, old.fd, 0, readable=True, writable=True)
+        table.dma.map(IOVA, old.size, old.fd, 0, readable=True, writable=True)
         # The dead one stays open: its table of queues, which nobody closes, refers to it.
         backend = MemoryBackend(SIZE, fd=os.dup(self.backend.fd))
         old.backends = (*old.backends, backend)
-        table.set_namespace(self.nsid, backend)
+        table.namespaces.set(self.nsid, backend)
         if eventfd is not None:
-            table.set_vector(QID, os.dup(eventfd))
+            table.interrupts.set_vector(QID, os.dup(eventfd))
         old.state.close()
         os.close(old.table.notify_fd)
         old.state, old.memory, old.iothread, old.table = state, memory, iothread, table

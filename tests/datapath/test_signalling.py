@@ -33,13 +33,13 @@ def eventfd_that_blocks() -> Iterator[int]:
 
 def test_an_eventfd_that_blocks_does_not_stop_the_control_plane() -> None:
     with Guest(NullBackend(SIZE)) as guest, eventfd_that_blocks() as fd:
-        guest.table.set_vector(1, os.dup(fd))
+        guest.table.interrupts.set_vector(1, os.dup(fd))
         queue = guest.queue(1, 16)
         queue.put(queue.command(READ, prp1=guest.allocate(1)))
         queue.ring()
         assert queue.wait().status == 0
         guest.table.hold()
-        guest.table.clear_interrupts()
+        guest.table.interrupts.clear()
         guest.table.release()
         assert queue.run(queue.command(READ, prp1=guest.allocate(1))).status == 0
 
@@ -54,13 +54,13 @@ def test_an_eventfd_that_blocks_does_not_stop_other_guests_of_the_iothread() -> 
         queue, bystander = guest.queue(1, 16), other.queue(1, 16)
         page, their_page = guest.allocate(1), other.allocate(1)
         theirs = os.dup(fd)
-        guest.table.set_vector(1, theirs)
+        guest.table.interrupts.set_vector(1, theirs)
         for _ in range(100):
             assert queue.run(queue.command(READ, prp1=page)).status == 0
         assert bystander.run(bystander.command(READ, prp1=their_page)).status == 0
         assert os.eventfd_read(fd) == 0xFFFFFFFFFFFFFFFE
         mended = eventfd()
-        guest.table.set_vector(1, os.dup(mended))
+        guest.table.interrupts.set_vector(1, os.dup(mended))
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(theirs)
         assert queue.run(queue.command(READ, prp1=page)).status == 0
@@ -69,26 +69,26 @@ def test_an_eventfd_that_blocks_does_not_stop_other_guests_of_the_iothread() -> 
 
 def test_an_eventfd_of_the_admin_queue_that_blocks_does_not_stop_the_control_plane() -> None:
     with Guest(NullBackend(SIZE)) as guest, eventfd_that_blocks() as fd:
-        guest.table.set_vector(0, os.dup(fd))
+        guest.table.interrupts.set_vector(0, os.dup(fd))
         guest.poke(guest.admin_sq, struct.pack("<BBH60x", 6, 0, 1))
         guest.table.ring_doorbell(0, 1)
-        fetched = guest.table.fetch_admin()
+        fetched = guest.table.admin.fetch()
         assert fetched
-        assert guest.table.complete_admin(fetched[0], 0, 0)
+        assert guest.table.admin.complete(fetched[0], 0, 0)
         # Given up, it costs no more time.
         for _ in range(100):
-            guest.table.trigger(0)
-        guest.table.clear_interrupts()
+            guest.table.interrupts.trigger(0)
+        guest.table.interrupts.clear()
 
 
 def test_the_pins_eventfd_may_block_too() -> None:
     with Guest(NullBackend(SIZE)) as guest, eventfd_that_blocks() as fd:
         theirs = os.dup(fd)
-        guest.table.set_intx(theirs)
+        guest.table.interrupts.set_intx(theirs)
         queue = guest.queue(1, 16)
         for _ in range(20):
             assert queue.run(queue.command(READ, prp1=guest.allocate(1))).status == 0
-        guest.table.set_intx(None)
+        guest.table.interrupts.set_intx(None)
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(theirs)
 

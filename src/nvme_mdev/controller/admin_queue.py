@@ -64,7 +64,7 @@ class AdminQueue:
         if self._controller.state.scratch[Scratch.DMA_BLOCKED] or not self._post():
             return
         for _ in range(_MAX_COMMANDS):
-            fetched = self._queues.fetch_admin()
+            fetched = self._queues.admin.fetch()
             if fetched is None:
                 return
             self._warn_of_private_memory(fetched[1])
@@ -79,7 +79,7 @@ class AdminQueue:
         Asynchronous Event Requests are as they should be. Creating and deleting a queue may be done
         already, a self-test or a sanitize operation begun: then it has succeeded.
         """
-        for slot, sqe in self._queues.pending_admin():
+        for slot, sqe in self._queues.admin.pending():
             if sqe[_OPCODE] == AdminOpcode.ASYNC_EVENT_REQUEST:
                 continue
             command = self._command(slot, sqe)
@@ -93,7 +93,7 @@ class AdminQueue:
         decided = {completion.slot for completion in self._unposted}
         return [
             (slot, sqe)
-            for slot, sqe in self._queues.pending_admin()
+            for slot, sqe in self._queues.admin.pending()
             if sqe[_OPCODE] == opcode and slot not in decided
         ]
 
@@ -119,7 +119,7 @@ class AdminQueue:
         requests = self.outstanding(AdminOpcode.ASYNC_EVENT_REQUEST)
         if not requests or not self._post():
             return False
-        posted = self._queues.complete_admin(requests[0][0], result, 0)
+        posted = self._queues.admin.complete(requests[0][0], result, 0)
         if not posted:
             self._retry_soon()
         return posted
@@ -204,7 +204,7 @@ class AdminQueue:
         """Post what waits, in order. False: the completion queue is full."""
         while self._unposted:
             entry = self._unposted[0]
-            if not self._queues.complete_admin(
+            if not self._queues.admin.complete(
                 entry.slot,
                 entry.result,
                 entry.status,

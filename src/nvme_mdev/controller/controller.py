@@ -178,7 +178,7 @@ class Controller:
         asynchronous event requests stay outstanding.
         """
         self.queues.set_arbitration(self.features.burst, *self.features.weights)
-        self.queues.set_intms(self.registers[Register.INTMS])
+        self.queues.interrupts.set_intms(self.registers[Register.INTMS])
         try:
             self.erasing.resume()
             self.self_test.resume()
@@ -256,7 +256,7 @@ class Controller:
         self.life_cycle.fire(Event.RESET)
         self._reset_registers()
         self.state.scratch[Scratch.CC_SEEN] = 0
-        self.queues.set_intms(0)
+        self.queues.interrupts.set_intms(0)
         if subsystem:
             self.registers.change_csts(on=CstsBit.NSSRO)
 
@@ -329,7 +329,7 @@ class Controller:
         """Let the data path know what holds for a namespace on each controller."""
         self.write_protection.enforce(nsid)
         if self.namespaces.get(nsid) is not None or nsid in self.namespaces.lost:
-            self.queues.refuse_groups(nsid, self.refused(nsid))
+            self.queues.namespaces.refuse_groups(nsid, self.refused(nsid))
 
     # -- what the host decides while the guest runs ------------------------------------------
 
@@ -417,7 +417,7 @@ class Controller:
 
     def _set_intms(self, mask: int) -> None:
         self.registers[Register.INTMS] = self.registers[Register.INTMC] = mask
-        self.queues.set_intms(mask)
+        self.queues.interrupts.set_intms(mask)
 
     # -- doorbells ---------------------------------------------------------------------------
 

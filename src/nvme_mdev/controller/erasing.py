@@ -140,8 +140,8 @@ class Erasing:
         namespace = self._controller.namespaces.get(nsid)
         block_size = int(self._words[self._block_size_of(nsid)])
         if namespace is not None and block_size not in (0, namespace.backend.block_size):
-            queues.format_namespace(nsid, block_size)
-        queues.bar_namespace(nsid, self._bar(nsid))
+            queues.namespaces.format(nsid, block_size)
+        queues.namespaces.bar(nsid, self._bar(nsid))
 
     def _bar(self, nsid: int) -> int:
         if self._words[self._format_of(nsid)]:
@@ -205,7 +205,7 @@ class Erasing:
         changed = what.block_size != namespace.backend.block_size
         changes.busy.add(nsid)
         try:
-            queues.bar_namespace(nsid, GenericStatus.FORMAT_IN_PROGRESS)
+            queues.namespaces.bar(nsid, GenericStatus.FORMAT_IN_PROGRESS)
             await changes.unused(nsid)
             size = namespace.backend.size
 
@@ -214,14 +214,14 @@ class Erasing:
                 self._words[self._format_of(nsid)] = what.word(remains)
 
             await _erase_for_format(namespace.backend, raw, what.ses, progress)
-            queues.clear_uncorrectable(nsid)
+            queues.namespaces.clear_uncorrectable(nsid)
             self._words[self._block_size_of(nsid)] = what.block_size
-            queues.format_namespace(nsid, what.block_size)
+            queues.namespaces.format(nsid, what.block_size)
         finally:
             changes.busy.discard(nsid)
             if not _ending():
                 self._words[self._format_of(nsid)] = 0
-                queues.bar_namespace(nsid, self._bar(nsid))
+                queues.namespaces.bar(nsid, self._bar(nsid))
             del self._formats[nsid]
         if changed:
             self._controller.subsystem.namespace_changed(nsid)
@@ -283,7 +283,7 @@ class Erasing:
 
     def _bar_all(self) -> None:
         for namespace in self._controller.namespaces:
-            self._controller.queues.bar_namespace(namespace.nsid, self._bar(namespace.nsid))
+            self._controller.queues.namespaces.bar(namespace.nsid, self._bar(namespace.nsid))
 
     def _start_sanitizing(self) -> None:
         self._sanitizing = asyncio.get_running_loop().create_task(self._sanitize())
@@ -340,7 +340,7 @@ class Erasing:
             else:
                 await self._erase(raw, namespace.backend.size)
                 await asyncio.to_thread(raw.flush)
-            self._controller.queues.clear_uncorrectable(nsid)
+            self._controller.queues.namespaces.clear_uncorrectable(nsid)
         finally:
             changes.busy.discard(nsid)
         self._words[Lifetime.SANITIZE_BEFORE] += self._words[Lifetime.SANITIZE_DONE]

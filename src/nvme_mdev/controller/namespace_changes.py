@@ -55,7 +55,7 @@ class NamespaceChanges:
             for places in (self.controller.places, self.controller.subsystem.shared.places):
                 if places.take(nsid):
                     rollback.callback(places.give, nsid)
-            self.queues.set_namespace(nsid, backend)
+            self.queues.namespaces.set(nsid, backend)
             rollback.pop_all()
         self.controller.subsystem.know(self.controller, namespace)
         self.controller.enforce(nsid)
@@ -91,11 +91,11 @@ class NamespaceChanges:
         namespace = lost or self._namespaces.remove(nsid)
         self.busy.add(nsid)
         try:
-            self.queues.retire_namespace(nsid)
+            self.queues.namespaces.retire(nsid)
             if lost is None:
                 self.controller.events.namespace_changed(nsid)
             await self.unused(nsid)
-            self.queues.set_namespace(nsid, None)
+            self.queues.namespaces.set(nsid, None)
             self.forget(nsid)
         finally:
             self.busy.discard(nsid)
@@ -103,7 +103,7 @@ class NamespaceChanges:
 
     def forget(self, nsid: int) -> None:
         """There is no such namespace any more; the next one with this NSID is another one."""
-        self.queues.forget_uncorrectable(nsid)
+        self.queues.namespaces.forget_uncorrectable(nsid)
         self.controller.subsystem.forget(nsid)
         # Killed behind this, we are told to forget it again, when it has no place.
         if nsid in self.controller.places:
@@ -157,7 +157,7 @@ class NamespaceChanges:
 
     async def unused(self, nsid: int, start: int = 0) -> None:
         """Return when no command in flight touches byte ``start`` or later of the namespace."""
-        while self.queues.namespace_in_use(nsid, start):  # noqa: ASYNC110
+        while self.queues.namespaces.in_use(nsid, start):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
 
     def follow(self) -> None:
@@ -196,7 +196,7 @@ class NamespaceChanges:
         Commands in flight end as the host ends their I/O.
         """
         if self._namespaces.get(nsid) is not None:
-            self.queues.retire_namespace(nsid)
+            self.queues.namespaces.retire(nsid)
             self._namespaces.lose(nsid)
             self.controller.events.namespace_changed(nsid)
 
@@ -208,7 +208,7 @@ class NamespaceChanges:
     def find(self, nsid: int) -> None:
         """The medium has come back."""
         if nsid in self._namespaces.lost:
-            self.queues.retire_namespace(nsid, False)
+            self.queues.namespaces.retire(nsid, False)
             self._namespaces.find(nsid)
             self.controller.enforce(nsid)
             self.controller.erasing.attached(nsid)
@@ -235,7 +235,7 @@ def _adapt(
     if read_only != backend.read_only:
         with standing([one.controller for one in sharers]):
             for one in sharers:
-                one.queues.protect_namespace(nsid, read_only)
+                one.queues.namespaces.protect(nsid, read_only)
                 one.medium_protected(nsid)
         state = "read-only" if read_only else "writable"
         _log.info("namespace %d, %s: now %s", nsid, backend.name, state)
@@ -247,4 +247,4 @@ def _serve_size(sharers: Sequence[NamespaceChanges], nsid: int, size: int) -> No
     """Serve so many bytes of a backend from now on."""
     with standing([one.controller for one in sharers]):
         for one in sharers:
-            one.queues.resize_namespace(nsid, size)
+            one.queues.namespaces.resize(nsid, size)

@@ -1,6 +1,6 @@
 """Reservation commands of one controller, from the data path to their completion (Base 7.5-7.8).
 
-They come on I/O queues, and the data path hands them over (``QueueTable.take_deferred``). Each
+They come on I/O queues, and the data path hands them over (``DeferredCommands.take``). Each
 becomes a task; the commands of a subsystem take effect one after the other. What a command changes
 is in the subsystem's shared state by one store, and the slot says before which change that is: a
 process that finds the command there knows whether it has happened, and never does it twice.
@@ -56,7 +56,7 @@ class ReservationCommands:
 
     def process(self) -> None:
         """Begin what the data path has handed over."""
-        for command in self._queues.take_deferred():
+        for command in self._queues.deferred.take():
             task = asyncio.get_running_loop().create_task(self._serve(command))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -74,8 +74,8 @@ class ReservationCommands:
             try:
                 data = await self._execute(command, SQE.from_buffer_copy(command.sqe))
             except NvmeError as error:
-                self._queues.settle_deferred(command, error.status, error.location)
-            self._queues.complete_deferred(command, data)
+                self._queues.deferred.settle(command, error.status, error.location)
+            self._queues.deferred.complete(command, data)
         except KeyError:
             _log.debug("a reservation command is gone with its queue")
         except Exception:
@@ -91,7 +91,7 @@ class ReservationCommands:
         """Settle the command; what it returns."""
         if sqe.opc == NvmOpcode.RESERVATION_REPORT:
             data = self._report(sqe)
-            self._queues.settle_deferred(command, GenericStatus.SUCCESS)
+            self._queues.deferred.settle(command, GenericStatus.SUCCESS)
             return data
         flying: list[tuple[Controller, InFlight]] = []
         async with self._controller.subsystem.changing:
@@ -109,8 +109,8 @@ class ReservationCommands:
         """What the command does, which is in the namespace's file if it has to; None: it is done
         already."""
         shared = self._controller.subsystem.shared
-        if self._queues.decided_deferred(command) == (shared.changes(sqe.nsid) & 0xFFFF):
-            self._queues.settle_deferred(command, GenericStatus.SUCCESS)
+        if self._queues.deferred.decided(command) == (shared.changes(sqe.nsid) & 0xFFFF):
+            self._queues.deferred.settle(command, GenericStatus.SUCCESS)
             return None
         while True:
             namespace, changes = self._namespace(sqe.nsid), shared.changes(sqe.nsid)
@@ -141,14 +141,14 @@ class ReservationCommands:
     def _commit(self, command: DeferredCommand, nsid: int, change: Change) -> None:
         """All at once: no guest sees a part of it. After a death a notice may come twice."""
         subsystem = self._controller.subsystem
-        self._queues.decide_deferred(command, subsystem.shared.changes(nsid) + 1)
+        self._queues.deferred.decide(command, subsystem.shared.changes(nsid) + 1)
         for controller in subsystem.attached(nsid):
             for host, notice in change.notices:
                 if controller.host == host:
                     controller.notices.add(nsid, notice)
         subsystem.shared.reserve(nsid, change.after)
         subsystem.enforce(nsid)
-        self._queues.settle_deferred(command, GenericStatus.SUCCESS)
+        self._queues.deferred.settle(command, GenericStatus.SUCCESS)
 
     # -- preempt and abort ---------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class ReservationCommands:
             (one, command)
             for one in self._controller.subsystem.attached(nsid)
             if one.host in change.preempted
-            for command in one.queues.preempt(nsid)
+            for command in one.queues.namespaces.preempt(nsid)
         ]
 
     async def _ended(self, flying: list[tuple[Controller, InFlight]]) -> None:

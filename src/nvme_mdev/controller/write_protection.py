@@ -78,7 +78,7 @@ class WriteProtection:
     async def _written(self, nsid: int) -> None:
         """Return when no write to the namespace is in flight, on any controller."""
         for one in self._subsystem.attached(nsid):
-            while one.namespaces.get(nsid) and one.queues.namespace_in_use(nsid, writing=True):  # noqa: ASYNC110
+            while one.namespaces.get(nsid) and one.queues.namespaces.in_use(nsid, writing=True):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
 
     def _set(self, nsid: int, value: WriteProtectionState) -> None:
@@ -92,7 +92,7 @@ class WriteProtection:
         if self._namespaces.get(nsid) is not None:
             protected = self[nsid] != WriteProtectionState.NONE
             refused = nsid in self._subsystem.refusing_writes
-            self._queues.lock_namespace(nsid, protected or refused)
+            self._queues.namespaces.lock(nsid, protected or refused)
 
     def protects(self, nsid: int) -> bool:
         """Whether nothing can be written: by the guest's wish, or since the medium is read-only."""

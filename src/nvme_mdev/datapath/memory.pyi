@@ -24,7 +24,7 @@ class GuestMemory:
     """A sorted table of mapped IOVA ranges.
 
     Changed by one thread only (the control plane's), while every IOThread that uses it is
-    paused: `QueueTable.map` and `QueueTable.try_unmap` see to that.
+    paused: `DmaWindows.map` and `DmaWindows.try_unmap` see to that.
     """
 
     def __init__(self, *, sparse: bool = False) -> None:

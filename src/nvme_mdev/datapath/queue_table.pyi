@@ -1,20 +1,17 @@
 """A controller's queues: the control plane's handle on the data path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from nvme_mdev.datapath.backends.base import Backend
+from nvme_mdev.datapath.admin_pair import AdminPair
+from nvme_mdev.datapath.deferred_commands import DeferredCommands
+from nvme_mdev.datapath.dma_windows import DmaWindows
+from nvme_mdev.datapath.interrupts import Interrupts
 from nvme_mdev.datapath.iothread import IOThread
 from nvme_mdev.datapath.memory import GuestMemory
+from nvme_mdev.datapath.namespace_table import NamespaceTable
+from nvme_mdev.datapath.relayed_queues import RelayedQueues
 from nvme_mdev.datapath.state import ControllerState
-from nvme_mdev.datapath.statistics import (
-    DeferredCommand,
-    InFlight,
-    IoCounters,
-    PathStatistics,
-    QueueError,
-    SubmissionQueue,
-    Throttled,
-)
+from nvme_mdev.datapath.statistics import InFlight, PathStatistics, QueueError, SubmissionQueue
 
 #: Answers of `ring_doorbell`.
 DOORBELL_OK: int
@@ -22,7 +19,7 @@ DOORBELL_INVALID_REGISTER: int
 DOORBELL_INVALID_VALUE: int
 
 class QueueTable:
-    """Queues, namespaces, interrupts and guest memory of one controller, as IOThreads see them.
+    """The queues of one controller, as IOThreads see them, and what else it has there.
 
     Every method is called from the control plane's thread. Those that change what an IOThread
     reads pause it meanwhile. The admin queue is this thread's own: an IOThread only watches its
@@ -44,10 +41,32 @@ class QueueTable:
         admin doorbell, too. `max_transfer`: bytes of a command. `max_nsid`: the highest NSID, NN.
         """
 
-    #: An eventfd: readable when the admin doorbell moved or `take_errors` has something.
-    notify_fd: int
-    memory: GuestMemory
-    iothreads: tuple[IOThread, ...]
+    @property
+    def state(self) -> ControllerState: ...
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's, or that of a relay (`RelayedQueues.begin`)."""
+
+    @property
+    def iothreads(self) -> tuple[IOThread, ...]: ...
+    @property
+    def notify_fd(self) -> int:
+        """An eventfd: readable when the admin doorbell moved, or `take_errors` or
+        `DeferredCommands.take` has something."""
+
+    @property
+    def namespaces(self) -> NamespaceTable: ...
+    @property
+    def interrupts(self) -> Interrupts: ...
+    @property
+    def dma(self) -> DmaWindows: ...
+    @property
+    def admin(self) -> AdminPair: ...
+    @property
+    def deferred(self) -> DeferredCommands: ...
+    @property
+    def relayed(self) -> RelayedQueues: ...
+
     #: The client can ring without a system call that we would see (it was given the page): the
     #: IOThread then sleeps in short steps instead of parking. True until told otherwise.
     doorbells_mapped: bool
@@ -110,6 +129,17 @@ class QueueTable:
     def cancel_expired(self, timeout_ms: int) -> list[tuple[int, int]]:
         """Ask the backend to cancel I/O older than this; (qid, CID) of each such command."""
 
+    def abort_command(self, qid: int, cid: int) -> InFlight | bool:
+        """Abort an I/O command; KeyError: there is no such SQ.
+
+        True: it waited in the SQ, or for its namespace's limits, and is completed with Command
+        Abort Requested. False: there is none, or it cannot be. Of one that is in flight the backend
+        was asked to cancel it, which may come too late.
+        """
+
+    def is_in_flight(self, command: InFlight) -> bool:
+        """Whether it has no completion yet; KeyError: its SQ is gone."""
+
     # -- after a process before us ----------------------------------------------------------
     def adopt(self, *, page_size: int, dstrd: int = 0, weighted: bool = False) -> None:
         """Take over the queues that the state describes, as a process that died has left them.
@@ -160,7 +190,19 @@ class QueueTable:
     def cq_place(self, qid: int) -> tuple[int, int] | None:
         """IOVA and entries of a CQ, None: there is none."""
 
+    def is_contiguous(self, qid: int, *, completion: bool = False) -> bool:
+        """Whether the queue is in consecutive pages, not in those of a PRP list."""
+
     def sqs_of_cq(self, cqid: int) -> list[int]: ...
+    def cq_of_sq(self, qid: int) -> int:
+        """The CQ of an SQ."""
+
+    def cq_tail(self, qid: int) -> int:
+        """Where the next completion goes; those before it are in memory."""
+
+    def submission_queues(self) -> list[SubmissionQueue]:
+        """The I/O submission queues, by ascending identifier."""
+
     def set_arbitration(self, burst: int, high: int = 1, medium: int = 1, low: int = 1) -> None:
         """Most commands taken from one queue in a turn (0: no limit asked for), and, with weighted
         round robin, the commands of each priority class in a round."""
@@ -179,43 +221,11 @@ class QueueTable:
         """A write to the 4 bytes behind an SQ tail doorbell, where drivers that take no notice of
         CAP.DSTRD ring the CQ head: kept, as in mapped memory, and looked at when the CQ is full."""
 
-    # -- admin commands --------------------------------------------------------------------
-    def fetch_admin(self) -> tuple[int, bytes] | None:
-        """Next admin command: (slot, the 64-byte SQE copied into it), or None."""
-
-    def complete_admin(
-        self,
-        slot: int,
-        result: int,
-        status: int,
-        *,
-        error_location: int = 0xFFFF,
-        log_error: bool = True,
-    ) -> bool:
-        """Post the CQE and raise its interrupt. False: the admin CQ is full, call again later.
-
-        `result` is dword 0; `status` the status field without phase: SCT << 8 | SC, More 2000h,
-        DNR 4000h.
-        """
-
-    def pending_admin(self) -> list[tuple[int, bytes]]:
-        """Fetched admin commands without a completion (AERs among them), the oldest first."""
-
-    def abort_command(self, qid: int, cid: int) -> InFlight | bool:
-        """Abort an I/O command; KeyError: there is no such SQ.
-
-        True: it waited in the SQ, or for its namespace's limits, and is completed with Command
-        Abort Requested. False: there is none, or it cannot be. Of one that is in flight the backend
-        was asked to cancel it, which may come too late.
-        """
-
-    def is_in_flight(self, command: InFlight) -> bool:
-        """Whether it has no completion yet; KeyError: its SQ is gone."""
-
+    # -- errors ----------------------------------------------------------------------------
     def log_controller_error(self, status: int) -> None:
         """Add an entry to the error log that belongs to no command, and so has the queue FFFFh.
 
-        `status` as in `complete_admin` (Base 5.1.12.1.2).
+        `status` as in `AdminPair.complete` (Base 5.1.12.1.2).
         """
 
     def take_errors(self) -> list[QueueError]:
@@ -224,188 +234,8 @@ class QueueTable:
     def clear_notify(self) -> None:
         """Reset `notify_fd`, before looking at what it told of."""
 
-    # -- someone between the queues and the guest --------------------------------------------
-    #: Called with (qid, completion, created) when a queue has come or is about to go.
-    on_queue: Callable[[int, bool, bool], None] | None
-
-    #: Called with a qid or None (all): how much of it is not moved yet; part of `inflight`.
-    relayed_work: Callable[[int | None], int] | None
-
-    def relay(self, memory: GuestMemory, doorbells: memoryview, fd: int) -> None:
-        """Use this memory, and these doorbells (1024 words), in place of the guest's.
-
-        Whoever asks for it moves what the guest rings for, and what it is told. `fd` becomes
-        readable when a doorbell was written through the socket, and when a completion was posted;
-        no interrupts are sent. Nothing may be in flight. OSError: a backend cannot use the memory.
-        """
-
-    def end_relay(self, memory: GuestMemory) -> None:
-        """Use this memory, which is the guest's, and its own doorbells."""
-
-    def guest_doorbell(self, qid: int, *, completion: bool = False) -> int:
-        """The register that the guest writes."""
-
-    def relayed_doorbell(self, qid: int, *, completion: bool = False) -> int:
-        """The register that the queue follows."""
-
-    def relay_doorbell(self, qid: int, value: int, *, completion: bool = False) -> None:
-        """Write it."""
-
-    def cq_tail(self, qid: int) -> int:
-        """Where the next completion goes; those before it are in memory."""
-
-    def is_contiguous(self, qid: int, *, completion: bool = False) -> bool:
-        """Whether the queue is in consecutive pages, not in those of a PRP list."""
-
-    def cq_of_sq(self, qid: int) -> int:
-        """The CQ of an SQ."""
-
-    def raise_interrupt(self, cqid: int) -> None:
-        """Send the interrupt of a CQ, if it has one."""
-
     def log_transfer_error(self, qid: int, cid: int, status: int, nsid: int) -> None:
         """Add an entry to the Error Information log: a command's data did not get to the guest."""
-
-    # -- I/O commands of the control plane ---------------------------------------------------
-    def take_deferred(self) -> list[DeferredCommand]:
-        """The reservation commands that came since the last call; `notify_fd` tells of them.
-
-        Each is in flight until `complete_deferred`. The other methods raise KeyError for one that
-        is not, since its queue is gone.
-        """
-
-    def decided_deferred(self, command: DeferredCommand) -> int | None:
-        """The number that `decide_deferred` was given by a process before us, None: it was not."""
-
-    def decide_deferred(self, command: DeferredCommand, number: int) -> None:
-        """What the command does is about to happen; then `number` (16 bits of it) has been used."""
-
-    def settle_deferred(
-        self, command: DeferredCommand, status: int, location: int = 0xFFFF
-    ) -> None:
-        """What the command does is done, and this is its status, for the next process, too."""
-
-    def complete_deferred(self, command: DeferredCommand, data: bytes = b"") -> None:
-        """Return data, zeroes behind it, and post the completion of a command that is settled."""
-
-    def preempt(self, nsid: int) -> list[InFlight]:
-        """Have what is in flight of a namespace cancelled, but for reservation commands.
-
-        What that stops ends with Command Aborted due to Preempt and Abort; the rest completes.
-        """
-
-    # -- guest memory ----------------------------------------------------------------------
-    def map(
-        self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
-    ) -> None:
-        """`GuestMemory.map`, and queues in that memory go on. Same errors."""
-
-    def try_unmap(self, iova: int, size: int) -> int | None:
-        """`GuestMemory.unmap`, or None while commands in flight use the range.
-
-        Queues are held then: call again.
-        """
-
-    def try_unmap_all(self) -> int | None: ...
-    def give_up_unmap(self) -> None:
-        """The range stays mapped after all: queues that an unmapping has held go on."""
-
-    # -- namespaces ------------------------------------------------------------------------
-    def set_namespace(self, nsid: int, backend: Backend | None) -> None:
-        """Attach or (None) detach; nothing of it may be in flight when detaching.
-
-        ValueError: an NSID that cannot be, or one above 256 when there are 256 of those.
-        """
-
-    # These ten raise KeyError where no namespace is attached.
-    def clear_uncorrectable(self, nsid: int) -> None:
-        """Make every block readable that Write Uncorrectable has made unreadable, by whichever
-        controller that shares it. Whoever erases the medium has to.
-        """
-
-    def forget_uncorrectable(self, nsid: int) -> None:
-        """What Write Uncorrectable has left of a namespace that there is no more."""
-
-    def retire_namespace(self, nsid: int, retired: bool = True) -> None:
-        """New commands find the namespace inactive; those in flight complete normally.
-
-        With `retired` False it is active again.
-        """
-
-    def bar_namespace(self, nsid: int, status: int) -> None:
-        """Refuse new commands with this status (SCT << 8 | SC), 0: serve them again."""
-
-    def refuse_groups(self, nsid: int, groups: int) -> None:
-        """Refuse the commands of these groups (`CommandGroup`) with Reservation Conflict."""
-
-    def format_namespace(self, nsid: int, block_size: int) -> None:
-        """Blocks of another size from the next command on; nothing may be in flight."""
-
-    def protect_namespace(self, nsid: int, read_only: bool) -> None:
-        """Refuse commands that write, from the next one on, or no longer refuse them."""
-
-    def lock_namespace(self, nsid: int, locked: bool) -> None:
-        """Refuse everything that writes, or (False) only where the backend is read-only."""
-
-    def resize_namespace(self, nsid: int, size: int) -> None:
-        """The namespace has `size` bytes from the next command on, rounded down to blocks.
-
-        What is in flight completes normally. OSError: the backend cannot have that size.
-        """
-
-    def namespace_in_use(self, nsid: int, start: int = 0, *, writing: bool = False) -> bool:
-        """Whether a command of the namespace is in flight that touches byte `start` or later.
-
-        With `start` 0 any command counts, Flush too; with `writing` those that can change it.
-        """
-
-    def namespace_counters(self, nsid: int) -> IoCounters:
-        """What was moved since the namespace was attached."""
-
-    def namespace_throttled(self, nsid: int) -> Throttled:
-        """The controller's commands that wait for the namespace's limits, and that ever had to."""
-
-    # -- interrupts ------------------------------------------------------------------------
-    def set_vector(self, vector: int, fd: int | None, *, msi: bool = False) -> None:
-        """The eventfd of a vector of MSI-X, or of MSI (the table owns it from now on, and closes
-        it). It gets what is pending. Nobody uses both kinds."""
-
-    def mask_vector(self, vector: int, masked: bool, *, by_table: bool = False) -> None:
-        """Mask, or unmask and deliver what was pending. A vector is masked as long as the client
-        (SET_IRQS), its entry in the MSI-X table (`by_table`), or the function mask says so."""
-
-    def mask_function(self, masked: bool) -> None:
-        """The function mask of MSI-X: all vectors."""
-
-    def pending_vectors(self) -> list[int]:
-        """Vectors with an interrupt that a mask has held back: the Pending Bit Array."""
-
-    def forget_masks(self) -> None:
-        """No vector is masked by anything but INTMS, none is pending (device reset)."""
-
-    def set_intx(self, fd: int | None) -> None: ...
-    def mask_intx(self, masked: bool) -> None:
-        """Mask or unmask the pin, which its own delivery masks (VFIO_IRQ_INFO_AUTOMASKED).
-
-        Unmasking asserts it again while a completion queue with interrupts enabled has entries
-        that the guest has not consumed.
-        """
-
-    def set_intms(self, mask: int) -> None:
-        """INTMS/INTMC changed (the register's value)."""
-
-    def configure_coalescing(self) -> None:
-        """Features 08h and 09h in the shared state changed: hold interrupts back as they say."""
-
-    #: The pin is asserted: a completion queue with interrupts enabled has entries not consumed, and
-    #: INTMS does not hold it back. What Status.INTx of PCI says.
-    pin_level: bool
-
-    def trigger(self, vector: int) -> None:
-        """Signal a vector's eventfd (SET_IRQS with ACTION_TRIGGER); vector -1: INTx."""
-
-    def clear_interrupts(self) -> None:
-        """Close every eventfd (the client went away, or the device was reset)."""
 
     # -- numbers ---------------------------------------------------------------------------
     def statistics(self) -> PathStatistics:
@@ -413,6 +243,3 @@ class QueueTable:
 
     def thread_statistics(self) -> list[PathStatistics]:
         """What each IOThread did, in the order of `iothreads`."""
-
-    def submission_queues(self) -> list[SubmissionQueue]:
-        """The I/O submission queues, by ascending identifier."""

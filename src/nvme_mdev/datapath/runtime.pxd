@@ -516,7 +516,7 @@ cdef struct controller_t:
     uint32_t cq_error[QUEUES]
     #: The client can ring without a system call that we would see.
     uint32_t doorbells_mapped
-    #: Someone stands between the queues and the guest, and has the doorbells (`QueueTable.relay`).
+    #: Someone stands between the queues and the guest, and has the doorbells (`RelayedQueues.begin`).
     uint32_t relayed
     int relay_fd
     #: The host holds all I/O queues, those to come included.

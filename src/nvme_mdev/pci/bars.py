@@ -67,7 +67,7 @@ class MsixTable:
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes at ``offset`` of the BAR."""
         if offset + size > MSIX_PBA_OFFSET:
-            pending = sum(1 << vector for vector in self._queues.pending_vectors())
+            pending = sum(1 << vector for vector in self._queues.interrupts.pending_vectors())
             self._memory[MSIX_PBA_OFFSET : MSIX_PBA_OFFSET + _PBA_SIZE] = pending.to_bytes(
                 _PBA_SIZE, "little"
             )
@@ -83,4 +83,4 @@ class MsixTable:
             control = vector * MSIX_TABLE_ENTRY_SIZE + MSIX_TABLE_OFFSET + _VECTOR_CONTROL
             if offset <= control < end:
                 masked = bool(self._memory[control] & MSIX_MASKED)
-                self._queues.mask_vector(vector, masked, by_table=True)
+                self._queues.interrupts.mask_vector(vector, masked, by_table=True)

@@ -43,7 +43,7 @@ class PciFunction:
     def read_config(self, offset: int, size: int) -> bytes:
         """``size`` bytes of configuration space; Status.INTx is the pin's level as it is now."""
         data = bytearray(self.config.read(offset, size))
-        if offset <= STATUS_OFFSET < offset + size and self.controller.queues.pin_level:
+        if offset <= STATUS_OFFSET < offset + size and self.controller.queues.interrupts.pin_level:
             data[STATUS_OFFSET - offset] |= Status.INTERRUPT
         return bytes(data)
 
@@ -81,7 +81,7 @@ class PciFunction:
         mask = self.config.msix_function_mask
         if mask != self._function_mask:
             self._function_mask = mask
-            self.controller.queues.mask_function(mask)
+            self.controller.queues.interrupts.mask_function(mask)
         self.controller.usable_vectors = self.config.msi_messages or self._vectors
 
     @property
@@ -93,7 +93,7 @@ class PciFunction:
     def _reset_pci(self) -> None:
         self.config.reset()
         self.msix.reset()
-        self.controller.queues.forget_masks()
+        self.controller.queues.interrupts.forget_masks()
         self._function_mask = False
         # A client that never sets Bus Master is served all the same, see `allow_dma`.
         self.controller.allow_dma(True)

@@ -241,8 +241,8 @@ async def controller_stats(registry: Registry, params: api.OfController) -> api.
         namespaces=[
             api.NamespaceData(
                 namespace.nsid,
-                _data(controller.queues.namespace_counters(namespace.nsid)),
-                *controller.queues.namespace_throttled(namespace.nsid),
+                _data(controller.queues.namespaces.counters(namespace.nsid)),
+                *controller.queues.namespaces.throttled(namespace.nsid),
             )
             for namespace in controller.namespaces
         ],

@@ -61,7 +61,7 @@ _VECTORED = (PciIrq.MSI, PciIrq.MSIX)
 """The interrupt types that share the vectors; a guest uses one of them."""
 _NO_IRQ = IrqInfo(0, IrqInfoFlags(0))
 _INTX_TRIGGER = -1
-"""The pin, as `QueueTable.trigger` knows it."""
+"""The pin, as `Interrupts.trigger` knows it."""
 _EVENTFD_SIZE = 8
 _EVERYTHING = 1 << 64
 """Bytes that a client can map at most."""
@@ -250,12 +250,12 @@ class NvmeDevice:
 
     def _use_eventfd(self, index: int, number: int, fd: int | None) -> None:
         if index == PciIrq.INTX:
-            self._queues.set_intx(_keep(fd))
+            self._queues.interrupts.set_intx(_keep(fd))
         elif index in _VECTORED:
             if self._vectored != index:
                 self._disable(self._vectored)
                 self._vectored = PciIrq(index)
-            self._queues.set_vector(number, _keep(fd), msi=index == PciIrq.MSI)
+            self._queues.interrupts.set_vector(number, _keep(fd), msi=index == PciIrq.MSI)
         else:
             self._forget_signal(index)
             kept = _keep(fd)
@@ -267,13 +267,13 @@ class NvmeDevice:
         masked = action == IrqSetFlags.ACTION_MASK
         if action == IrqSetFlags.ACTION_TRIGGER:
             if index in (PciIrq.INTX, self._vectored):
-                self._queues.trigger(_INTX_TRIGGER if index == PciIrq.INTX else number)
+                self._queues.interrupts.trigger(_INTX_TRIGGER if index == PciIrq.INTX else number)
             elif index not in _VECTORED:
                 self.signal(PciIrq(index))
         elif index == PciIrq.INTX:
-            self._queues.mask_intx(masked)
+            self._queues.interrupts.mask_intx(masked)
         elif index in _VECTORED:
-            self._queues.mask_vector(number, masked)
+            self._queues.interrupts.mask_vector(number, masked)
         else:
             raise DeviceError(errno.EINVAL)
 
@@ -283,12 +283,12 @@ class NvmeDevice:
             for noted in (index, MASK, UNMASK) if index == PciIrq.INTX else (index,):
                 self._tables.clear_eventfds(noted)
         if index == PciIrq.INTX:
-            self._queues.set_intx(None)
+            self._queues.interrupts.set_intx(None)
             for masks in (False, True):
                 self._set_masker(masks, None)
         elif index == self._vectored:
             for vector in range(self._irqs[self._vectored].count):
-                self._queues.set_vector(vector, None)
+                self._queues.interrupts.set_vector(vector, None)
         elif index not in _VECTORED:
             self._forget_signal(index)
 
@@ -330,7 +330,7 @@ class NvmeDevice:
             _log.warning("the client's INTx eventfd cannot be read: %s", error)
             self._set_masker(masks, None)
             return
-        self._queues.mask_intx(masks)
+        self._queues.interrupts.mask_intx(masks)
 
     # -- DMA ---------------------------------------------------------------------------------
 
@@ -382,7 +382,7 @@ class NvmeDevice:
             if removed is not None:
                 return removed
             if asyncio.get_running_loop().time() > deadline:
-                self._queues.give_up_unmap()
+                self._queues.dma.give_up_unmap()
                 _log.error("I/O still uses the memory that the client unmaps")
                 raise DeviceError(errno.EBUSY)
             await asyncio.sleep(_RETRY_S)
@@ -425,7 +425,7 @@ class NvmeDevice:
         """Reset, wait for all I/O, forget the client's memory and eventfds."""
         self._function.reset()
         await self._wait_patiently(self._settled)
-        self._queues.clear_interrupts()
+        self._queues.interrupts.clear()
         for index in list(self._irqs):
             self._disable(index)
         await self._wait_patiently(lambda: self._relay.try_unmap_all() is not None)

@@ -216,13 +216,13 @@ def _set_vector_configuration(controller: Controller, command: AdminCommand) -> 
     vector = _vector(controller, command)
     value = InterruptVectorConfiguration.unpack(command.sqe.cdw11)
     controller.state.vector_config[vector] = value.pack()
-    controller.queues.configure_coalescing()
+    controller.queues.interrupts.configure_coalescing()
     return 0
 
 
 def _set_coalescing(controller: Controller, command: AdminCommand) -> int:
     controller.features[Fid.INTERRUPT_COALESCING] = command.sqe.cdw11 & 0xFFFF
-    controller.queues.configure_coalescing()
+    controller.queues.interrupts.configure_coalescing()
     return 0
 
 

@@ -87,7 +87,7 @@ class Backend:
     def change_medium(self, size: int) -> None:
         """Make the medium itself larger or smaller, in bytes.
 
-        What is served stays as it is (`QueueTable.resize_namespace`). OSError: as the kernel says,
+        What is served stays as it is (`NamespaceTable.resize`). OSError: as the kernel says,
         ENOTSUP where only others can change it (a block device).
         """
 

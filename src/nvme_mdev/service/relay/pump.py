@@ -109,12 +109,12 @@ class Pump:
         for cqid in new:
             cq = self._add_cq(cqid)
             cq.pushed = self._files.pushed(cqid)
-            cq.head = self._queues.relayed_doorbell(cqid, completion=True)
+            cq.head = self._queues.relayed.doorbell(cqid, completion=True)
             cq.unsure = True
             cq.sent = self._queues.cq_tail(cqid)
         new = [qid for qid in range(1 << 8) if self._queues.has_sq(qid) and qid not in self._sqs]
         for sqid in new:
-            self._add_sq(sqid).given = self._queues.relayed_doorbell(sqid)
+            self._add_sq(sqid).given = self._queues.relayed.doorbell(sqid)
         adopted = self._commands.adopt(self._length_of)
         self._recalling = self._start(self._recall(adopted))
 
@@ -128,7 +128,7 @@ class Pump:
     # -- queues ------------------------------------------------------------------------------
 
     def queue_changed(self, qid: int, completion: bool, created: bool) -> None:
-        """A queue has come or is about to go (`QueueTable.on_queue`)."""
+        """A queue has come or is about to go (`RelayedQueues.on_queue`)."""
         if completion and created:
             self._add_cq(qid)
             self._files.set_pushed(qid, 0)
@@ -201,7 +201,7 @@ class Pump:
             return
         for sq in list(self._sqs.values()):
             idle = sq.pulling is None or sq.pulling.done()
-            if idle and self._queues.guest_doorbell(sq.qid) != sq.given:
+            if idle and self._queues.relayed.guest_doorbell(sq.qid) != sq.given:
                 sq.pulling = self._start(self._pull(sq))
         for cq in list(self._cqs.values()):
             self._pass_head_on(cq)
@@ -221,7 +221,7 @@ class Pump:
         return bool(self._controller.state.scratch[Scratch.DMA_BLOCKED])
 
     def work(self, qid: int | None) -> int:
-        """How much is not over yet, of all queues or of an SQ (`QueueTable.relayed_work`)."""
+        """How much is not over yet, of all queues or of an SQ (`RelayedQueues.work`)."""
         if qid is None:
             waiting = self._next_cq() is not None and self._may_move() and not self._is_blocked()
             return len(self._tasks) + waiting
@@ -258,23 +258,23 @@ class Pump:
 
     def _pass_head_on(self, cq: RelayedCq) -> None:
         """The guest has consumed completions: only such as it was given."""
-        head = self._queues.guest_doorbell(cq.qid, completion=True)
+        head = self._queues.relayed.guest_doorbell(cq.qid, completion=True)
         if head == cq.head:
             return
         cq.head, before = head, cq.head
         valid = head < cq.size and cq.between(before, head) <= cq.between(before, cq.sent)
-        self._queues.relay_doorbell(cq.qid, head if valid else _INVALID_DOORBELL, completion=True)
+        self._queues.relayed.ring(cq.qid, head if valid else _INVALID_DOORBELL, completion=True)
 
     # -- pulling -----------------------------------------------------------------------------
 
     async def _pull(self, sq: RelayedSq) -> None:
         while self._may_pull(sq):
-            tail = self._queues.guest_doorbell(sq.qid)
+            tail = self._queues.relayed.guest_doorbell(sq.qid)
             if tail == sq.given:
                 return
             if tail >= sq.size:
                 sq.given = tail
-                self._queues.relay_doorbell(sq.qid, tail)  # which is refused there
+                self._queues.relayed.ring(sq.qid, tail)  # which is refused there
                 return
             count = min(sq.between(sq.given, tail), _BATCH)
             data = b""
@@ -331,7 +331,7 @@ class Pump:
             self._commands.note(command)
         if group:
             sq.given = (index + len(group)) % sq.size
-            self._queues.relay_doorbell(sq.qid, sq.given)
+            self._queues.relayed.ring(sq.qid, sq.given)
 
     async def _prepare(
         self, mover: Mover, sq: RelayedSq, index: int, command: RelayedCommand
@@ -399,7 +399,7 @@ class Pump:
             at += size
         if cq.alive:
             self._pushed(cq, commands)
-            self._queues.raise_interrupt(cq.qid)
+            self._queues.interrupts.raise_for(cq.qid)
 
     def _pushed(self, cq: RelayedCq, commands: list[RelayedCommand | None]) -> None:
         """The guest has these completions."""
@@ -419,7 +419,7 @@ class Pump:
         if cq.alive:
             cq.unsure = known == len(posted)
             self._pushed(cq, [self._commands.find(e.sqid, e.cid) for e in posted[:known]])
-            self._queues.raise_interrupt(cq.qid)
+            self._queues.interrupts.raise_for(cq.qid)
         return posted[known:]
 
     async def _deliver(self, mover: Mover, entry: CQE, command: RelayedCommand | None) -> None:

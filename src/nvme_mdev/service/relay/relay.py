@@ -57,9 +57,9 @@ class Relay:
     def map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
     ) -> None:
-        """A DMA window; raises as `QueueTable.map`."""
+        """A DMA window; raises as `DmaWindows.map`."""
         if self._shadow is None:
-            self._queues.map(iova, size, fd, offset, readable=readable, writable=writable)
+            self._queues.dma.map(iova, size, fd, offset, readable=readable, writable=writable)
         else:
             self._shared.map(iova, size, fd, offset, readable=readable, writable=writable)
             try:
@@ -76,7 +76,7 @@ class Relay:
         self, shadow: Shadow, iova: int, size: int, *, readable: bool, writable: bool
     ) -> None:
         for piece in shadow.place(iova, size):
-            self._queues.map(
+            self._queues.dma.map(
                 piece.iova,
                 piece.size,
                 shadow.fd,
@@ -86,7 +86,7 @@ class Relay:
             )
 
     def try_unmap(self, iova: int, size: int) -> int | None:
-        """Take windows away; as `QueueTable.try_unmap`.
+        """Take windows away; as `DmaWindows.try_unmap`.
 
         Nothing waits for messages that are under way: the client answers them when it is done with
         this, as it likes.
@@ -94,14 +94,14 @@ class Relay:
         if self.active:
             # First: the windows here are the client's, those of the shadow may be in pieces.
             self._shared.unmap(iova, size)
-        removed = self._queues.try_unmap(iova, size)
+        removed = self._queues.dma.try_unmap(iova, size)
         if removed is not None:
             self._forget_windows(iova, size)
         return removed
 
     def try_unmap_all(self) -> int | None:
-        """As `QueueTable.try_unmap_all`."""
-        removed = self._queues.try_unmap_all()
+        """As `DmaWindows.try_unmap_all`."""
+        removed = self._queues.dma.try_unmap_all()
         if removed is not None:
             if self.active:
                 self._shared.clear()
@@ -211,15 +211,15 @@ class Relay:
                 )
         event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._queues.relay(memory, files.doorbells, event_fd)
+            self._queues.relayed.begin(memory, files.doorbells, event_fd)
         except BaseException:
             os.close(event_fd)
             memory.clear()
             raise
         self._files, self._shadow, self._event_fd = files, shadow, event_fd
         self._pump = Pump(self._controller, self._guest, files, shadow, event_fd)
-        self._queues.on_queue = self._pump.queue_changed
-        self._queues.relayed_work = self._pump.work
+        self._queues.relayed.on_queue = self._pump.queue_changed
+        self._queues.relayed.work = self._pump.work
         if self._guest.client is not None:
             self._pump.start()
 
@@ -229,9 +229,9 @@ class Relay:
             return []
         ending = self._pump.stop()
         self._pump = None
-        self._queues.on_queue = self._queues.relayed_work = None
+        self._queues.relayed.on_queue = self._queues.relayed.work = None
         shadow_memory = self._queues.memory
-        self._queues.end_relay(self._shared)
+        self._queues.relayed.end(self._shared)
         shadow_memory.clear()
         self._shadow = None
         self._files.close()
