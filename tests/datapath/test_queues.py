@@ -521,6 +521,15 @@ def test_admin_commands_come_in_order_and_complete_in_any() -> None:
             guest.table.admin.complete(slots[0], 0, 0)
 
 
+def test_a_queue_that_is_not_there_is_refused_and_the_thread_goes_on() -> None:
+    with null_guest() as guest:
+        queue = guest.queue(1)
+        for refused in (guest.table.hold, guest.table.end_throttled):
+            with pytest.raises(KeyError):
+                refused(7)
+        assert queue.run(queue.command(READ, prp1=guest.allocate(1))).status == 0
+
+
 def test_a_full_admin_completion_queue_says_so() -> None:
     with null_guest() as guest:
         for index in range(32):

@@ -186,11 +186,12 @@ cdef class QueueTable:
         self.attached.state.shadow_doorbell_iova = self.attached.state.event_idx_iova = 0
 
     def hold(self, qid=None):
+        cdef sq_t *sq = NULL if qid is None else self.attached.sq(qid)
         self.attached.pause()
-        if qid is None:
+        if sq == NULL:
             self.attached.hold_all(HELD_ASKED)
         else:
-            self.attached.sq(qid).held |= HELD_ASKED
+            sq.held |= HELD_ASKED
         self.attached.resume()
 
     def release(self, qid=None):
@@ -375,9 +376,9 @@ cdef class QueueTable:
         return count
 
     def end_throttled(self, qid=None):
+        cdef sq_t *sq = NULL if qid is None else self.attached.sq(qid)
         self.attached.pause()
-        end_throttled(self.controller, NULL if qid is None else self.attached.sq(qid), NULL,
-                      SC_ABORT_SQ_DELETED)
+        end_throttled(self.controller, sq, NULL, SC_ABORT_SQ_DELETED)
         self.attached.resume()
 
     @property
