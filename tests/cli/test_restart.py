@@ -20,7 +20,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import AsyncEventType
 from nvme_mdev.spec.nvme_features import Fid
 from nvme_mdev.spec.vfio_user import Command, PciRegion
-from nvme_mdev.vfio_user import codec
+from nvme_mdev.vfio_user import framing, messages
 from nvme_mdev.vfio_user.client import Client
 
 if TYPE_CHECKING:
@@ -169,13 +169,13 @@ def test_an_event_that_finds_the_completion_queue_full_is_told_by_the_next_proce
 
 
 def _request(offset: int, size: int, message_id: int) -> bytes:
-    header = codec.MessageHeader(message_id, Command.REGION_READ)
-    return codec.encode(header, codec.RegionRead(offset, PciRegion.CONFIG, size).pack())
+    header = framing.MessageHeader(message_id, Command.REGION_READ)
+    return framing.encode(header, messages.RegionRead(offset, PciRegion.CONFIG, size).pack())
 
 
-def _replies(client: Client, count: int) -> list[codec.Message]:
+def _replies(client: Client, count: int) -> list[framing.Message]:
     """So many messages; then nothing more comes."""
-    receiver, found = codec.Receiver(), []
+    receiver, found = framing.Receiver(), []
     while len(found) < count:
         data = client._socket.recv(receiver.wanted)
         assert data, "the server has gone away"

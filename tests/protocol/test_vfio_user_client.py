@@ -26,7 +26,6 @@ from nvme_mdev.spec.vfio_user import (
     RegionInfoFlags,
 )
 from nvme_mdev.vfio_user.client import Client
-from nvme_mdev.vfio_user.codec import Capabilities, LocalProtocolError, RemoteProtocolError
 from nvme_mdev.vfio_user.device import (
     DeviceError,
     DeviceInfo,
@@ -35,6 +34,8 @@ from nvme_mdev.vfio_user.device import (
     SetIrqs,
     SparseArea,
 )
+from nvme_mdev.vfio_user.framing import LocalProtocolError, RemoteProtocolError
+from nvme_mdev.vfio_user.messages import Capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

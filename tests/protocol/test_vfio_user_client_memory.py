@@ -11,7 +11,7 @@ import pytest
 from harness import HEADER, QEMU_JSON, REPLY, TIMEOUT, Peer, Reply, Running
 
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
-from nvme_mdev.vfio_user import client_memory, codec
+from nvme_mdev.vfio_user import client_memory, framing
 from nvme_mdev.vfio_user.client_memory import CHUNK, ClientMemory
 
 if TYPE_CHECKING:
@@ -306,10 +306,10 @@ def test_what_is_outstanding_is_bounded_by_the_sockets_buffers() -> None:
 
         def refuse(data: bytes) -> None:
             number, command = struct.unpack_from("<HH", data)
-            header = codec.MessageHeader(
+            header = framing.MessageHeader(
                 number, command, MessageType.REPLY, HeaderFlags.ERROR, errno.EINVAL
             )
-            memory.take_reply(codec.Message(header, b"", ()))
+            memory.take_reply(framing.Message(header, b"", ()))
 
         memory = ClientMemory(send)
         task = asyncio.create_task(memory.write(0, bytes(1 << 20)))

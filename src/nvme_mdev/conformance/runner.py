@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.conformance.check import CheckFailed, NotApplicable
 from nvme_mdev.conformance.subject import Subject
 from nvme_mdev.host.errors import AttachError, HostError
-from nvme_mdev.vfio_user.codec import ProtocolError
+from nvme_mdev.vfio_user.framing import ProtocolError
 
 if TYPE_CHECKING:
     import os

@@ -20,8 +20,8 @@ from nvme_mdev.spec import pci
 from nvme_mdev.spec.nvme_registers import REGISTERS_SIZE
 from nvme_mdev.spec.vfio_user import DmaMapFlags, PciIrq, PciRegion, RegionInfoFlags
 from nvme_mdev.vfio_user.client import Client
-from nvme_mdev.vfio_user.codec import ProtocolError
 from nvme_mdev.vfio_user.device import DmaMap
+from nvme_mdev.vfio_user.framing import ProtocolError
 from nvme_mdev.vfio_user.peer_files import check_memory
 from nvme_mdev.vfio_user.serving_client import ServingClient
 

@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvme_mdev.spec.vfio_user import PciIrq
-from nvme_mdev.vfio_user.codec import MAX_DMA_MAPS
+from nvme_mdev.vfio_user.messages import MAX_DMA_MAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

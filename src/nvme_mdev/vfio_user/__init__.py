@@ -1,7 +1,8 @@
 """The vfio-user protocol (QEMU ``docs/interop/vfio-user.rst``); knows nothing of NVMe.
 
 ===============  ==============================================================================
-codec            bytes and file descriptors to typed messages and back, without I/O
+framing          where a message begins and ends, and the file descriptors beside it; without I/O
+messages         what is in a message, to typed values and back
 session          which command is legal when, version negotiation: a table, without I/O
 device           the interface of a device that can be served
 listener         a socket to listen on

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
 
-from . import codec
+from . import framing, messages
 from .device import DeviceInfo, DmaMap, IrqInfo, RegionInfo, SetIrqs, SparseArea
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ _REGION_INFO_ARGSZ = 4096  # enough for 250 sparse areas; a server that needs mo
 _MAX_REGION_INFO_ARGSZ = 64 << 10  # what a server is believed to need
 _MAX_ERRNO = 4095  # the kernel's; os.strerror() takes no number above an int's
 
-OUR_CAPABILITIES = codec.Capabilities(
-    max_msg_fds=codec.MAX_MSG_FDS,
-    max_data_xfer_size=codec.MAX_DATA_XFER_SIZE,
-    max_dma_maps=codec.MAX_DMA_MAPS,
+OUR_CAPABILITIES = messages.Capabilities(
+    max_msg_fds=framing.MAX_MSG_FDS,
+    max_data_xfer_size=framing.MAX_DATA_XFER_SIZE,
+    max_dma_maps=messages.MAX_DMA_MAPS,
     pgsizes=wire.DEFAULT_PGSIZES,
 )
 """What the client says of itself."""
@@ -52,7 +52,7 @@ class Client:
 
     Every method raises :class:`OSError`: with the errno of an error reply, :class:`TimeoutError`
     when no reply comes, :class:`ConnectionError` when the server goes away; and
-    :class:`.codec.RemoteProtocolError` for a reply that makes no sense. After the last three the
+    :class:`.framing.RemoteProtocolError` for a reply that makes no sense. After the last three the
     session is over. A call takes no longer than twice the timeout, whatever comes in place of the
     reply. Not for use from several threads at once.
     """
@@ -62,13 +62,13 @@ class Client:
         path: str | os.PathLike[str],
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        capabilities: codec.Capabilities | None = OUR_CAPABILITIES,
+        capabilities: messages.Capabilities | None = OUR_CAPABILITIES,
     ) -> None:
         """Connect and agree on a version; ``timeout`` in seconds is for each reply.
 
         ``capabilities`` None sends VERSION without JSON, as SPDK's driver does.
         """
-        self._receiver = codec.Receiver()
+        self._receiver = framing.Receiver()
         self._message_id = 0
         self._timeout = timeout
         self._over = ""
@@ -89,16 +89,16 @@ class Client:
             self.close()
             raise
 
-    def _negotiate(self, capabilities: codec.Capabilities | None) -> codec.Version:
-        proposal = codec.Version(wire.VERSION_MAJOR, wire.VERSION_MINOR, capabilities)
-        version = codec.Version.unpack(self._call(proposal))
+    def _negotiate(self, capabilities: messages.Capabilities | None) -> messages.Version:
+        proposal = messages.Version(wire.VERSION_MAJOR, wire.VERSION_MINOR, capabilities)
+        version = messages.Version.unpack(self._call(proposal))
         if version.major != wire.VERSION_MAJOR or version.minor > wire.VERSION_MINOR:
-            raise codec.RemoteProtocolError(f"server speaks {version.major}.{version.minor}")
-        said = version.capabilities or codec.Capabilities()
+            raise framing.RemoteProtocolError(f"server speaks {version.major}.{version.minor}")
+        said = version.capabilities or messages.Capabilities()
         if said.max_msg_fds is not None:
             self.max_msg_fds = said.max_msg_fds
         if said.max_data_xfer_size is not None:
-            self.max_data_xfer_size = min(said.max_data_xfer_size, codec.MAX_DATA_XFER_SIZE)
+            self.max_data_xfer_size = min(said.max_data_xfer_size, framing.MAX_DATA_XFER_SIZE)
         return version
 
     def __enter__(self) -> Self:
@@ -121,30 +121,30 @@ class Client:
 
     def device_info(self) -> DeviceInfo:
         """DEVICE_GET_INFO."""
-        info = codec.DeviceInfo.unpack(self._call(codec.DeviceInfo()))
+        info = messages.DeviceInfo.unpack(self._call(messages.DeviceInfo()))
         return DeviceInfo(wire.DeviceFlags(info.flags), info.num_regions, info.num_irqs)
 
     def region_info(self, index: int) -> RegionInfo:
         """DEVICE_GET_REGION_INFO. The fd in it is the caller's to close."""
-        request = codec.RegionInfo(index, _REGION_INFO_ARGSZ)
+        request = messages.RegionInfo(index, _REGION_INFO_ARGSZ)
         while True:
             message = self.request(Command.DEVICE_GET_REGION_INFO, request.pack())
             try:
-                info = codec.RegionInfo.unpack(message.body)
+                info = messages.RegionInfo.unpack(message.body)
                 whole = info.argsz <= request.argsz
                 if not whole and info.argsz > _MAX_REGION_INFO_ARGSZ:
-                    raise codec.RemoteProtocolError(f"region info of {info.argsz} bytes")
+                    raise framing.RemoteProtocolError(f"region info of {info.argsz} bytes")
                 if len(message.fds) > 1 or info.index != index:
-                    raise codec.RemoteProtocolError("not the region info that was asked for")
-            except codec.RemoteProtocolError:
+                    raise framing.RemoteProtocolError("not the region info that was asked for")
+            except framing.RemoteProtocolError:
                 _close_all(message.fds)
                 raise
             if whole:
                 break
             _close_all(message.fds)
             if request.argsz > _REGION_INFO_ARGSZ:
-                raise codec.RemoteProtocolError("region info that gets longer and longer")
-            request = codec.RegionInfo(index, info.argsz)
+                raise framing.RemoteProtocolError("region info that gets longer and longer")
+            request = messages.RegionInfo(index, info.argsz)
         return RegionInfo(
             size=info.size,
             flags=wire.RegionInfoFlags(info.flags),
@@ -155,50 +155,52 @@ class Client:
 
     def region_io_fds(self, index: int) -> int:
         """DEVICE_GET_REGION_IO_FDS: how many sub-regions the server offers, which are not used."""
-        return codec.RegionIoFds.unpack(self._call(codec.RegionIoFds(index))).count
+        return messages.RegionIoFds.unpack(self._call(messages.RegionIoFds(index))).count
 
     def irq_info(self, index: int) -> IrqInfo:
         """DEVICE_GET_IRQ_INFO."""
-        info = codec.IrqInfo.unpack(self._call(codec.IrqInfo(index)))
+        info = messages.IrqInfo.unpack(self._call(messages.IrqInfo(index)))
         return IrqInfo(count=info.count, flags=wire.IrqInfoFlags(info.flags))
 
     def region_read(self, index: int, offset: int, size: int) -> bytes:
         """REGION_READ: ``size`` bytes at byte ``offset``, at most :attr:`max_data_xfer_size`."""
         self._check_size(size)
-        reply = codec.RegionWrite.unpack(self._call(codec.RegionRead(offset, index, size)))
+        reply = messages.RegionWrite.unpack(self._call(messages.RegionRead(offset, index, size)))
         if len(reply.data) != size:
-            raise codec.RemoteProtocolError(f"{len(reply.data)} bytes instead of {size}")
+            raise framing.RemoteProtocolError(f"{len(reply.data)} bytes instead of {size}")
         return reply.data
 
     def region_write(self, index: int, offset: int, data: bytes) -> None:
         """REGION_WRITE at byte ``offset``; ``data`` is at most :attr:`max_data_xfer_size`."""
         self._check_size(len(data))
-        self._call(codec.RegionWrite(offset, index, data))
+        self._call(messages.RegionWrite(offset, index, data))
 
     def region_post(self, index: int, offset: int, data: bytes) -> None:
         """As :meth:`region_write`; no reply is asked for, so an error is not heard of."""
         self._check_size(len(data))
-        request = codec.RegionWrite(offset, index, data)
+        request = messages.RegionWrite(offset, index, data)
         self._message_id = (self._message_id + 1) & 0xFFFF
-        header = codec.MessageHeader(self._message_id, request.command, flags=HeaderFlags.NO_REPLY)
-        self._send(codec.encode(header, request.pack()))
+        header = framing.MessageHeader(
+            self._message_id, request.command, flags=HeaderFlags.NO_REPLY
+        )
+        self._send(framing.encode(header, request.pack()))
 
     def _check_size(self, size: int) -> None:
         if not 0 < size <= self.max_data_xfer_size:
-            raise codec.LocalProtocolError(f"region access of {size} bytes")
+            raise framing.LocalProtocolError(f"region access of {size} bytes")
 
     def dma_map(self, mapping: DmaMap, fd: int | None = None) -> None:
         """DMA_MAP: let the device use memory, a part of ``fd`` if given."""
-        request = codec.DmaMap(mapping.flags, mapping.offset, mapping.iova, mapping.size)
+        request = messages.DmaMap(mapping.flags, mapping.offset, mapping.iova, mapping.size)
         self._call(request, () if fd is None else (fd,))
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """DMA_UNMAP: when it returns the device does not touch that memory any more."""
-        self._call(codec.DmaUnmap(0, iova, size))
+        self._call(messages.DmaUnmap(0, iova, size))
 
     def dma_unmap_all(self) -> None:
         """DMA_UNMAP of everything."""
-        self._call(codec.DmaUnmap(wire.DmaUnmapFlags.ALL, 0, 0))
+        self._call(messages.DmaUnmap(wire.DmaUnmapFlags.ALL, 0, 0))
 
     def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
         """DEVICE_SET_IRQS, in as many messages as the fds need (:attr:`max_msg_fds`).
@@ -206,18 +208,18 @@ class Client:
         ``fds`` are none or ``request.count``; they stay the caller's and may be closed afterwards.
         """
         if fds and len(fds) != request.count:
-            raise codec.LocalProtocolError(f"{len(fds)} eventfds for {request.count} interrupts")
+            raise framing.LocalProtocolError(f"{len(fds)} eventfds for {request.count} interrupts")
         if fds and self.max_msg_fds < 1:
-            raise codec.LocalProtocolError("the server takes no file descriptors")
+            raise framing.LocalProtocolError("the server takes no file descriptors")
         flags = request.data | request.action
         if not fds:
             self._call(
-                codec.SetIrqs(flags, request.index, request.start, request.count, request.bools)
+                messages.SetIrqs(flags, request.index, request.start, request.count, request.bools)
             )
         for first in range(0, len(fds), max(self.max_msg_fds, 1)):
             part = tuple(fds[first : first + self.max_msg_fds])
             start = request.start + first
-            self._call(codec.SetIrqs(flags, request.index, start, len(part)), part)
+            self._call(messages.SetIrqs(flags, request.index, start, len(part)), part)
 
     def enable_irqs(self, index: int, eventfds: Sequence[int], start: int = 0) -> None:
         """Have interrupts ``start`` … signal these eventfds."""
@@ -240,25 +242,25 @@ class Client:
 
     def reset(self) -> None:
         """DEVICE_RESET."""
-        self._call(codec.DeviceReset())
+        self._call(messages.DeviceReset())
 
     # --- messages ---
 
-    def _call(self, request: codec.Request, fds: Sequence[int] = ()) -> bytes:
+    def _call(self, request: messages.Request, fds: Sequence[int] = ()) -> bytes:
         """Send a request whose reply has no fds, return the reply's body."""
         message = self.request(request.command, request.pack(), fds)
         if message.fds:
             _close_all(message.fds)
-            raise codec.RemoteProtocolError("file descriptors that nobody asked for")
+            raise framing.RemoteProtocolError("file descriptors that nobody asked for")
         return message.body
 
-    def request(self, command: int, body: bytes = b"", fds: Sequence[int] = ()) -> codec.Message:
+    def request(self, command: int, body: bytes = b"", fds: Sequence[int] = ()) -> framing.Message:
         """Send any message and return its reply, whose fds are the caller's; for tests, mostly."""
         if self._over:
             raise ConnectionAbortedError(errno.ECONNABORTED, f"the session is over: {self._over}")
         try:
             reply = self._exchange(command, body, fds)
-        except (OSError, codec.ProtocolError) as error:
+        except (OSError, framing.ProtocolError) as error:
             self._over = getattr(error, "strerror", None) or str(error)
             raise
         if HeaderFlags.ERROR in reply.header.flags:
@@ -269,17 +271,17 @@ class Client:
             raise OSError(number, os.strerror(number))
         return reply
 
-    def _exchange(self, command: int, body: bytes, fds: Sequence[int]) -> codec.Message:
+    def _exchange(self, command: int, body: bytes, fds: Sequence[int]) -> framing.Message:
         self._message_id = (self._message_id + 1) & 0xFFFF
-        header = codec.MessageHeader(self._message_id, command)
-        self._send(codec.encode(header, body), fds)
+        header = framing.MessageHeader(self._message_id, command)
+        self._send(framing.encode(header, body), fds)
         reply = self._receive_reply()
         if reply.header.message_id != self._message_id or reply.header.command != command:
             _close_all(reply.fds)
-            raise codec.RemoteProtocolError(f"reply to something else: {reply.header}")
+            raise framing.RemoteProtocolError(f"reply to something else: {reply.header}")
         return reply
 
-    def _receive_reply(self) -> codec.Message:
+    def _receive_reply(self) -> framing.Message:
         deadline = time.monotonic() + self._timeout
         while True:
             message = self._receive(deadline)
@@ -289,17 +291,17 @@ class Client:
             _close_all(message.fds)
             self._refuse(message.header, errno.ENOTSUP)
 
-    def _refuse(self, request: codec.MessageHeader, number: int) -> None:
+    def _refuse(self, request: framing.MessageHeader, number: int) -> None:
         """Reply with an error to a request of the server's."""
         if not request.no_reply:
-            header = codec.MessageHeader(
+            header = framing.MessageHeader(
                 request.message_id,
                 request.command,
                 MessageType.REPLY,
                 HeaderFlags.ERROR,
                 number,
             )
-            self._send(codec.encode(header))
+            self._send(framing.encode(header))
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         ancillary = []
@@ -312,7 +314,7 @@ class Client:
         except BlockingIOError:
             raise TimeoutError(errno.ETIMEDOUT, "the server does not read") from None
 
-    def _receive(self, deadline: float) -> codec.Message:
+    def _receive(self, deadline: float) -> framing.Message:
         """The next message. TimeoutError: it is not whole when a piece comes after ``deadline``.
 
         The socket's own time-out begins anew with every byte, and with every message that is not
@@ -324,13 +326,13 @@ class Client:
                 raise TimeoutError(errno.ETIMEDOUT, "no reply from the server")
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(
-                    receiver.wanted, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                    receiver.wanted, framing.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 raise TimeoutError(errno.ETIMEDOUT, "no reply from the server") from None
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "the server has closed")
-            if (message := receiver.receive(data, codec.fds_in(ancillary))) is not None:
+            if (message := receiver.receive(data, framing.fds_in(ancillary))) is not None:
                 return message
 
 

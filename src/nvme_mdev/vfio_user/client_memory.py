@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags
 
-from . import codec, dma_layout
+from . import dma_layout, framing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,7 +70,7 @@ class ClientMemory:
         self._successor = epoch > 0
         self._timeout = REPLY_TIMEOUT_S if timeout is None else timeout
         self._count = 0
-        self._waiting: dict[int, tuple[Command, asyncio.Future[codec.Message]]] = {}
+        self._waiting: dict[int, tuple[Command, asyncio.Future[framing.Message]]] = {}
         self._late: set[int] = set()
         self._layout: DmaLayout | None = None
         self._learning = asyncio.Lock()
@@ -98,7 +98,7 @@ class ClientMemory:
             ]
         )
 
-    def take_reply(self, message: codec.Message) -> None:
+    def take_reply(self, message: framing.Message) -> None:
         """A reply of the client's. RemoteProtocolError: nobody has asked for it, or not so."""
         header = message.header
         if header.message_id in self._late:
@@ -108,12 +108,12 @@ class ClientMemory:
         if future is None:
             if self._successor and header.message_id >> _EPOCH_SHIFT != self._epoch:
                 return  # a process before us has asked
-            raise codec.RemoteProtocolError("a reply that nobody has asked for", close=True)
+            raise framing.RemoteProtocolError("a reply that nobody has asked for", close=True)
         if header.command != command or message.fds:
             text = f"command {header.command} with {len(message.fds)} fds in reply to {command}"
             if not future.done():
                 future.set_exception(ConnectionResetError(errno.ECONNRESET, text))
-            raise codec.RemoteProtocolError(text, close=True)
+            raise framing.RemoteProtocolError(text, close=True)
         if not future.done():
             future.set_result(message)
 
@@ -173,11 +173,11 @@ class ClientMemory:
         if len(self._late) >= _MOST_LATE:
             raise TimeoutError(errno.ETIMEDOUT, f"{len(self._late)} messages are not answered")
         number = self._next_id()
-        future: asyncio.Future[codec.Message] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[framing.Message] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (command, future)
         try:
             async with asyncio.timeout(self._timeout):
-                await self._send(codec.encode(codec.MessageHeader(number, command), body))
+                await self._send(framing.encode(framing.MessageHeader(number, command), body))
                 message = await future
         except (TimeoutError, asyncio.CancelledError):
             self._late.add(number)

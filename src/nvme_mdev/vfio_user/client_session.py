@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import MessageType
 
-from . import codec
+from . import framing, messages
 from .client_memory import ClientMemory
 from .connection import JournalledConnection, close_all
 from .device import DmaMap, SetIrqs
@@ -48,7 +48,7 @@ class ClientSession:
         self._connection = connection
         self._name = name
         self._session = Session()
-        self._receiver = codec.Receiver()
+        self._receiver = framing.Receiver()
         self._attached = False
         self._warnings = 0
         self._warned_unshared = False
@@ -78,7 +78,7 @@ class ClientSession:
         )
         return self._memory
 
-    async def _unfinished(self, connection: JournalledConnection) -> codec.Message | None:
+    async def _unfinished(self, connection: JournalledConnection) -> framing.Message | None:
         """The request that a process before us has received and not answered, if it is whole."""
         if connection.journal.answered:
             await connection.send_rest()
@@ -111,7 +111,7 @@ class ClientSession:
                 # A client that always has a next message must not keep the others from theirs.
                 await asyncio.sleep(0)
                 message = await self._next_message()
-        except codec.RemoteProtocolError as error:
+        except framing.RemoteProtocolError as error:
             log.warning("%s: protocol error: %s; connection closed", self._name, error)
             await self._last_words(error)
         except TimeoutError:
@@ -135,7 +135,7 @@ class ClientSession:
         except Exception:
             log.exception("%s: device failed to detach", self._name)
 
-    async def _next_message(self) -> codec.Message | None:
+    async def _next_message(self) -> framing.Message | None:
         while True:
             data, fds = await self._connection.receive(self._receiver.wanted)
             if not data and not fds:
@@ -144,7 +144,7 @@ class ClientSession:
             if (message := self._receiver.receive(data, fds)) is not None:
                 return message
 
-    async def _last_words(self, error: codec.RemoteProtocolError) -> None:
+    async def _last_words(self, error: framing.RemoteProtocolError) -> None:
         """Tell the client why, if there is a message to reply to and it reads at all."""
         header = error.header
         if header is None or header.type is not MessageType.COMMAND:
@@ -153,7 +153,7 @@ class ClientSession:
             async with asyncio.timeout(_CLOSE_ERROR_TIMEOUT_SECONDS):
                 await self._connection.send(self._session.error(header, error.errno))
 
-    async def _handle(self, message: codec.Message) -> None:
+    async def _handle(self, message: framing.Message) -> None:
         """Check, execute, reply. Raises RemoteProtocolError only if the session has to end."""
         header = message.header
         if header.type is MessageType.REPLY and self._memory is not None:
@@ -164,7 +164,7 @@ class ClientSession:
             request = self._session.check(message)
             body, fd = await self._execute(request, message.fds)
             reply = self._session.reply(header, body)
-        except codec.RemoteProtocolError as error:
+        except framing.RemoteProtocolError as error:
             if error.close:
                 error.header = header
                 raise
@@ -178,61 +178,61 @@ class ClientSession:
             reply, fd = self._session.error(header, errno.EIO), None
         await self._connection.send(reply, fd)
 
-    def _warn(self, error: codec.RemoteProtocolError) -> None:
+    def _warn(self, error: framing.RemoteProtocolError) -> None:
         self._warnings += 1
         level = logging.WARNING if self._warnings <= _MAX_WARNINGS else logging.DEBUG
         log.log(level, "%s: protocol error: %s", self._name, error)
 
     async def _execute(
-        self, request: codec.Request, fds: tuple[int, ...]
+        self, request: messages.Request, fds: tuple[int, ...]
     ) -> tuple[bytes, int | None]:
         """Do what a legal request asks; returns the reply's body and the fd that goes with it.
 
         Raises RemoteProtocolError for what the device does not have, OSError for what it refuses.
         """
         match request:
-            case codec.RegionRead():
+            case messages.RegionRead():
                 return self._region_read(request), None
-            case codec.RegionWrite():
+            case messages.RegionWrite():
                 return self._region_write(request), None
-            case codec.Version():
+            case messages.Version():
                 return await self._version(request), None
-            case codec.DmaMap():
+            case messages.DmaMap():
                 await self._dma_map(request, fds[0] if fds else None)
-            case codec.DmaUnmap():
+            case messages.DmaUnmap():
                 return await self._dma_unmap(request), None
-            case codec.DeviceInfo():
+            case messages.DeviceInfo():
                 return self._device_info(), None
-            case codec.RegionInfo():
+            case messages.RegionInfo():
                 return self._region_info(request)
-            case codec.RegionIoFds():
+            case messages.RegionIoFds():
                 self._check_region(request.index)
-                return codec.RegionIoFds(request.index).pack(), None
-            case codec.IrqInfo():
+                return messages.RegionIoFds(request.index).pack(), None
+            case messages.IrqInfo():
                 irq = self._device.irq_info(self._check_irq(request.index))
-                info = codec.IrqInfo(request.index, flags=irq.flags, count=irq.count)
+                info = messages.IrqInfo(request.index, flags=irq.flags, count=irq.count)
                 return info.pack(), None
-            case codec.SetIrqs():
+            case messages.SetIrqs():
                 await self._set_irqs(request, fds)
-            case codec.DeviceReset():
+            case messages.DeviceReset():
                 await self._reset()
         return b"", None
 
-    async def _version(self, proposal: codec.Version) -> bytes:
+    async def _version(self, proposal: messages.Version) -> bytes:
         reply = self._session.accept_version(proposal)
         self._device.use_client_memory(self._reach_memory(0))
         try:
             await self._device.attached()
         except OSError as error:
             text = f"refused by the device: {error}"
-            raise codec.RemoteProtocolError(
+            raise framing.RemoteProtocolError(
                 text, errno=error.errno or errno.EIO, close=True
             ) from error
         self._attached = True
         if isinstance(self._connection, JournalledConnection):
             self._connection.journal.peer_max_msg_fds = self._session.peer_max_msg_fds
             self._connection.journal.peer_max_data_xfer_size = min(
-                self._session.peer_max_data_xfer_size, codec.MAX_DATA_XFER_SIZE
+                self._session.peer_max_data_xfer_size, framing.MAX_DATA_XFER_SIZE
             )
             self._connection.journal.running = 1
         log.debug("%s: version %d.%d", self._name, reply.major, reply.minor)
@@ -240,12 +240,12 @@ class ClientSession:
 
     def _check_region(self, index: int) -> int:
         if index >= self._device.info().num_regions:
-            raise codec.RemoteProtocolError(f"no region {index}")
+            raise framing.RemoteProtocolError(f"no region {index}")
         return index
 
     def _check_irq(self, index: int) -> int:
         if index >= self._device.info().num_irqs:
-            raise codec.RemoteProtocolError(f"no interrupt type {index}")
+            raise framing.RemoteProtocolError(f"no interrupt type {index}")
         return index
 
     def _check_access(
@@ -253,32 +253,32 @@ class ClientSession:
     ) -> None:
         region = self._device.region_info(self._check_region(index))
         if offset + count > region.size:
-            raise codec.RemoteProtocolError(
+            raise framing.RemoteProtocolError(
                 f"{count} bytes at {offset:#x} of region {index} of {region.size:#x} bytes"
             )
         if needed not in region.flags:
             raise OSError(errno.EPERM, f"region {index} does not allow it")
 
-    def _region_read(self, request: codec.RegionRead) -> bytes:
+    def _region_read(self, request: messages.RegionRead) -> bytes:
         self._check_access(request.region, request.offset, request.count, wire.RegionInfoFlags.READ)
         data = self._device.region_read(request.region, request.offset, request.count)
         if len(data) != request.count:
             raise RuntimeError(f"device gave {len(data)} bytes instead of {request.count}")
-        return codec.RegionWrite(request.offset, request.region, data).pack()
+        return messages.RegionWrite(request.offset, request.region, data).pack()
 
-    def _region_write(self, request: codec.RegionWrite) -> bytes:
+    def _region_write(self, request: messages.RegionWrite) -> bytes:
         count = len(request.data)
         self._check_access(request.region, request.offset, count, wire.RegionInfoFlags.WRITE)
         self._device.region_write(request.region, request.offset, request.data)
-        return codec.RegionRead(request.offset, request.region, count).pack()
+        return messages.RegionRead(request.offset, request.region, count).pack()
 
     def _device_info(self) -> bytes:
         info = self._device.info()
-        return codec.DeviceInfo(
+        return messages.DeviceInfo(
             flags=info.flags, num_regions=info.num_regions, num_irqs=info.num_irqs
         ).pack()
 
-    def _region_info(self, request: codec.RegionInfo) -> tuple[bytes, int | None]:
+    def _region_info(self, request: messages.RegionInfo) -> tuple[bytes, int | None]:
         """The whole answer with capability and fd, or as much as ``argsz`` allows without them.
 
         A reply that is larger than the client has said, or an fd that it does not expect, ends
@@ -287,7 +287,7 @@ class ClientSession:
         region = self._device.region_info(self._check_region(request.index))
         flags = region.flags & ~wire.RegionInfoFlags.CAPS
         areas = tuple((area.offset, area.size) for area in region.areas) or None
-        whole = codec.RegionInfo(
+        whole = messages.RegionInfo(
             request.index, 0, flags, region.size, region.fd_offset, areas=areas
         )
         if whole.needed <= request.argsz and self._session.peer_max_msg_fds > 0:
@@ -296,20 +296,20 @@ class ClientSession:
             argsz, fd = whole.needed, None
             flags &= ~wire.RegionInfoFlags.MMAP
             areas = None
-        reply = codec.RegionInfo(
+        reply = messages.RegionInfo(
             request.index, argsz, flags, region.size, region.fd_offset, areas=areas
         )
         return reply.pack(), fd
 
-    async def _set_irqs(self, request: codec.SetIrqs, fds: tuple[int, ...]) -> None:
+    async def _set_irqs(self, request: messages.SetIrqs, fds: tuple[int, ...]) -> None:
         count = self._device.irq_info(self._check_irq(request.index)).count
         if request.start + request.count > count:
-            raise codec.RemoteProtocolError(
+            raise framing.RemoteProtocolError(
                 f"interrupts {request.start} + {request.count} of {count} (type {request.index})"
             )
         data = wire.IrqSetFlags(request.flags) & wire.IRQ_SET_DATA_MASK
         if fds and (data != wire.IrqSetFlags.DATA_EVENTFD or len(fds) != request.count):
-            raise codec.RemoteProtocolError(
+            raise framing.RemoteProtocolError(
                 f"{len(fds)} file descriptors for {request.count} interrupts"
             )
         action = wire.IrqSetFlags(request.flags) & wire.IRQ_SET_ACTION_MASK
@@ -317,7 +317,7 @@ class ClientSession:
             SetIrqs(request.index, request.start, request.count, data, action, request.bools), fds
         )
 
-    async def _dma_map(self, request: codec.DmaMap, fd: int | None) -> None:
+    async def _dma_map(self, request: messages.DmaMap, fd: int | None) -> None:
         flags = wire.DmaMapFlags(request.flags)
         if (
             fd is None
@@ -336,7 +336,7 @@ class ClientSession:
             await self._device.dma_unmap(request.address, request.size)
         await self._device.dma_map(DmaMap(request.address, request.size, request.offset, flags), fd)
 
-    async def _dma_unmap(self, request: codec.DmaUnmap) -> bytes:
+    async def _dma_unmap(self, request: messages.DmaUnmap) -> bytes:
         if request.flags & wire.DmaUnmapFlags.ALL:
             await self._device.dma_unmap_all()
         else:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nvme_mdev.spec import vfio_user as wire
 
-from . import codec
+from . import framing
 from .journal import SO_PEEK_OFF
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Connection:
     async def receive(self, size: int) -> tuple[bytes, list[int]]:
         """At most ``size`` bytes and what came with them; no bytes at the end of file.
 
-        Raises OSError of the socket, or :class:`codec.RemoteProtocolError` for more file
+        Raises OSError of the socket, or :class:`framing.RemoteProtocolError` for more file
         descriptors than we take; those that did come are closed then.
         """
         return await self._receive(size)
@@ -60,16 +60,16 @@ class Connection:
         while True:
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
-                    size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC | how
+                    size, framing.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC | how
                 )
                 break
             except BlockingIOError:
                 await ready(self._sock, self._loop.add_reader, self._loop.remove_reader)
-        fds = codec.fds_in(ancillary)
+        fds = framing.fds_in(ancillary)
         if flags & socket.MSG_CTRUNC:
             close_all(fds)
-            text = f"more than {codec.MAX_MSG_FDS} file descriptors with a message"
-            raise codec.RemoteProtocolError(text, close=True)
+            text = f"more than {framing.MAX_MSG_FDS} file descriptors with a message"
+            raise framing.RemoteProtocolError(text, close=True)
         return data, fds
 
     async def send(self, data: bytes, fd: int | None = None) -> None:
@@ -184,9 +184,9 @@ class JournalledConnection(Connection):
         fds: list[int] = []
         while size:
             data, ancillary, _, _ = self._sock.recvmsg(
-                size, codec.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                size, framing.ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
-            fds += codec.fds_in(ancillary)
+            fds += framing.fds_in(ancillary)
             size -= len(data)
         return fds
 

@@ -13,12 +13,12 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from . import codec
+from . import framing, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROBE: Final = codec.DmaWrite(0, b"").pack()
+PROBE: Final = messages.DmaWrite(0, b"").pack()
 """A DMA_WRITE of no bytes; the same in both."""
 
 _NARROW = struct.Struct("<QI")  # address, count
@@ -43,21 +43,21 @@ class DmaLayout(Protocol):
 
 class _Specified:
     def read(self, address: int, size: int) -> bytes:
-        return codec.DmaAccess(address, size).pack()
+        return messages.DmaAccess(address, size).pack()
 
     def data(self, reply: bytes, address: int, size: int) -> bytes:
         with _malformed():
-            answer = codec.DmaWrite.unpack(reply)
+            answer = messages.DmaWrite.unpack(reply)
         if (answer.address, len(answer.data)) != (address, size):
             raise OSError(errno.EPROTO, f"{len(answer.data)} bytes of {answer.address:#x} instead")
         return answer.data
 
     def write(self, address: int, data: bytes) -> bytes:
-        return codec.DmaWrite(address, data).pack()
+        return messages.DmaWrite(address, data).pack()
 
     def check_written(self, reply: bytes, address: int, size: int) -> None:
         with _malformed():
-            answer = codec.DmaAccess.unpack(reply)
+            answer = messages.DmaAccess.unpack(reply)
         if (answer.address, answer.count) != (address, size):
             raise OSError(errno.EPROTO, f"{answer.count} bytes written at {answer.address:#x}")
 
@@ -95,5 +95,5 @@ def _malformed() -> Iterator[None]:
     """A reply that makes no sense is the end of the access, not of the session."""
     try:
         yield
-    except codec.RemoteProtocolError as error:
+    except framing.RemoteProtocolError as error:
         raise OSError(errno.EPROTO, str(error)) from error

@@ -20,7 +20,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Protocol
 
-from .codec import MAX_MESSAGE_SIZE, MAX_MSG_FDS
+from .framing import MAX_MESSAGE_SIZE, MAX_MSG_FDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

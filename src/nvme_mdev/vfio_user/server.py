@@ -1,7 +1,7 @@
 """asyncio server: one device on one Unix socket, one client at a time.
 
 The layers of a session, from the socket up: :mod:`.connection` moves bytes and file descriptors
-without ever blocking the loop, :class:`.codec.Receiver` cuts them into messages,
+without ever blocking the loop, :class:`.framing.Receiver` cuts them into messages,
 :class:`.session.Session` says whether a message is legal, and
 :class:`.client_session.ClientSession` checks it against what the device says of itself and calls
 the device.

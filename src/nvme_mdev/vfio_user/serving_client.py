@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nvme_mdev.spec.vfio_user import Command, MessageType
 
-from . import codec
+from . import framing, messages
 from .client import DEFAULT_TIMEOUT, Client
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ServingClient(Client):
     ) -> None:
         """Connect as a `Client` does, then answer for ``memory`` until :meth:`close`."""
         self._memory = memory
-        self._replies: queue.SimpleQueue[codec.Message | Exception] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[framing.Message | Exception] = queue.SimpleQueue()
         self._sending = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -64,7 +64,7 @@ class ServingClient(Client):
         with self._sending:
             super()._send(data, fds)
 
-    def _receive_reply(self) -> codec.Message:
+    def _receive_reply(self) -> framing.Message:
         if self._thread is None:
             return super()._receive_reply()
         try:
@@ -87,40 +87,42 @@ class ServingClient(Client):
                     self._hand_on(message)
                 else:
                     self._answer(message)
-        except (OSError, codec.ProtocolError) as error:
+        except (OSError, framing.ProtocolError) as error:
             self._replies.put(error)
 
-    def _hand_on(self, reply: codec.Message) -> None:
+    def _hand_on(self, reply: framing.Message) -> None:
         """To who has asked; RemoteProtocolError: nobody has, and they must not heap up."""
         if not self._replies.empty():
             for fd in reply.fds:
                 os.close(fd)
-            raise codec.RemoteProtocolError("replies to nothing")
+            raise framing.RemoteProtocolError("replies to nothing")
         self._replies.put(reply)
 
-    def _answer(self, message: codec.Message) -> None:
+    def _answer(self, message: framing.Message) -> None:
         """Do what the server asks, and reply."""
         header = message.header
         for fd in message.fds:
             os.close(fd)
         try:
             body = self._access(header.command, message.body)
-        except codec.RemoteProtocolError as error:
+        except framing.RemoteProtocolError as error:
             self._refuse(header, error.errno)
         except OSError as error:
             self._refuse(header, error.errno or errno.EIO)
         else:
             if not header.no_reply:
-                reply = codec.MessageHeader(header.message_id, header.command, MessageType.REPLY)
-                self._send(codec.encode(reply, body))
+                reply = framing.MessageHeader(header.message_id, header.command, MessageType.REPLY)
+                self._send(framing.encode(reply, body))
 
     def _access(self, command: int, body: bytes) -> bytes:
         """The reply's body; OSError: it cannot be done."""
         if command == Command.DMA_READ:
-            read = codec.DmaAccess.unpack(body)
-            return codec.DmaWrite(read.address, self._memory.read(read.address, read.count)).pack()
+            read = messages.DmaAccess.unpack(body)
+            return messages.DmaWrite(
+                read.address, self._memory.read(read.address, read.count)
+            ).pack()
         if command == Command.DMA_WRITE:
-            write = codec.DmaWrite.unpack(body)
+            write = messages.DmaWrite.unpack(body)
             self._memory.write(write.address, write.data)
-            return codec.DmaAccess(write.address, len(write.data)).pack()
+            return messages.DmaAccess(write.address, len(write.data)).pack()
         raise OSError(errno.ENOSYS, f"command {command}")

@@ -30,18 +30,15 @@ from typing import TYPE_CHECKING
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
 
-from .codec import (
+from .framing import (
     MAX_DATA_XFER_SIZE,
     MAX_MSG_FDS,
-    Capabilities,
     Message,
     MessageHeader,
     RemoteProtocolError,
-    Request,
-    Version,
-    decode_request,
     encode,
 )
+from .messages import Capabilities, Request, Version, decode_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The codec and the session table, without any socket."""
+"""Framing, messages and the session table, without any socket."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from hypothesis import strategies as st
 
 from nvme_mdev.spec import vfio_user as wire
 from nvme_mdev.spec.vfio_user import Command, HeaderFlags, MessageType
-from nvme_mdev.vfio_user import codec
-from nvme_mdev.vfio_user.codec import (
+from nvme_mdev.vfio_user import messages
+from nvme_mdev.vfio_user.framing import (
     MAX_DATA_XFER_SIZE,
     MAX_MESSAGE_SIZE,
     MAX_MSG_FDS,
+    LocalProtocolError,
+    Message,
+    MessageHeader,
+    Receiver,
+    RemoteProtocolError,
+    encode,
+)
+from nvme_mdev.vfio_user.messages import (
     Capabilities,
     DeviceInfo,
     DeviceReset,
     DmaMap,
     DmaUnmap,
     IrqInfo,
-    LocalProtocolError,
-    Message,
-    MessageHeader,
-    Receiver,
     RegionInfo,
     RegionIoFds,
     RegionRead,
     RegionWrite,
-    RemoteProtocolError,
     Request,
     SetIrqs,
     Version,
     decode_request,
-    encode,
 )
 from nvme_mdev.vfio_user.session import RULES, Session, State
 
@@ -302,7 +304,7 @@ def test_there_is_a_rule_for_every_command() -> None:
 
 @pytest.mark.parametrize("command", [c for c in Command if not RULES[c].refused])
 def test_every_command_that_is_not_refused_can_be_decoded(command: Command) -> None:
-    assert command in codec._REQUESTS
+    assert command in messages._REQUESTS
 
 
 @pytest.mark.parametrize("command", Command)
