@@ -21,7 +21,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.service import api, client
 from nvme_mdev.service.client import ControlClient
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 from nvme_mdev.spec.vfio_user import PciIrq
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from tests.controller.statuses import refused
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_commands import AsyncEventType
-from nvme_mdev.spec.nvme_identify import Cmic, Cns, ControllerList, Fuses, Nmic
+from nvme_mdev.spec.nvme_identify import Cns, ControllerList
+from nvme_mdev.spec.nvme_identify_controller import Cmic, Fuses
+from nvme_mdev.spec.nvme_identify_namespace import Nmic
 from nvme_mdev.spec.nvme_status import MediaStatus
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.service import api
 from nvme_mdev.service.client import ControlClient
 from nvme_mdev.spec.nvme_commands import AsyncEventType
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ import pytest
 
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError, NvmeStatusError
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ import pytest
 
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
-from nvme_mdev.spec.nvme_identify import Cns, Oacs
+from nvme_mdev.spec.nvme_identify import Cns
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 from nvme_mdev.spec.nvme_status import STATUS_DNR, STATUS_MORE, GenericStatus
 
 from .statuses import error_log, refused

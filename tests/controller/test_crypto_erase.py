@@ -10,7 +10,7 @@ import pytest
 from nvme_mdev.datapath.backends.key_file import KeyFile
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_identify import Fna
+from nvme_mdev.spec.nvme_identify_controller import Fna
 from nvme_mdev.spec.nvme_maintenance import SANITIZE_GDE, Sanicap, SanitizeState
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 from tests.encryption import blank, decrypted

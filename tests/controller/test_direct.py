@@ -28,7 +28,8 @@ from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent
 from nvme_mdev.spec.nvme_commands import Psdt, SglDescriptor, SglType
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_identify import IdentifyControllerNvm, Nsattr, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_controller import IdentifyControllerNvm, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Nsattr
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 from nvme_mdev.spec.vfio_user import PciIrq

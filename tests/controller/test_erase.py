@@ -17,7 +17,7 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 from nvme_mdev.spec.nvme_logs import CommandEffect, CommandsEffectsLog, LogPage
 from nvme_mdev.spec.nvme_maintenance import SANITIZE_GDE, Sanicap, SanitizeLog, SanitizeState
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus

@@ -9,7 +9,7 @@ import pytest
 
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_features import Fid, Select, Timestamp
-from nvme_mdev.spec.nvme_identify import Ctratt, Oncs
+from nvme_mdev.spec.nvme_identify_controller import Ctratt, Oncs
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 from .statuses import error_log, refused

@@ -22,7 +22,7 @@ from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import AttachError, HostError, TransportError
 from nvme_mdev.host.parent import QUEUE_ENTRIES, Parent
 from nvme_mdev.host.transport import MOST_DOORBELLS, Transport
-from nvme_mdev.spec.nvme_identify import Cns, IdentifyController, IdentifyNamespace
+from nvme_mdev.spec.nvme_identify import Cns
 from nvme_mdev.spec.nvme_registers import Cap, Register
 from nvme_mdev.spec.nvme_status import GenericStatus
 from nvme_mdev.spec.vfio_user import PciRegion
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nvme_mdev.host.io import IoQueue
+    from nvme_mdev.spec.nvme_identify_controller import IdentifyController
+    from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
     from tests.controller.conftest import Served
 
 PATIENCE = 15

@@ -12,17 +12,15 @@ from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_identify import (
-    Cns,
+from nvme_mdev.spec.nvme_identify import Cns, Nidt
+from nvme_mdev.spec.nvme_identify_controller import (
     CntrlType,
     IdentifyControllerNvm,
-    IdentifyNamespaceIndependent,
-    Nidt,
-    Nsattr,
     Oacs,
     Oncs,
     Vwc,
 )
+from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespaceIndependent, Nsattr
 from nvme_mdev.spec.nvme_registers import Register
 from nvme_mdev.spec.nvme_status import GenericStatus
 

@@ -11,7 +11,8 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode, NvmOpcode
-from nvme_mdev.spec.nvme_identify import Dlfeat, Fuses, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Fuses, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Dlfeat
 from nvme_mdev.spec.nvme_logs import CommandEffect, CommandsEffectsLog, LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
 

@@ -11,7 +11,7 @@ from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode, NvmOpcode
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_identify import Lpa
+from nvme_mdev.spec.nvme_identify_controller import Lpa
 from nvme_mdev.spec.nvme_logs import (
     CommandEffect,
     CommandsEffectsLog,

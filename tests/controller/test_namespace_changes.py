@@ -15,7 +15,8 @@ from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_identify import Nsattr, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Nsattr
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import GenericStatus
 from tests.datapath.test_block_devices import loop_device

@@ -15,7 +15,7 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, AdminOpcode, Fuse, NvmOpcode
 from nvme_mdev.spec.nvme_features import Fid, Select, WriteProtectionState
-from nvme_mdev.spec.nvme_identify import Ctratt, Oncs
+from nvme_mdev.spec.nvme_identify_controller import Ctratt, Oncs
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_reservations import (
     AcquireAction,

@@ -15,7 +15,7 @@ from nvme_mdev.datapath.backends.raw import RawMedium
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage
 from nvme_mdev.spec.nvme_maintenance import SelfTestCode, SelfTestLog, SelfTestResult
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus

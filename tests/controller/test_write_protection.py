@@ -15,7 +15,8 @@ from nvme_mdev.host import commands
 from nvme_mdev.host.driver import AsyncEvent, NvmeHost
 from nvme_mdev.spec.nvme_commands import DsmAttribute
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, WriteProtectionState
-from nvme_mdev.spec.nvme_identify import Nsattr, Nwpc
+from nvme_mdev.spec.nvme_identify_controller import Nwpc
+from nvme_mdev.spec.nvme_identify_namespace import Nsattr
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 

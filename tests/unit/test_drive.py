@@ -14,16 +14,8 @@ from nvme_mdev.datapath.backends.drive import (
     atomicity_of,
     describe,
 )
-from nvme_mdev.spec.nvme_identify import (
-    Dlfeat,
-    IdentifyController,
-    IdentifyNamespace,
-    Nsattr,
-    Nsfeat,
-    Oncs,
-    Sgls,
-    Vwc,
-)
+from nvme_mdev.spec.nvme_identify_controller import IdentifyController, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Dlfeat, IdentifyNamespace, Nsattr, Nsfeat
 
 ALL = Oncs.NVMCMPS | Oncs.NVMWUSV | Oncs.NVMWZSV | Oncs.NVMDSMSV | Oncs.NVMVFYS | Oncs.NVMCPYS
 

@@ -13,6 +13,8 @@ from nvme_mdev.spec import (
     nvme_commands,
     nvme_features,
     nvme_identify,
+    nvme_identify_controller,
+    nvme_identify_namespace,
     nvme_logs,
     nvme_registers,
     nvme_status,
@@ -24,13 +26,15 @@ from nvme_mdev.spec.nvme_features import (
     NumberOfQueues,
     TemperatureThreshold,
 )
-from nvme_mdev.spec.nvme_identify import (
+from nvme_mdev.spec.nvme_identify_controller import (
     IdentifyController,
     IdentifyControllerNvm,
+    PowerStateDescriptor,
+)
+from nvme_mdev.spec.nvme_identify_namespace import (
     IdentifyNamespace,
     IdentifyNamespaceIndependent,
     IdentifyNamespaceNvm,
-    PowerStateDescriptor,
 )
 from nvme_mdev.spec.nvme_logs import ErrorLogEntry, SmartLog
 from nvme_mdev.spec.nvme_registers import (
@@ -69,7 +73,7 @@ SIZES: dict[Structure | type[ctypes.Structure], int] = {
     IdentifyNamespaceNvm: 4096,
     IdentifyNamespaceIndependent: 4096,
     PowerStateDescriptor: 32,
-    nvme_identify.LbaFormat: 4,
+    nvme_identify_namespace.LbaFormat: 4,
     nvme_identify.NsIdDescriptor: 4,
     nvme_identify.NsidList: 4096,
     nvme_identify.ControllerList: 4096,
@@ -210,7 +214,16 @@ def test_the_size_is_the_specifications(structure: Structure, size: int) -> None
 
 
 @pytest.mark.parametrize(
-    "module", [nvme_commands, nvme_features, nvme_identify, nvme_logs, nvme_registers]
+    "module",
+    [
+        nvme_commands,
+        nvme_features,
+        nvme_identify,
+        nvme_identify_controller,
+        nvme_identify_namespace,
+        nvme_logs,
+        nvme_registers,
+    ],
 )
 def test_no_structure_is_left_out_of_the_sizes(module: ModuleType) -> None:
     structures = {

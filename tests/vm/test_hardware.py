@@ -25,7 +25,7 @@ COMMANDS = """
 import sys
 from nvme_mdev.host import commands
 from nvme_mdev.host.driver import NvmeHost
-from nvme_mdev.spec.nvme_identify import Oncs
+from nvme_mdev.spec.nvme_identify_controller import Oncs
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 
 data = bytes(range(256)) * 16

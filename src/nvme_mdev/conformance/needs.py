@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nvme_mdev.spec.nvme_identify import Lpa, Nsattr, Oacs, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Lpa, Oacs, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Nsattr
 from nvme_mdev.spec.nvme_registers import CapBit, Register
 from nvme_mdev.spec.nvme_registers import version as packed_version
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nvme_mdev.host.driver import Namespace
     from nvme_mdev.host.io import IoQueue
-    from nvme_mdev.spec.nvme_identify import IdentifyController
+    from nvme_mdev.spec.nvme_identify_controller import IdentifyController
     from nvme_mdev.spec.nvme_registers import Register
 
 MEMORY = 4 << 20

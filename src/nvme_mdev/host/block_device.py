@@ -26,7 +26,8 @@ from nvme_mdev.host.errors import HostError
 from nvme_mdev.host.memory import PAGE_SIZE, round_up
 from nvme_mdev.host.ublk import UblkQueue, control
 from nvme_mdev.spec import ublk
-from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Oncs, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Oncs, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Dlfeat, Nsattr
 from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:

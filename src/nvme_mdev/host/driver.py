@@ -30,15 +30,14 @@ from nvme_mdev.host.vfio import PREFIX as VFIO
 from nvme_mdev.host.vfio import VfioTransport
 from nvme_mdev.spec.nvme_commands import CQE_SIZE, SQE, SQE_SIZE
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, NumberOfQueues
-from nvme_mdev.spec.nvme_identify import (
-    IDENTIFY_SIZE,
-    Cns,
+from nvme_mdev.spec.nvme_identify import IDENTIFY_SIZE, Cns
+from nvme_mdev.spec.nvme_identify_controller import (
     IdentifyController,
     IdentifyControllerNvm,
-    IdentifyNamespace,
     Oacs,
     Oaes,
 )
+from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_registers import REGISTER_SIZE, Cap, Cc, Css, Csts, Register, Shn, Shst
 from nvme_mdev.units import MAX_SIZE

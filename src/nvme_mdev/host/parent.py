@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nvme_mdev.datapath.iothread import IOThread
     from nvme_mdev.host.io import IoQueue
     from nvme_mdev.host.memory import DmaMemory
-    from nvme_mdev.spec.nvme_identify import IdentifyNamespace
+    from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
 
 _log = logging.getLogger(__name__)
 

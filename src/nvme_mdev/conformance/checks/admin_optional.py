@@ -9,7 +9,7 @@ from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import completed, equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, AdminOpcode
-from nvme_mdev.spec.nvme_identify import Fna, Oacs
+from nvme_mdev.spec.nvme_identify_controller import Fna, Oacs
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 

@@ -10,7 +10,8 @@ from nvme_mdev.conformance.expect import equal, require
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE
 from nvme_mdev.spec.nvme_features import Fid
-from nvme_mdev.spec.nvme_identify import IDENTIFY_SIZE, Oncs
+from nvme_mdev.spec.nvme_identify import IDENTIFY_SIZE
+from nvme_mdev.spec.nvme_identify_controller import Oncs
 from nvme_mdev.spec.nvme_logs import PELOC_NONE, ErrorLogEntry, LogPage
 from nvme_mdev.spec.nvme_status import STATUS_MORE
 

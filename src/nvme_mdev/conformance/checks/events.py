@@ -20,7 +20,8 @@ from nvme_mdev.spec.nvme_features import (
     TemperatureThreshold,
     WriteProtectionState,
 )
-from nvme_mdev.spec.nvme_identify import Nsattr, Nwpc, Oaes
+from nvme_mdev.spec.nvme_identify_controller import Nwpc, Oaes
+from nvme_mdev.spec.nvme_identify_namespace import Nsattr
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import CommandStatus
 

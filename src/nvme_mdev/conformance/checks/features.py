@@ -22,7 +22,7 @@ from nvme_mdev.spec.nvme_features import (
     TemperatureThreshold,
     Timestamp,
 )
-from nvme_mdev.spec.nvme_identify import Ctratt, Oaes, Oncs
+from nvme_mdev.spec.nvme_identify_controller import Ctratt, Oaes, Oncs
 from nvme_mdev.spec.nvme_logs import FeatureEffect, FeatureEffectsLog, LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus
 

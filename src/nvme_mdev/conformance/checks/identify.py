@@ -13,21 +13,25 @@ from nvme_mdev.spec.nvme_commands import MAX_NSID, NSID_ALL
 from nvme_mdev.spec.nvme_identify import (
     IDENTIFY_SIZE,
     NIDT_LENGTH,
-    Cmic,
     Cns,
-    CntrlType,
     ControllerList,
-    Ctratt,
-    IdentifyController,
-    IdentifyNamespace,
-    IdentifyNamespaceIndependent,
     IoCommandSetVectors,
     Nidt,
-    Nmic,
     NsidList,
-    Nstat,
+)
+from nvme_mdev.spec.nvme_identify_controller import (
+    Cmic,
+    CntrlType,
+    Ctratt,
+    IdentifyController,
     Oacs,
     Vwc,
+)
+from nvme_mdev.spec.nvme_identify_namespace import (
+    IdentifyNamespace,
+    IdentifyNamespaceIndependent,
+    Nmic,
+    Nstat,
 )
 from nvme_mdev.spec.nvme_registers import CapBit, Register
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus

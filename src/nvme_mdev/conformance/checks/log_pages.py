@@ -9,7 +9,7 @@ from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import GET_LOG_PAGE_OT, NSID_ALL, AdminOpcode, NvmOpcode
-from nvme_mdev.spec.nvme_identify import Lpa, Oacs, Oncs
+from nvme_mdev.spec.nvme_identify_controller import Lpa, Oacs, Oncs
 from nvme_mdev.spec.nvme_logs import (
     ChangedNamespacesLog,
     CommandEffect,

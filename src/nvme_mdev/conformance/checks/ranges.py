@@ -10,7 +10,9 @@ from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import SQE, DsmAttribute, NvmOpcode
-from nvme_mdev.spec.nvme_identify import Cns, Dlfeat, IdentifyControllerNvm, Oncs
+from nvme_mdev.spec.nvme_identify import Cns
+from nvme_mdev.spec.nvme_identify_controller import IdentifyControllerNvm, Oncs
+from nvme_mdev.spec.nvme_identify_namespace import Dlfeat
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, MediaStatus
 
 if TYPE_CHECKING:

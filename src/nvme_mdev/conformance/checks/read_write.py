@@ -10,7 +10,7 @@ from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, NvmOpcode, RwControl
-from nvme_mdev.spec.nvme_identify import Oncs, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Oncs, Vwc
 from nvme_mdev.spec.nvme_status import GenericStatus, MediaStatus
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import NSID_ALL, SQE, NvmOpcode
 from nvme_mdev.spec.nvme_features import HOST_IDENTIFIER_EXHID, Fid
-from nvme_mdev.spec.nvme_identify import Ctratt, Oncs
+from nvme_mdev.spec.nvme_identify_controller import Ctratt, Oncs
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_reservations import (
     NOTIFICATION_MASK,

@@ -10,7 +10,7 @@ from nvme_mdev.conformance.check import Group, NotApplicable
 from nvme_mdev.conformance.expect import equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import Psdt, SglDescriptor, SglType
-from nvme_mdev.spec.nvme_identify import Sgls
+from nvme_mdev.spec.nvme_identify_controller import Sgls
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:

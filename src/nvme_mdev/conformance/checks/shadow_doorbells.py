@@ -8,7 +8,7 @@ from nvme_mdev.conformance import needs
 from nvme_mdev.conformance.check import Group
 from nvme_mdev.conformance.expect import completed, refused, require, succeeds
 from nvme_mdev.host import commands
-from nvme_mdev.spec.nvme_identify import Oacs
+from nvme_mdev.spec.nvme_identify_controller import Oacs
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:

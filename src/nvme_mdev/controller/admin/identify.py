@@ -20,38 +20,42 @@ from nvme_mdev.datapath.range_commands import MAX_COPY, MAX_COPY_RANGE, MAX_COPY
 from nvme_mdev.datapath.state import ERROR_LOG_ENTRIES
 from nvme_mdev.spec.nvme_commands import Csi
 from nvme_mdev.spec.nvme_identify import (
-    FRMW_SLOTS_SHIFT,
     IDENTIFY_SIZE,
     NIDT_LENGTH,
-    Cmic,
     Cns,
+    Nidt,
+    NsIdDescriptor,
+    ascii_field,
+    u128,
+)
+from nvme_mdev.spec.nvme_identify_controller import (
+    FRMW_SLOTS_SHIFT,
+    Cmic,
     CntrlType,
     Ctratt,
-    Dlfeat,
     Fna,
     Frmw,
     Fuses,
     IdentifyController,
     IdentifyControllerNvm,
-    IdentifyNamespace,
-    IdentifyNamespaceIndependent,
-    IdentifyNamespaceNvm,
-    IndependentNsfeat,
     Lpa,
-    Nidt,
-    Nmic,
-    Nsattr,
-    Nsfeat,
-    NsIdDescriptor,
-    Nstat,
     Nwpc,
     Oacs,
     Oaes,
     Oncs,
     Sgls,
     Vwc,
-    ascii_field,
-    u128,
+)
+from nvme_mdev.spec.nvme_identify_namespace import (
+    Dlfeat,
+    IdentifyNamespace,
+    IdentifyNamespaceIndependent,
+    IdentifyNamespaceNvm,
+    IndependentNsfeat,
+    Nmic,
+    Nsattr,
+    Nsfeat,
+    Nstat,
 )
 from nvme_mdev.spec.nvme_maintenance import DSTO_ONE_AT_A_TIME, FPI_SUPPORTED, Sanicap
 from nvme_mdev.spec.nvme_registers import ADMIN_CQES, ADMIN_SQES

@@ -23,7 +23,7 @@ from nvme_mdev.spec.nvme_commands import (
     Csi,
     NvmOpcode,
 )
-from nvme_mdev.spec.nvme_identify import Oncs
+from nvme_mdev.spec.nvme_identify_controller import Oncs
 from nvme_mdev.spec.nvme_logs import (
     ChangedNamespacesLog,
     CommandEffect,

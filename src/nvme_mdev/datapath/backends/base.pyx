@@ -13,7 +13,7 @@ import errno
 
 from nvme_mdev.datapath.backends.drive import NO_LIMITS
 from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
-from nvme_mdev.spec.nvme_identify import Sgls
+from nvme_mdev.spec.nvme_identify_controller import Sgls
 
 
 cdef class Backend:

@@ -11,17 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from nvme_mdev.spec.nvme_identify import Dlfeat, Nsattr, Nsfeat, Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_controller import Oncs, Sgls, Vwc
+from nvme_mdev.spec.nvme_identify_namespace import Dlfeat, Nsattr, Nsfeat
 from nvme_mdev.units import MAX_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nvme_mdev.spec.nvme_identify import (
-        IdentifyController,
-        IdentifyControllerNvm,
-        IdentifyNamespace,
-    )
+    from nvme_mdev.spec.nvme_identify_controller import IdentifyController, IdentifyControllerNvm
+    from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
 
 #: A page of PRP list holds 512 entries, and the first page of data is not in it.
 MAX_TRANSFER = 2 << 20

@@ -32,13 +32,9 @@ from nvme_mdev.datapath.backends.host_queues import (
 )
 from nvme_mdev.datapath.backends.medium import Medium, open_medium
 from nvme_mdev.spec.nvme_commands import NSID_ALL, AdminOpcode
-from nvme_mdev.spec.nvme_identify import (
-    IDENTIFY_SIZE,
-    Cns,
-    IdentifyController,
-    IdentifyControllerNvm,
-    IdentifyNamespace,
-)
+from nvme_mdev.spec.nvme_identify import IDENTIFY_SIZE, Cns
+from nvme_mdev.spec.nvme_identify_controller import IdentifyController, IdentifyControllerNvm
+from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
 from nvme_mdev.spec.nvme_logs import LogPage, SmartLog
 
 SYSFS = Path("/sys")
