@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.admin_commands import AsyncEvent
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError, NvmeStatusError, TransportError
 from nvme_mdev.host.memory import build_prps
 from nvme_mdev.spec.nvme_registers import Shst

@@ -14,7 +14,8 @@ from tests.controller.reservation_host import Entry, ReservationHost
 from tests.controller.statuses import refused
 
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.admin_commands import AsyncEvent
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import NvmeStatusError
 from nvme_mdev.spec.nvme_features import Fid, WriteProtectionState
 from nvme_mdev.spec.nvme_logs import LogPage

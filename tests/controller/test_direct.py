@@ -22,7 +22,8 @@ from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands, parent
-from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.admin_commands import AsyncEvent
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError, NvmeStatusError
 from nvme_mdev.host.memory import Prps, build_prps, prps_for
 from nvme_mdev.host.parent import Parent

@@ -8,7 +8,7 @@ import pytest
 
 from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import AsyncEvent
+from nvme_mdev.host.admin_commands import AsyncEvent
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_logs import LogPage
 from nvme_mdev.spec.nvme_status import CommandStatus, GenericStatus, Status

@@ -11,7 +11,8 @@ from nvme_mdev.controller.health import worst
 from nvme_mdev.controller.memory_map import Lifetime
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.admin_commands import AsyncEvent
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid
 from nvme_mdev.spec.nvme_logs import CriticalWarning, LogPage, SmartLog
 from nvme_mdev.spec.nvme_status import MediaStatus

@@ -12,7 +12,8 @@ from nvme_mdev.datapath.backends.memory import MemoryBackend
 from nvme_mdev.datapath.backends.null import NullBackend
 from nvme_mdev.datapath.backends.uring import UringBackend
 from nvme_mdev.host import commands
-from nvme_mdev.host.driver import AsyncEvent, NvmeHost
+from nvme_mdev.host.admin_commands import AsyncEvent
+from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.spec.nvme_commands import DsmAttribute
 from nvme_mdev.spec.nvme_features import AsyncEventConfig, Fid, WriteProtectionState
 from nvme_mdev.spec.nvme_identify_controller import Nwpc

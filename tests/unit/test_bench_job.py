@@ -8,7 +8,8 @@ import pytest
 
 from nvme_mdev.bench.job import Job, Layout, Pattern, lay_out
 from nvme_mdev.errors import UserError
-from nvme_mdev.host.driver import Namespace, QueueCounts
+from nvme_mdev.host.admin_commands import Namespace
+from nvme_mdev.host.driver import QueueCounts
 from nvme_mdev.spec.nvme_identify_namespace import IdentifyNamespace
 
 COUNTS = QueueCounts(4, 4)

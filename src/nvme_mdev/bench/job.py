@@ -10,7 +10,8 @@ from nvme_mdev.errors import UserError
 from nvme_mdev.units import format_size
 
 if TYPE_CHECKING:
-    from nvme_mdev.host.driver import Namespace, NvmeHost
+    from nvme_mdev.host.admin_commands import Namespace
+    from nvme_mdev.host.driver import NvmeHost
 
 MAX_NLB = 1 << 16
 """Logical blocks of one command (NLB is 16 bits, 0's based)."""

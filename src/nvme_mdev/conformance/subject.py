@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from nvme_mdev.host.driver import Namespace
+    from nvme_mdev.host.admin_commands import Namespace
     from nvme_mdev.host.io import IoQueue
     from nvme_mdev.spec.nvme_identify_controller import IdentifyController
     from nvme_mdev.spec.nvme_registers import Register

@@ -33,7 +33,8 @@ from nvme_mdev.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nvme_mdev.host.driver import Namespace, NvmeHost
+    from nvme_mdev.host.admin_commands import Namespace
+    from nvme_mdev.host.driver import NvmeHost
 
 CONTROL = Path("/dev/ublk-control")
 DEFAULT_DEPTH = 128
