@@ -14,7 +14,8 @@ iommu           what such a drive sees of our memory: iommufd, or a type 1 conta
 commands        submission queue entries from their fields
 memory          DMA memory: windows that the controller sees, an allocator, PRP lists of any shape
 queues          `QueuePair`: post, ring, reap; any entry, any doorbell value (Cython)
-workload        `Workload`: the loop that keeps commands outstanding and measures them (Cython)
+workload        `Workload`: what is to be done on a queue pair, and what was measured (Cython)
+workload_loop   ... and the loop, which keeps commands outstanding (Cython)
 completion      a completion queue entry
 samples         what a workload measured, as plain values
 parent          a controller held to be shared: its queue pairs, for direct mode

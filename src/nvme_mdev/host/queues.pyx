@@ -1,6 +1,6 @@
 """A queue pair as Python drives it: one command at a time, any bytes, any doorbell value.
 
-What a benchmark needs per command without Python is in `workload.pyx`; it drives the same
+What a benchmark needs per command without Python is in `workload_loop.pyx`; it drives the same
 `queue_t` through the inlines of `host_rings.pxd`.
 """
 

@@ -22,7 +22,7 @@ class Samples:
     squares: float
     """Sum of the squares, for the standard deviation."""
     buckets: array[int]
-    """How many samples fell into each bucket (fio's layout, see `workload.pxd`)."""
+    """How many samples fell into each bucket (fio's layout, see `latency_histogram.pxd`)."""
 
 
 class Measured(NamedTuple):

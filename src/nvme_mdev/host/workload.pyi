@@ -1,4 +1,4 @@
-"""The benchmark loop: keeps a queue pair's commands outstanding and measures each of them."""
+"""What is to be done on a queue pair, and what its loop has measured."""
 
 from collections.abc import Sequence
 
