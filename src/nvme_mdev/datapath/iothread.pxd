@@ -22,11 +22,12 @@ cdef class IOThread:
     cdef int call(self, int (*function)(iothread_t *, void *) noexcept nogil, void *argument) except? -9999
     cdef int add_queue(self, sq_t *sq) except -1
     cdef void remove_queue(self, sq_t *sq) noexcept
-    #: Have something asked each turn while requests are in flight; changed while the thread stands.
+    #: Have something asked each turn while requests are in flight, or no longer; the thread stands
+    #: still for the change.
     cdef int add_poller(
         self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
     ) except -1
-    cdef void remove_poller(self, void *context) noexcept
+    cdef int remove_poller(self, void *context) except -1
     cdef void close_wake(self) noexcept
     cdef int add_controller(self, controller_t *controller) except -1
     cdef void remove_controller(self, controller_t *controller) noexcept

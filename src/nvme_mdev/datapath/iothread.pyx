@@ -335,23 +335,31 @@ cdef class IOThread:
     cdef int add_poller(
         self, uint32_t (*poll)(iothread_t *, void *) noexcept nogil, void *context
     ) except -1:
-        cdef poller_t *pollers = <poller_t *> realloc(
-            self.thread.pollers, (self.thread.poller_count + 1) * sizeof(poller_t))
-        if pollers == NULL:
-            raise MemoryError
-        pollers[self.thread.poller_count].poll = poll
-        pollers[self.thread.poller_count].context = context
-        self.thread.pollers = pollers
-        self.thread.poller_count += 1
+        cdef poller_t *pollers
+        self.pause()
+        try:
+            pollers = <poller_t *> realloc(
+                self.thread.pollers, (self.thread.poller_count + 1) * sizeof(poller_t))
+            if pollers == NULL:
+                raise MemoryError
+            pollers[self.thread.poller_count].poll = poll
+            pollers[self.thread.poller_count].context = context
+            self.thread.pollers = pollers
+            self.thread.poller_count += 1
+        finally:
+            self.resume()
         return 0
 
-    cdef void remove_poller(self, void *context) noexcept:
+    cdef int remove_poller(self, void *context) except -1:
         cdef uint32_t i
+        self.pause()
         for i in range(self.thread.poller_count):
             if self.thread.pollers[i].context == context:
                 self.thread.poller_count -= 1
                 self.thread.pollers[i] = self.thread.pollers[self.thread.poller_count]
-                return
+                break
+        self.resume()
+        return 0
 
     cdef int add_controller(self, controller_t *controller) except -1:
         cdef controller_t **controllers = <controller_t **> realloc(

@@ -329,15 +329,12 @@ cdef class EncryptedBackend(UringBackend):
     cdef int begin_on(self, IOThread iothread) except -1:
         cdef place_t *place = free_place(&self.lanes, self.name)
         cdef lane_t *lane = make_lane()
-        iothread.pause()
         try:
             cipher_use(&lane.cipher, self.key)
             iothread.add_poller(start_waiting, lane)
         except BaseException:
             free_lane(lane)
             raise
-        finally:
-            iothread.resume()
         keep(place, iothread.thread, lane)
         try:
             UringBackend.begin_on(self, iothread)
@@ -353,9 +350,7 @@ cdef class EncryptedBackend(UringBackend):
 
     cdef int _close_lane(self, IOThread iothread) except -1:
         cdef lane_t *lane = <lane_t *> give_up(&self.lanes, iothread.thread)
-        iothread.pause()
         iothread.remove_poller(lane)
-        iothread.resume()
         free_lane(lane)
         return 0
 

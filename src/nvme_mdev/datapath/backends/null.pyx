@@ -115,14 +115,11 @@ cdef class NullBackend(Backend):
         if delay == NULL:
             raise MemoryError
         delay.latency = self.latency
-        iothread.pause()
         try:
             iothread.add_poller(delayed_poll, delay)
         except BaseException:
             free(delay)
             raise
-        finally:
-            iothread.resume()
         keep(place, iothread.thread, delay)
         return 0
 
@@ -131,9 +128,7 @@ cdef class NullBackend(Backend):
         if self.backend.ops != &delayed_ops:
             return 0
         delay = <delay_t *> give_up(&self.delays, iothread.thread)
-        iothread.pause()
         iothread.remove_poller(delay)
-        iothread.resume()
         free(delay)
         return 0
 

@@ -310,11 +310,7 @@ cdef class LowerQueue:
         if self.lower.requests == NULL or self.lower.free_cids == NULL:
             raise MemoryError
         self._free_all()
-        iothread.pause()
-        try:
-            iothread.add_poller(lower_poll, &self.lower)
-        finally:
-            iothread.resume()
+        iothread.add_poller(lower_poll, &self.lower)
 
     def __dealloc__(self):
         free(self.lower.requests)

@@ -343,11 +343,7 @@ cdef passthru_ring_t *take_ring(IOThread iothread, bint polled) except NULL:
         free(ring)
         why = "it needs Linux 6.1 or newer" if status == -EINVAL else os.strerror(-status)
         raise OSError(-status, f"io_uring passthrough: {why}")
-    iothread.pause()
-    try:
-        iothread.add_poller(passthru_poll, ring)
-    finally:
-        iothread.resume()
+    iothread.add_poller(passthru_poll, ring)
     ring.users = 1
     rings[key] = <uintptr_t> ring
     return ring
@@ -357,9 +353,7 @@ cdef int give_ring(IOThread iothread, passthru_ring_t *ring) except -1:
     ring.users -= 1
     if ring.users:
         return 0
-    iothread.pause()
     iothread.remove_poller(ring)
-    iothread.resume()
     iothread.call(close_ring, ring)
     del rings[(iothread, ring.flags != 0)]
     free(ring)
