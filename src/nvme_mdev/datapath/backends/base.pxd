@@ -1,9 +1,15 @@
 """What every backend has in common."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int32_t, uint64_t
 
 from nvme_mdev.datapath.iothread cimport IOThread
-from nvme_mdev.datapath.runtime cimport backend_t, throttle_t
+from nvme_mdev.datapath.runtime cimport backend_t, iothread_t, request_t, throttle_t
+
+
+#: `backend_ops_t.complete` of what puts no request on the IOThread's io_uring: never called.
+cdef void off_ring_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil
+#: `backend_ops_t.cancel` of what finishes in `submit`: nothing is ever under way.
+cdef void at_once_cancel(iothread_t *thread, request_t *request) noexcept nogil
 
 
 cdef class Backend:

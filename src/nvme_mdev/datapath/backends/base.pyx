@@ -1,11 +1,11 @@
 """What every backend has in common."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from nvme_mdev.datapath.atomics cimport read_tsc
 from nvme_mdev.datapath.clock cimport ticks_hz
 from nvme_mdev.datapath.iothread cimport IOThread
-from nvme_mdev.datapath.runtime cimport ATTENTION_LIMITED, LIMITS, bucket_t
+from nvme_mdev.datapath.runtime cimport ATTENTION_LIMITED, LIMITS, bucket_t, iothread_t, request_t
 from nvme_mdev.datapath.throttle cimport limit_time, throttle_look_again
 from nvme_mdev.datapath.token_bucket cimport TICK_SHIFT, bucket_set
 
@@ -14,6 +14,14 @@ import errno
 from nvme_mdev.datapath.backends.drive import NO_LIMITS
 from nvme_mdev.datapath.limits import LIMIT_NAMES, check_limit
 from nvme_mdev.spec.nvme_identify_controller import Sgls
+
+
+cdef void off_ring_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
+    pass
+
+
+cdef void at_once_cancel(iothread_t *thread, request_t *request) noexcept nogil:
+    pass
 
 
 cdef class Backend:

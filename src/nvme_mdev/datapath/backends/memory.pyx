@@ -1,13 +1,13 @@
 """A namespace in the daemon's memory: the only backend that copies data."""
 
 from libc.errno cimport errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport (
     MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
-from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.base cimport Backend, off_ring_complete, at_once_cancel
 from nvme_mdev.datapath.backends.copying cimport exceeds_caches, read_out, write_in
 from nvme_mdev.datapath.checks cimport equal_bytes, fault_at
 from nvme_mdev.datapath.completing cimport complete_done
@@ -99,18 +99,10 @@ cdef void memory_submit(iothread_t *thread, request_t *request) noexcept nogil:
         complete_done(thread)
 
 
-cdef void memory_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
-    """Never called: it uses no io_uring."""
-
-
-cdef void memory_cancel(iothread_t *thread, request_t *request) noexcept nogil:
-    """Nothing is ever under way."""
-
-
 cdef backend_ops_t memory_ops
 memory_ops.submit = memory_submit
-memory_ops.complete = memory_complete
-memory_ops.cancel = memory_cancel
+memory_ops.complete = off_ring_complete
+memory_ops.cancel = at_once_cancel
 
 
 cdef class MemoryBackend(Backend):

@@ -4,11 +4,11 @@ With a latency each command takes at least so long from when it was fetched, how
 outstanding, as on a drive with as many channels: a stand-in for hardware.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from nvme_mdev.datapath.atomics cimport read_tsc
-from nvme_mdev.datapath.backends.base cimport Backend
+from nvme_mdev.datapath.backends.base cimport Backend, off_ring_complete, at_once_cancel
 from nvme_mdev.datapath.backends.per_iothread cimport (
     free_place, give_up, keep, kept_for, per_iothread_t, place_t,
 )
@@ -39,18 +39,10 @@ cdef void null_submit(iothread_t *thread, request_t *request) noexcept nogil:
     request_done(thread, request)
 
 
-cdef void null_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
-    """Never called: it uses no io_uring."""
-
-
-cdef void null_cancel(iothread_t *thread, request_t *request) noexcept nogil:
-    """Nothing is ever under way."""
-
-
 cdef backend_ops_t null_ops
 null_ops.submit = null_submit
-null_ops.complete = null_complete
-null_ops.cancel = null_cancel
+null_ops.complete = off_ring_complete
+null_ops.cancel = at_once_cancel
 
 
 cdef void delayed_submit(iothread_t *thread, request_t *request) noexcept nogil:
@@ -80,7 +72,7 @@ cdef uint32_t delayed_poll(iothread_t *thread, void *context) noexcept nogil:
 
 cdef backend_ops_t delayed_ops
 delayed_ops.submit = delayed_submit
-delayed_ops.complete = null_complete
+delayed_ops.complete = off_ring_complete
 delayed_ops.cancel = delayed_cancel
 
 

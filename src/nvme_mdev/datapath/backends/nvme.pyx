@@ -11,11 +11,12 @@ One queue pair serves all namespaces of a controller below on one IOThread. The 
 returns is the guest's, unchanged.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.backends.base cimport off_ring_complete
 from nvme_mdev.datapath.backends.below cimport moves_data, names_ranges, rewrite, write_ranges
 from nvme_mdev.datapath.backends.drive_backend cimport DriveBackend, served_t, way_of
 from nvme_mdev.datapath.chain cimport chain_append, chain_next, chain_t, chain_take
@@ -252,10 +253,6 @@ cdef uint32_t lower_poll(iothread_t *thread, void *context) noexcept nogil:
     return count
 
 
-cdef void nvme_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
-    """Never called: it uses no io_uring."""
-
-
 cdef void nvme_cancel(iothread_t *thread, request_t *request) noexcept nogil:
     """It is marked as expired, and `LowerQueue.expired` tells whoever can abort it or reset the
     controller below."""
@@ -269,12 +266,12 @@ cdef void lost_submit(iothread_t *thread, request_t *request) noexcept nogil:
 
 cdef backend_ops_t nvme_ops
 nvme_ops.submit = nvme_submit
-nvme_ops.complete = nvme_complete
+nvme_ops.complete = off_ring_complete
 nvme_ops.cancel = nvme_cancel
 
 cdef backend_ops_t lost_ops
 lost_ops.submit = lost_submit
-lost_ops.complete = nvme_complete
+lost_ops.complete = off_ring_complete
 lost_ops.cancel = nvme_cancel
 
 

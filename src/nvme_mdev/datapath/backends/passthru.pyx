@@ -17,6 +17,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.uio cimport iovec
 
+from nvme_mdev.datapath.backends.base cimport off_ring_complete
 from nvme_mdev.datapath.backends.below cimport moves_data, names_ranges, rewrite, write_ranges
 from nvme_mdev.datapath.backends.drive_backend cimport DriveBackend, served_t, way_of
 from nvme_mdev.datapath.chain cimport chain_append, chain_t, chain_take
@@ -250,10 +251,6 @@ cdef uint32_t passthru_poll(iothread_t *thread, void *context) noexcept nogil:
     return count
 
 
-cdef void passthru_complete(iothread_t *thread, request_t *request, int32_t result) noexcept nogil:
-    """Never called: its commands are on a ring of their own."""
-
-
 cdef void passthru_cancel(iothread_t *thread, request_t *request) noexcept nogil:
     """The driver has been told how long it may take (`start`): it has the drive abort the command,
     whose status is the guest's, and after as long again resets the drive; then the command ends as
@@ -262,7 +259,7 @@ cdef void passthru_cancel(iothread_t *thread, request_t *request) noexcept nogil
 
 cdef backend_ops_t passthru_ops
 passthru_ops.submit = passthru_submit
-passthru_ops.complete = passthru_complete
+passthru_ops.complete = off_ring_complete
 passthru_ops.cancel = passthru_cancel
 
 
