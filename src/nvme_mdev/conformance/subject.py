@@ -5,6 +5,7 @@ A check may leave the controller in any state. The next one attaches again, whic
 
 from __future__ import annotations
 
+import ctypes
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from nvme_mdev.conformance.check import CheckFailed, NotApplicable
 from nvme_mdev.host.driver import NvmeHost
 from nvme_mdev.host.errors import HostError
 from nvme_mdev.spec.nvme_commands import NSID_ALL
+from nvme_mdev.spec.nvme_logs import CommandsEffectsLog, LogPage
 
 if TYPE_CHECKING:
     import os
@@ -117,6 +119,11 @@ class Subject:
     def block_size(self) -> int:
         """Bytes of its logical blocks."""
         return self.namespace.block_size
+
+    def effects(self) -> CommandsEffectsLog:
+        """The Commands Supported and Effects log, of the NVM command set."""
+        page = self.host.get_log_page(LogPage.COMMANDS_EFFECTS, ctypes.sizeof(CommandsEffectsLog))
+        return CommandsEffectsLog.from_buffer_copy(page)
 
     def inactive_nsid(self) -> int:
         """A valid NSID without a namespace; NotApplicable when all are in use."""

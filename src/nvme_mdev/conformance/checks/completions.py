@@ -8,7 +8,7 @@ from nvme_mdev.conformance.check import Group
 from nvme_mdev.conformance.expect import completed, equal, refused, require, succeeds
 from nvme_mdev.host import commands
 from nvme_mdev.spec.nvme_commands import CQE, CQE_SIZE, SQE, Psdt
-from nvme_mdev.spec.nvme_logs import CommandEffect, CommandsEffectsLog, LogPage
+from nvme_mdev.spec.nvme_logs import CommandEffect
 from nvme_mdev.spec.nvme_status import GenericStatus
 
 if TYPE_CHECKING:
@@ -87,15 +87,10 @@ def _reap(completions: list[Completion], outstanding: set[int]) -> set[int]:
     return found
 
 
-def _effects(subject: Subject) -> CommandsEffectsLog:
-    page = subject.host.get_log_page(LogPage.COMMANDS_EFFECTS, 4096)
-    return CommandsEffectsLog.from_buffer_copy(page)
-
-
 @GROUP.check("Base 4.2.3.1", "Base 5.1.12.1.6")
 def admin_opcodes_that_are_not_there_are_refused(subject: Subject) -> None:
     """Every admin opcode outside of the Commands Supported and Effects log is Invalid Opcode."""
-    log = _effects(subject)
+    log = subject.effects()
     for opcode in range(_VENDOR_ADMIN):
         if not log.acs[opcode] & CommandEffect.CSUPP and opcode != _FABRICS:
             _invalid_opcode(subject, opcode, io=False)
@@ -104,7 +99,7 @@ def admin_opcodes_that_are_not_there_are_refused(subject: Subject) -> None:
 @GROUP.check("Base 4.2.3.1", "Base 5.1.12.1.6")
 def io_opcodes_that_are_not_there_are_refused(subject: Subject) -> None:
     """Every I/O opcode outside of the Commands Supported and Effects log is Invalid Opcode."""
-    log = _effects(subject)
+    log = subject.effects()
     for opcode in range(_VENDOR_IO):
         if not log.iocs[opcode] & CommandEffect.CSUPP and opcode != _FABRICS:
             _invalid_opcode(subject, opcode, io=True)

@@ -13,7 +13,6 @@ from nvme_mdev.spec.nvme_identify_controller import Lpa, Oacs, Oncs
 from nvme_mdev.spec.nvme_logs import (
     ChangedNamespacesLog,
     CommandEffect,
-    CommandsEffectsLog,
     FirmwareSlotLog,
     LogPage,
     LogPageSupport,
@@ -236,15 +235,10 @@ def the_changed_list_is_empty_once_read(subject: Subject) -> None:
     require(not any(ChangedNamespacesLog.from_buffer_copy(page).nsid), "it is not")
 
 
-def _effects(subject: Subject) -> CommandsEffectsLog:
-    page = subject.host.get_log_page(LogPage.COMMANDS_EFFECTS, 4096)
-    return CommandsEffectsLog.from_buffer_copy(page)
-
-
 @GROUP.check("Base 5.1.12.1.6", needs=needs.lpa(Lpa.CSES))
 def mandatory_commands_have_effects_entries(subject: Subject) -> None:
     """Every mandatory command is in the Commands Supported and Effects log."""
-    log = _effects(subject)
+    log = subject.effects()
     admin = [
         AdminOpcode.DELETE_IO_SQ,
         AdminOpcode.CREATE_IO_SQ,
@@ -294,7 +288,7 @@ _OPTIONAL_ADMIN = {
 @GROUP.check("Base 5.1.12.1.6", "Base 5.1.13.2.1", needs=needs.lpa(Lpa.CSES))
 def optional_io_commands_are_in_both_or_none(subject: Subject) -> None:
     """An optional I/O command is in the effects log if and only if ONCS has it."""
-    log = _effects(subject)
+    log = subject.effects()
     for bit, opcodes in _OPTIONAL_IO.items():
         for opcode in opcodes:
             in_log = bool(log.iocs[opcode] & CommandEffect.CSUPP)
@@ -304,7 +298,7 @@ def optional_io_commands_are_in_both_or_none(subject: Subject) -> None:
 @GROUP.check("Base 5.1.12.1.6", "Base 5.1.13.2.1", needs=needs.lpa(Lpa.CSES))
 def optional_admin_commands_are_in_both_or_none(subject: Subject) -> None:
     """An optional admin command is in the effects log if and only if OACS has it."""
-    log = _effects(subject)
+    log = subject.effects()
     for bit, opcodes in _OPTIONAL_ADMIN.items():
         for opcode in opcodes:
             in_log = bool(log.acs[opcode] & CommandEffect.CSUPP)
@@ -314,7 +308,7 @@ def optional_admin_commands_are_in_both_or_none(subject: Subject) -> None:
 @GROUP.check("Base 5.1.12.1.6", needs=needs.lpa(Lpa.CSES))
 def commands_that_write_say_so(subject: Subject) -> None:
     """Commands that change user data have Logical Block Content Change in the effects log."""
-    log = _effects(subject)
+    log = subject.effects()
     for opcode in (NvmOpcode.WRITE, NvmOpcode.WRITE_ZEROES, NvmOpcode.COPY):
         effects = log.iocs[opcode]
         if effects & CommandEffect.CSUPP:
