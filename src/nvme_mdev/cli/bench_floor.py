@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvme_mdev.cli.bench import CpuList, echo_json, progress_bar
-from nvme_mdev.cli.parameters import SecondsType
+from nvme_mdev.cli.bench import echo_json, progress_bar
+from nvme_mdev.cli.bench_options import rounds_option, runtime_option, two_cpus_option
+from nvme_mdev.cli.parameters import json_option
 from nvme_mdev.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,29 +16,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--cpu",
-    "cpus",
-    type=CpuList(),
-    default=(),
-    metavar="A,B",
-    help="The host's CPU and the controller's.  [default: the first and the last]",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 1000),
-    default=7,
-    show_default=True,
-    help="Each measures everything once; shown are median, min and max.",
-)
-@click.option(
-    "--runtime",
-    type=SecondsType(0, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="Seconds of each measurement.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@two_cpus_option("the controller's")
+@rounds_option(7, "Each measures everything once; shown are median, min and max.")
+@runtime_option(0.1)
+@json_option
 def floor(*, cpus: tuple[int, ...], rounds: int, runtime: float, as_json: bool) -> None:
     """Measure the machine's own limits: what no controller can be faster than on it.
 

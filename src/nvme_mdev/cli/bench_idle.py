@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvme_mdev.cli.bench import echo_json, progress_bar
-from nvme_mdev.cli.parameters import SecondsType
+from nvme_mdev.cli.parameters import SecondsType, json_option
 
 if TYPE_CHECKING:
     from nvme_mdev.bench.idle import Idle
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds of each rest; twice as long as it polls, at least.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@json_option
 def idle(*, socket: str, nsid: int, rests: int, rest: float, as_json: bool) -> None:
     """Measure how the controller at SOCKET rests.
 

@@ -12,9 +12,10 @@ import click
 
 from nvme_mdev.cli.bench import CpuList, echo_json, host_errors, progress_bar, this_run
 from nvme_mdev.cli.bench_floor import two_cpus
+from nvme_mdev.cli.bench_options import rounds_option
 from nvme_mdev.cli.bench_report_controller import BareController
 from nvme_mdev.cli.bench_scale import Counts, fill_in
-from nvme_mdev.cli.parameters import DURATION, SIZE, SecondsType
+from nvme_mdev.cli.parameters import DURATION, SIZE, SecondsType, json_option
 from nvme_mdev.cli.private_daemon import Daemon, Interrupts, serve_privately
 from nvme_mdev.errors import UserError
 from nvme_mdev.units import format_size
@@ -86,13 +87,7 @@ class Bare(NamedTuple):
     default=(),
     help="CPUs of the jobs, the last one the daemon's.  [default: all that there are]",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 1000),
-    default=5,
-    show_default=True,
-    help="Each measures everything once.",
-)
+@rounds_option(5, "Each measures everything once.")
 @click.option(
     "--runtime",
     type=SecondsType(0, min_open=True),
@@ -106,7 +101,7 @@ class Bare(NamedTuple):
     help="How many controllers to measure on one IOThread.  [default: 1,8,64; with --quick 1,4]",
 )
 @click.option("--quick", is_flag=True, help="Fewer points, shorter measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@json_option
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),

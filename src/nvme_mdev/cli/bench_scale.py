@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvme_mdev.cli.bench import CpuList, echo_json, host_errors, progress_bar
+from nvme_mdev.cli.bench import echo_json, host_errors, progress_bar
 from nvme_mdev.cli.bench_floor import two_cpus
-from nvme_mdev.cli.parameters import SecondsType
+from nvme_mdev.cli.bench_options import rounds_option, runtime_option, two_cpus_option
+from nvme_mdev.cli.parameters import json_option
 from nvme_mdev.cli.private_daemon import Interrupts, serve_privately
 
 if TYPE_CHECKING:
@@ -62,29 +63,10 @@ class Counts(click.ParamType[tuple[int, ...]]):
     show_default=True,
     help="Commands outstanding on each controller.",
 )
-@click.option(
-    "--cpu",
-    "cpus",
-    type=CpuList(),
-    default=(),
-    metavar="A,B",
-    help="The host's CPU and the IOThread's.  [default: the first and the last]",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 1000),
-    default=5,
-    show_default=True,
-    help="Each measures everything once; shown are median, min and max.",
-)
-@click.option(
-    "--runtime",
-    type=SecondsType(0, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Seconds of each measurement.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@two_cpus_option("the IOThread's")
+@rounds_option(5, "Each measures everything once; shown are median, min and max.")
+@runtime_option(0.5)
+@json_option
 def scale(
     *,
     counts: tuple[int, ...],

@@ -7,20 +7,16 @@ from contextlib import ExitStack
 import click
 
 from nvme_mdev.cli.bench import echo_json, host_errors, progress_bar
+from nvme_mdev.cli.bench_options import rounds_option
+from nvme_mdev.cli.parameters import json_option
 from nvme_mdev.cli.private_daemon import Interrupts, serve_privately
 
 _TARGET = "null:1G"
 
 
 @click.command()
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 1000),
-    default=7,
-    show_default=True,
-    help="Daemons that are started; shown are median, min and max.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@rounds_option(7, "Daemons that are started; shown are median, min and max.")
+@json_option
 def startup(*, rounds: int, as_json: bool) -> None:
     """Time the start: of a daemon, of a client on it, of the controller, of a queue.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nvme_mdev.cli.parameters import json_option
 from nvme_mdev.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _NAME_WIDTH = 15
     "-k", "words", multiple=True, metavar="WORD", help="Only checks whose name has this word."
 )
 @click.option("--list", "list_only", is_flag=True, help="Show the checks and run none.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+@json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show the checks that pass, too.")
 def conformance(
     *,

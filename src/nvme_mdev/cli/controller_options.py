@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +18,8 @@ from nvme_mdev.service.definition import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
-Command = TypeVar("Command", bound="Callable[..., Any]")
+    from nvme_mdev.cli.parameters import Command
 
 _MEDIUM = (
     click.option("--size", type=SIZE, help="Create the image with this size if it does not exist."),

@@ -1,9 +1,9 @@
-"""Option types that several commands share."""
+"""Option types, and an option, that several commands share."""
 
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -13,7 +13,16 @@ from nvme_mdev.service.settings import SETTINGS
 from nvme_mdev.units import parse_duration_ns, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+def json_option(command: Command) -> Command:
+    """Give a command whose tables are its own ``--json``, as ``as_json``."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+    return option(command)
 
 
 class SizeType(click.ParamType[int]):
