@@ -8,7 +8,7 @@ median of the rounds, and ratios are taken within them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nvme_mdev.bench import fio
@@ -122,7 +122,7 @@ class BareTarget:
 
     def measure(self, job: Job) -> tuple[Direction, DeviceCounters | None]:
         """Through fio."""
-        return fio.run_fio(self.target, _with_size(job, self.size)), None
+        return fio.run_fio(self.target, replace(job, size=self.size)), None
 
 
 @dataclass(slots=True)
@@ -137,7 +137,7 @@ class Namespace:
 
     def measure(self, job: Job) -> tuple[Direction, DeviceCounters | None]:
         """Through the host driver. HostError when the controller fails."""
-        sized = _with_size(job, self.size, self.nsid)
+        sized = replace(job, nsid=self.nsid, size=self.size)
         with Runner(self.host, sized) as runner:
             result = runner.run()
         if result.problems:
@@ -164,20 +164,6 @@ class AttachedAnew:
         """Through the host driver. HostError when the controller fails."""
         with self.attach() as host:
             return Namespace(self.name, host, self.nsid, self.size).measure(job)
-
-
-def _with_size(job: Job, size: int | None, nsid: int = 1) -> Job:
-    return Job(
-        rw=job.rw,
-        bs=job.bs,
-        iodepth=job.iodepth,
-        numjobs=job.numjobs,
-        runtime=job.runtime,
-        interrupts=job.interrupts,
-        cpus=job.cpus,
-        nsid=nsid,
-        size=size,
-    )
 
 
 # -- what came out -------------------------------------------------------------------------------
