@@ -48,6 +48,9 @@ cdef struct uring_t:
     io_uring ring
     #: SQEs written and not yet shown to the kernel.
     uint32_t prepared
+    #: When there are more, they are before the next is written: a batch goes out as 1, 2, 4 and so on. The
+    #: kernel holds all that one call brings back until it has seen the last of it, and the device waits.
+    uint32_t piece
     #: For I/O within the system call: how often the thread had slept for something by then, and how
     #: often of its own accord (`iothread_t.rests`).
     int64_t sleeps
@@ -90,6 +93,8 @@ cdef bint uring_use_buffer(uring_t *uring, uint32_t buffer) noexcept nogil
 cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil
 #: Show the kernel what was prepared.
 cdef void uring_submit(uring_t *uring) noexcept nogil
+#: The same, and have it look for completions on a device that is polled.
+cdef void uring_submit_and_poll(uring_t *uring) noexcept nogil
 #: Hand finished operations to their backends; how many.
 cdef uint32_t uring_poll(iothread_t *thread) noexcept nogil
 #: A poller: show the kernel what was prepared for polled devices, and have it look for completions.

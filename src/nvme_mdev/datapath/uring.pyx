@@ -47,9 +47,6 @@ cdef extern from "<liburing.h>" nogil:
 cdef enum:
     #: SQEs between two submissions, where the kernel takes them.
     ENTRIES = 256
-    #: Of a batch so many are submitted at a time. The kernel holds back all that one call brings until it
-    #: has seen the last of it: the device would wait for that.
-    SUBMIT_PIECE = 8
     #: Room for what is in flight; the kernel keeps what does not fit (IORING_FEAT_NODROP).
     CQ_ENTRIES = 4096
     REAP = 64
@@ -150,10 +147,18 @@ cdef bint uring_use_buffer(uring_t *uring, uint32_t buffer) noexcept nogil:
     return uring.buffers[buffer] == BUFFER_REGISTERED
 
 
+cdef inline void submit(uring_t *uring) noexcept nogil:
+    # A negative answer (no memory, CQ overflow) leaves the SQEs where they are for the next turn.
+    cdef int submitted = io_uring_submit(&uring.ring)
+    if submitted > 0:
+        uring.prepared -= <uint32_t> submitted
+
+
 cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil:
     cdef io_uring_sqe *sqe
-    if uring.prepared >= SUBMIT_PIECE:
-        uring_submit(uring)
+    if uring.prepared > uring.piece:
+        submit(uring)
+        uring.piece = 2 * uring.piece + 1
     sqe = io_uring_get_sqe(&uring.ring)
     if sqe != NULL:
         uring.prepared += 1
@@ -161,10 +166,13 @@ cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil:
 
 
 cdef void uring_submit(uring_t *uring) noexcept nogil:
-    # A negative answer (no memory, CQ overflow) leaves the SQEs where they are for the next turn.
-    cdef int submitted = io_uring_submit(&uring.ring)
-    if submitted > 0:
-        uring.prepared -= <uint32_t> submitted
+    submit(uring)
+    uring.piece = 0
+
+
+cdef void uring_submit_and_poll(uring_t *uring) noexcept nogil:
+    io_uring_submit_and_get_events(&uring.ring)
+    uring.prepared = uring.piece = 0
 
 
 cdef bint uring_wait(uring_t *uring, uint64_t ns) noexcept nogil:
@@ -202,8 +210,7 @@ cdef uint32_t uring_poll_devices(iothread_t *thread, void *unused) noexcept nogi
     cdef uint32_t count
     if uring == NULL or uring.inflight == 0:
         return 0
-    io_uring_submit_and_get_events(&uring.ring)
-    uring.prepared = 0
+    uring_submit_and_poll(uring)
     count = take_completions(thread, uring)
     uring.inflight -= count
     return count

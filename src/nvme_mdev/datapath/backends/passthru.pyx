@@ -35,7 +35,7 @@ from nvme_mdev.datapath.status cimport (
 )
 from nvme_mdev.datapath.uring cimport (
     BUFFER_NONE, BUFFER_REFUSED, BUFFER_REGISTERED, IORING_OP_URING_CMD, io_uring_sqe, uring_sqe,
-    uring_submit, uring_t, uring_use_buffer,
+    uring_submit, uring_submit_and_poll, uring_t, uring_use_buffer,
 )
 
 import os
@@ -72,7 +72,6 @@ cdef extern from "<liburing.h>" nogil:
         void *, unsigned, const iovec *, const unsigned long long *, unsigned)
     unsigned io_uring_peek_batch_cqe(void *, cqe32_t **, unsigned)
     void io_uring_cq_advance(void *, unsigned)
-    int io_uring_submit_and_get_events(void *)
     enum:
         IORING_SETUP_CQSIZE
         IORING_SETUP_IOPOLL
@@ -235,8 +234,7 @@ cdef uint32_t passthru_poll(iothread_t *thread, void *context) noexcept nogil:
     cdef uint32_t i, count
     if ring.flags & IORING_SETUP_IOPOLL:
         # Polling the drive is a system call; it submits, too.
-        io_uring_submit_and_get_events(&ring.uring.ring)
-        ring.uring.prepared = 0
+        uring_submit_and_poll(&ring.uring)
     elif ring.uring.prepared:
         uring_submit(&ring.uring)
     count = io_uring_peek_batch_cqe(&ring.uring.ring, cqes, REAP)
