@@ -224,7 +224,7 @@ def test_a_file_that_was_cut_fails_what_is_gone_and_serves_the_rest(full: Path) 
         assert read(queue, page, half - 1) == page_of(half - 1)
         assert write(queue, page, half - 1, b"\xcc" * PAGE) == 0
         # Mapped anew when the size is known.
-        guest.table.resize_namespace(1, SIZE // 2)
+        guest.table.namespaces.resize(1, SIZE // 2)
         assert backend.mapped
         assert read(queue, page, half - 1) == b"\xcc" * PAGE
     assert full.stat().st_size == SIZE // 2
@@ -247,7 +247,7 @@ def test_a_file_that_has_grown_is_mapped_to_its_new_end(full: Path) -> None:
         queue, page = guest.queue(), guest.allocate(1)
         with full.open("ab") as file:
             file.write(b"\x99" * SIZE)
-        guest.table.resize_namespace(1, 2 * SIZE)
+        guest.table.namespaces.resize(1, 2 * SIZE)
         assert backend.mapped
         assert read(queue, page, 2 * SIZE // PAGE - 1) == b"\x99" * PAGE
         assert touched(full) > 0

@@ -89,14 +89,19 @@ def test_a_file_in_memory_is_read_and_written_without_io_uring(memory_file: Path
         assert memory_file.read_bytes()[8 * 512 : 8 * 512 + PAGE] != bytes(PAGE)
 
 
-def test_long_io_that_is_no_copy_goes_through_io_uring_where_workers_share_it(
-    memory_file: Path,
+@pytest.mark.parametrize("processors", [1, 2, 3, 64])
+def test_long_io_that_is_no_copy_goes_through_io_uring_where_its_workers_have_processors(
+    memory_file: Path, monkeypatch: pytest.MonkeyPatch, processors: int
 ) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
     memory_file.write_bytes(b"")
     os.truncate(memory_file, SIZE)
     with Guest(UringBackend(str(memory_file))) as guest:
-        write_and_read(guest, guest.queue(), 32 * PAGE)
-        assert io_uring_operations() >= 3
+        queue = guest.queue()
+        write_and_read(guest, queue, 4 * PAGE)
+        assert io_uring_operations() == 0
+        write_and_read(guest, queue, 32 * PAGE)
+        assert (io_uring_operations() >= 3) is (processors > 2)
 
 
 @as_root

@@ -35,8 +35,10 @@ cdef extern from "<sys/resource.h>" nogil:
     int RUSAGE_THREAD
 
 cdef enum:
-    #: Bytes of the longest. Of longer ones io_uring's workers do several at a time.
-    INLINE_MOST = 16384
+    #: Bytes of the longest. Of longer ones io_uring's workers do several at a time, where there are
+    #: processors for them.
+    INLINE_MOST = 16 << 10
+    INLINE_MOST_ALONE = 1 << 20
     #: Completions are posted after so many, so that the guest goes on while the rest is done.
     INLINE_POST = 8
     #: Nanoseconds that none takes which does not sleep.
@@ -52,6 +54,8 @@ cdef struct inline_t:
     #: Descriptor of I/O that suits O_DIRECT, and of other I/O; -1: that goes through io_uring.
     int direct
     int buffered
+    #: Bytes of the longest.
+    uint64_t most
     file_mapping_t mapping
     #: What is taken for slow; all bits set: the user wants it so, nothing is.
     uint64_t slow
@@ -105,9 +109,11 @@ cdef inline bint through_mapping(request_t *request, inline_t *inline_) noexcept
         &inline_.mapping, request)
 
 
-cdef inline bint by_system_call(request_t *request, int fd, off_t offset) noexcept nogil:
+cdef inline bint by_system_call(
+    request_t *request, inline_t *inline_, int fd, off_t offset
+) noexcept nogil:
     """True: it is done, with the descriptor for it, if there is one."""
-    return (fd >= 0 and request.length <= INLINE_MOST
+    return (fd >= 0 and request.length <= inline_.most
             and transfer(fd, request, offset) == <ssize_t> request.length)
 
 

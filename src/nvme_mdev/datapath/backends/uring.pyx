@@ -22,8 +22,8 @@ from nvme_mdev.datapath.backends.file_mapping cimport (
     file_mapping_close, file_mapping_forget, file_mapping_open, file_mapping_t,
 )
 from nvme_mdev.datapath.backends.inline_io cimport (
-    INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS, by_system_call, inline_pauses,
-    inline_t, inline_took, through_mapping,
+    INLINE_MOST, INLINE_MOST_ALONE, INLINE_PAUSE_MOST_NS, INLINE_PAUSE_NS, INLINE_POST, INLINE_SLOW_NS,
+    by_system_call, inline_pauses, inline_t, inline_took, through_mapping,
 )
 from nvme_mdev.datapath.clock cimport multiply_fixed, ticks_hz
 from nvme_mdev.datapath.queues cimport request_done
@@ -349,7 +349,8 @@ cdef inline bint done_inline(iothread_t *thread, request_t *request, medium_t *m
     if request.operation > OP_WRITE or inline_pauses(thread, &medium.at_once, before):
         return False
     done = through_mapping(request, &medium.at_once) or by_system_call(
-        request, inline_descriptor(request, medium), <off_t> (medium.start + request.offset))
+        request, &medium.at_once, inline_descriptor(request, medium),
+        <off_t> (medium.start + request.offset))
     inline_took(thread, &medium.at_once, before)
     return done
 
@@ -565,6 +566,8 @@ cdef class UringBackend(Backend):
             return
         per_ns = (ticks_hz() << 32) // 1000000000
         self.backend.ops = &inline_ops
+        # One processor for the guest and one for the IOThread: workers would only take turns with these.
+        at_once.most = INLINE_MOST if len(os.sched_getaffinity(0)) > 2 else INLINE_MOST_ALONE
         at_once.direct = -1 if opened.direct_fd is None else opened.direct_fd
         at_once.buffered = opened.buffered_fd if opened.in_memory or wanted else -1
         at_once.slow = <uint64_t> -1 if wanted else multiply_fixed(INLINE_SLOW_NS, per_ns)
