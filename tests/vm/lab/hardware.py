@@ -116,7 +116,9 @@ class Machine:
         for socket in sockets:
             self.guest.sh(
                 f"for i in $(seq {_READY}); do\n"
-                f"grep -q ready {socket}.log && exit 0; sleep 1\ndone; cat {socket}.log; exit 1",
+                f"grep -q ready {socket}.log && exit 0\n"
+                f"kill -0 $(cat {socket}.pid) 2>/dev/null || break; sleep 1\n"
+                f"done; cat {socket}.log; exit 1",
                 timeout=2 * _READY,
             )
 
