@@ -12,7 +12,7 @@ from pathlib import Path
 from nvme_mdev.bench.page import html_page
 from nvme_mdev.cli.bench_report import print_report
 
-from . import hardware, hardware_report
+from . import hardware, hardware_report, nvdimm
 from .machines import direct_boot, machine, programs_disk, vfio_user
 from .packages import LabUnavailableError
 from .prepare import Lab, cache_directory, clean, prepare, say
@@ -119,14 +119,16 @@ def open_hardware(lab: Lab, arguments: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory(prefix="nvme-mdev-shell-") as directory,
         hardware.timed_drive(Path(directory)) as timed,
     ):
-        host = hardware.make(Path(directory), timed)
+        host = hardware.make(Path(directory), timed, persistent=True)
         for block in host.blocks:
             arguments.qemu += ["-blockdev", block]
         for device in host.devices:
             arguments.qemu += ["-device", json.dumps(device)]
+        arguments.qemu += host.arguments
         arguments.append = f"{host.append} {arguments.append}"
         arguments.memory = max(arguments.memory, host.memory_mib)
         say(f"nvme-mdev is there after this:\n{hardware.setup()}")
+        say(f"and {nvdimm.DISK}, for a file system with DAX, after this:\n{nvdimm.SETUP}")
         return open_shell(lab, arguments)
 
 

@@ -13,6 +13,8 @@ drive      what it is for
 ``timed``  to be measured, only where asked for: it has a service time
 =========  ==============================================================================
 
+Beside them it has an NVDIMM, only where asked for; the script of `nvdimm.py` makes it a disk.
+
 All are QEMU's own but ``timed``, which is a controller of ours on the real machine; after a suspend
 to RAM its memory was seen not to be mapped again. The kernel's driver has two poll queues for each
 (nvme.poll_queues=2).
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import program_disk
+from . import nvdimm, program_disk
 from .daemon import Daemon
 from .machines import vfio_user
 
@@ -172,6 +174,8 @@ class Hardware:
     append: str = _APPEND
     """For the kernel."""
     memory_mib: int = 2048
+    arguments: list[str] = field(default_factory=list)
+    """What else."""
 
 
 def timed_drive(directory: Path) -> Daemon:
@@ -180,7 +184,7 @@ def timed_drive(directory: Path) -> Daemon:
     return Daemon(socket, [TIMED_TARGET], _TIMED_OPTIONS, log)
 
 
-def make(directory: Path, timed: Daemon | None = None) -> Hardware:
+def make(directory: Path, timed: Daemon | None = None, *, persistent: bool = False) -> Hardware:
     """Make the images of the machine in a folder, where none of them is yet."""
     own_modules = os.environ.get("NVME_MDEV_VFIO_MODULES")
     images = {name: directory / f"{name}.img" for name in (*_SIZES, "program")}
@@ -189,7 +193,11 @@ def make(directory: Path, timed: Daemon | None = None) -> Hardware:
             image.truncate(size)
     images["main"].write_bytes(_first_mebibyte() + bytes([FILL]) * (MAIN_SIZE - MIB))
     program_disk.make(images["program"], Path(own_modules) if own_modules else None)
-    return Hardware([_block(name, image) for name, image in images.items()], _devices(timed))
+    made = Hardware([_block(name, image) for name, image in images.items()], _devices(timed))
+    if persistent:
+        made.arguments += nvdimm.make(directory / "nvdimm.img")
+        made.devices.append(nvdimm.DEVICE)
+    return made
 
 
 def _devices(timed: Daemon | None) -> list[dict[str, object]]:
@@ -232,13 +240,16 @@ def setup() -> str:
     return f"{program_disk.setup('/dev/vdb')}\n{vfio}\n{_LARGE_PAGES}"
 
 
-def boot(rig: Rig, kernel: str = "6.12", *, timed: bool = False) -> Machine:
-    """Boot the machine, with nvme-mdev in it, and with the drive of that name."""
+def boot(
+    rig: Rig, kernel: str = "6.12", *, timed: bool = False, persistent: bool = False
+) -> Machine:
+    """Boot the machine, with nvme-mdev in it, and with the drive of that name, and an NVDIMM."""
     drive = rig.serve(TIMED_TARGET, options=_TIMED_OPTIONS) if timed else None
-    hardware = make(rig.directory, drive)
+    hardware = make(rig.directory, drive, persistent=persistent)
     guest = rig.start(
         devices=hardware.devices,
         blocks=hardware.blocks,
+        arguments=hardware.arguments,
         memory_mib=hardware.memory_mib,
         append=hardware.append,
         kernel=kernel,

@@ -82,6 +82,8 @@ MODULES: Final = (
 # In the initramfs, too, but loaded when a test asks for it: by `load NAME` in a script, or by
 # lab.modules=NAME,NAME on the kernel's command line.
 MODULES_ON_DEMAND: Final = (
+    "nd_pmem",
+    "nfit?",
     "ublk_drv?",
     "vfio_iommu_type1",
     "vfio_pci",
