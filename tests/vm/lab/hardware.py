@@ -131,6 +131,22 @@ class Machine:
             " do sleep 0.2; done"
         )
 
+    def processes(self, socket: str) -> list[int]:
+        """Process IDs of a daemon's: the keeper's and the serving one's, or of the only one."""
+        pid = f"$(cat {socket}.pid)"
+        return [
+            int(word)
+            for word in self.guest.sh(f"echo {pid}; cat /proc/{pid}/task/*/children").split()
+        ]
+
+    def kill(self, socket: str) -> None:
+        """Kill all processes of a daemon at once, and wait until they are gone."""
+        pids = " ".join(map(str, self.processes(socket)))
+        self.guest.sh(
+            f"kill -9 {pids}\n"
+            f"for pid in {pids}; do while kill -0 $pid 2>/dev/null; do sleep 0.2; done; done"
+        )
+
     def log(self, socket: str) -> str:
         """What a daemon said."""
         return self.guest.sh(f"cat {socket}.log")
