@@ -35,6 +35,7 @@ def test_a_copy_moves_a_page_of_the_source_to_the_target():
     target = memoryview(bytearray(4096 + 1))
     while target[0] != 7:
         assert copy_ns(MILLISECOND, source, target) > 0
+        assert copy_ns(MILLISECOND, source, target, alone=True) > 0
     assert bytes(target) == bytes([7]) * 4096 + b"\0"
 
 
@@ -135,6 +136,7 @@ def test_every_limit_is_measured_once_a_round():
     assert {limit.key for limit in floor.spreads} == {
         *("rdtsc", "cache_line", "eventfd", "io_uring_nop"),
         *("copy_hot", "copy_random", "copy_random_huge"),
+        *("copy_random_alone", "copy_random_huge_alone"),
         *(f"{what}_{depth}" for what in ("sqe_cqe", "rate") for depth in (1, 32, 128)),
     }
     assert all(len(spread.values) == 2 for spread in floor.spreads.values())

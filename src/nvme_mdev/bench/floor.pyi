@@ -43,5 +43,9 @@ def clock_read_ns(runtime_ns: int) -> float:
 def eventfd_write_ns(runtime_ns: int, fd: int) -> float:
     """Write to an eventfd on which nobody waits. OSError: it cannot be written."""
 
-def copy_ns(runtime_ns: int, source: memoryview, target: memoryview) -> float:
-    """Copy 4 KiB from one of the pages of `source`, each in turn at random, to `target`."""
+def copy_ns(runtime_ns: int, source: memoryview, target: memoryview, alone: bool = False) -> float:
+    """Copy 4 KiB from one of the pages of `source`, each in turn at random, to `target`.
+
+    `alone`: none begins before the last one is over, as at depth 1; else the processor waits for
+    the memory of several at a time.
+    """

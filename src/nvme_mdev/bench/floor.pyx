@@ -11,8 +11,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from nvme_mdev.datapath.atomics cimport (
-    cpu_relax, load_acquire32, load_relaxed32, prefetch_read, prefetch_write, read_tsc, store_relaxed32,
-    store_release32, store_release64,
+    cpu_relax, fence_full, load_acquire32, load_relaxed32, prefetch_read, prefetch_write, read_tsc,
+    store_relaxed32, store_release32, store_release64,
 )
 from nvme_mdev.datapath.clock cimport multiply_high, now_ns
 from nvme_mdev.datapath.eventfd cimport bump_eventfd
@@ -22,6 +22,18 @@ from nvme_mdev.host.queues cimport QueuePair
 import os
 
 cdef extern from *:
+    """
+    /* Nothing that comes later is begun, not even speculatively, before all that is under way is done. */
+    static inline void wait_for_instructions(void)
+    {
+    #if defined(__x86_64__) || defined(__i386__)
+        __asm__ volatile("lfence" ::: "memory");
+    #elif defined(__aarch64__)
+        __asm__ volatile("dsb ish; isb" ::: "memory");
+    #endif
+    }
+    """
+    void wait_for_instructions() nogil
     const uint64_t GOLDEN "UINT64_C(0x9E3779B97F4A7C15)"
 
 cdef extern from "<liburing.h>" nogil:
@@ -153,7 +165,8 @@ def eventfd_write_ns(uint64_t runtime_ns, int fd):
     return mean_ns(begun, count)
 
 
-def copy_ns(uint64_t runtime_ns, const uint8_t[::1] source not None, uint8_t[::1] target not None):
+def copy_ns(uint64_t runtime_ns, const uint8_t[::1] source not None, uint8_t[::1] target not None,
+            bint alone=False):
     cdef uint64_t pages = source.shape[0] // COPY_SIZE
     cdef uint64_t random = GOLDEN
     cdef uint64_t count = 0
@@ -172,6 +185,9 @@ def copy_ns(uint64_t runtime_ns, const uint8_t[::1] source not None, uint8_t[::1
                 # A Weyl sequence: equally spread, and cheap next to the copy.
                 random += GOLDEN
                 memcpy(to, first + multiply_high(random, pages) * COPY_SIZE, COPY_SIZE)
+                if alone:
+                    fence_full()
+                    wait_for_instructions()
             count += OPERATIONS_PER_LOOK
     return mean_ns(begun, count)
 

@@ -67,7 +67,10 @@ RATE = {depth: Limit(f"rate_{depth}", f"SQE/CQE rate, depth {depth}", "IOPS") fo
 """Commands a second on the echo controller, by depth."""
 COPY_HOT = Limit("copy_hot", "4 KiB copy, hot", "ns")
 COPY_SMALL = Limit("copy_random", "4 KiB copy, random place in 256 MiB, 4 KiB pages", "ns")
-COPY_HUGE = Limit("copy_random_huge", "4 KiB copy, the same in huge pages", "ns")
+COPY_SMALL_ALONE = Limit("copy_random_alone", "... each after the last, 4 KiB pages", "ns")
+COPY_HUGE = Limit("copy_random_huge", "4 KiB copy, random place, huge pages", "ns")
+COPY_HUGE_ALONE = Limit("copy_random_huge_alone", "... each after the last, huge pages", "ns")
+"""Otherwise a copy begins while the one before still waits for memory: at depth 1 none does."""
 EVENTFD = Limit("eventfd", "eventfd write", "ns")
 NOP = Limit("io_uring_nop", "io_uring no-operation, submitted and waited for", "ns")
 
@@ -139,16 +142,18 @@ class FloorMeter:
             ((EVENTFD,), self._alone(lambda: eventfd_write_ns(runtime, eventfd))),
             ((NOP,), self._alone(lambda: ring.nop_ns(runtime))),
         ]
-        for limit, size, advice in (
-            (COPY_HOT, _PAGE, mmap.MADV_NOHUGEPAGE),
-            (COPY_SMALL, COPY_RANGE, mmap.MADV_NOHUGEPAGE),
-            (COPY_HUGE, COPY_RANGE, mmap.MADV_HUGEPAGE),
+        for limits, size, advice in (
+            ((COPY_HOT,), _PAGE, mmap.MADV_NOHUGEPAGE),
+            ((COPY_SMALL, COPY_SMALL_ALONE), COPY_RANGE, mmap.MADV_NOHUGEPAGE),
+            ((COPY_HUGE, COPY_HUGE_ALONE), COPY_RANGE, mmap.MADV_HUGEPAGE),
         ):
             source = self._buffer(size, advice)
-            self._measurements.append(((limit,), self._alone(self._copy(source, target))))
+            for limit, alone in zip(limits, (False, True), strict=False):
+                measure = self._alone(self._copy(source, target, alone))
+                self._measurements.append(((limit,), measure))
 
-    def _copy(self, source: memoryview, target: memoryview) -> Callable[[], float]:
-        return lambda: copy_ns(self._runtime_ns, source, target)
+    def _copy(self, source: memoryview, target: memoryview, alone: bool) -> Callable[[], float]:
+        return lambda: copy_ns(self._runtime_ns, source, target, alone)
 
     def _buffer(self, size: int, advice: int | None = None) -> memoryview:
         """Anonymous memory, every page of it there."""
