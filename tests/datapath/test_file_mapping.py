@@ -330,13 +330,15 @@ def test_a_full_tmpfs_fails_the_write_and_serves_the_rest(tmp_path: Path) -> Non
 
 
 @as_root
-def test_a_file_in_huge_pages_of_the_system_is_not_mapped(tmp_path: Path) -> None:
-    """It tells nobody where it has holes."""
+def test_a_file_in_hugetlbfs_is_served_read_only_and_not_mapped(tmp_path: Path) -> None:
+    """It has no write(2), and tells nobody where it has holes."""
     with mounted(tmp_path / "huge", "-t", "hugetlbfs") as directory:
         image = directory / "image"
         with image.open("wb") as file:
             file.truncate(SIZE)
-        medium = open_medium(str(image), read_only=False)
+        with pytest.raises(ValueError, match="serve it read-only"):
+            open_medium(str(image), read_only=False)
+        medium = open_medium(str(image), read_only=True)
         assert medium.in_memory
         assert not medium.mappable
         medium.close()

@@ -182,7 +182,7 @@ def open_medium(
     """Open, claim and examine a file or block device, or ``length`` bytes of it from ``offset`` on.
 
     OSError: as the kernel says (EBUSY: in use); EINVAL: neither file nor block device. ValueError:
-    the part does not lie in it.
+    the part does not lie in it, or its file system has no write(2).
     """
     mode = os.O_RDONLY if read_only else os.O_RDWR
     kind = Path(path).stat().st_mode
@@ -201,6 +201,11 @@ def open_medium(
             medium = _examine_device(path, fd, read_only=read_only)
         else:
             _lock(path, fd, shared=read_only, start=offset, length=length or 0)
+            if not read_only and _file_system(fd) == _HUGETLBFS:
+                raise ValueError(
+                    f"{path} is in hugetlbfs, whose files are not written to: serve it read-only,"
+                    " or use memory:SIZE,huge-pages"
+                )
             medium = _examine_file(path, fd, read_only=read_only)
         medium.claim = claim
         if medium.direct_fd is not None:
