@@ -233,6 +233,24 @@ def test_long_ranges_are_deallocated_to_the_byte_a_part_at_a_time(tmp_path: Path
             assert image.read(512) == bytes([0 if inside else 0xEE]) * 512, place
 
 
+def test_a_turn_may_bring_more_operations_than_io_uring_takes_at_a_time(tmp_path: Path) -> None:
+    """2048 of them, in 8 commands: the ring has 256 entries."""
+    path = tmp_path / "image"
+    path.write_bytes(b"\xee" * SIZE)
+    with Guest(UringBackend(str(path))) as guest:
+        queue = guest.queue()
+        page = guest.allocate(1)
+        for at in range(256):
+            guest.poke(page + 16 * at, struct.pack("<IIQ", 0, 8, 16 * at))
+        for _ in range(8):
+            queue.put(queue.command(DSM, prp1=page, cdw10=255, cdw11=4))
+        queue.ring()
+        assert [queue.wait(ring=False).status for _ in range(8)] == [0] * 8
+    content = path.read_bytes()
+    assert content[: 512 * 8] == bytes(512 * 8)
+    assert content[512 * 8 : 512 * 16] == b"\xee" * (512 * 8)
+
+
 def test_a_read_only_image_refuses_every_kind_of_write(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(pattern(SIZE))

@@ -48,8 +48,8 @@ cdef struct uring_t:
     io_uring ring
     #: SQEs written and not yet shown to the kernel.
     uint32_t prepared
-    #: When there are more, they are before the next is written: a batch goes out as 1, 2, 4 and so on. The
-    #: kernel holds all that one call brings back until it has seen the last of it, and the device waits.
+    #: When more than these are prepared, they are submitted before the next is written: a batch goes out as
+    #: 1, 2, 4 and so on. Nothing that one call brings reaches the device before the kernel has seen all of it.
     uint32_t piece
     #: For I/O within the system call: how often the thread had slept for something by then, and how
     #: often of its own accord (`iothread_t.rests`).

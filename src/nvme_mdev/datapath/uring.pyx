@@ -45,7 +45,7 @@ cdef extern from "<liburing.h>" nogil:
         IORING_SETUP_DEFER_TASKRUN
 
 cdef enum:
-    #: SQEs between two submissions, where the kernel takes them.
+    #: SQEs between two submissions; more are submitted in several calls.
     ENTRIES = 256
     #: Room for what is in flight; the kernel keeps what does not fit (IORING_FEAT_NODROP).
     CQ_ENTRIES = 4096
@@ -155,11 +155,14 @@ cdef inline void submit(uring_t *uring) noexcept nogil:
 
 
 cdef io_uring_sqe *uring_sqe(uring_t *uring) noexcept nogil:
-    cdef io_uring_sqe *sqe
-    if uring.prepared > uring.piece:
+    cdef io_uring_sqe *sqe = NULL
+    if uring.prepared <= uring.piece:
+        sqe = io_uring_get_sqe(&uring.ring)
+    if sqe == NULL:
+        # A piece is complete, or the ring is full.
         submit(uring)
         uring.piece = 2 * uring.piece + 1
-    sqe = io_uring_get_sqe(&uring.ring)
+        sqe = io_uring_get_sqe(&uring.ring)
     if sqe != NULL:
         uring.prepared += 1
     return sqe
