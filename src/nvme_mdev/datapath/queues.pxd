@@ -262,7 +262,8 @@ cdef inline void cq_post(
 
 
 cdef inline void signal_fd(int fd) noexcept nogil:
-    """Bump an eventfd of ours, which never blocks."""
+    """Bump an eventfd of ours, which never blocks. Through the C library, unlike `signal_client`: this is
+    seldom, and a system call in line costs whoever might make it registers."""
     eventfd_write(fd, 1)
 
 

@@ -90,14 +90,14 @@ cdef void sigbus_release(uint8_t *start) noexcept nogil:
         store_release64(&guard.end, 0)
 
 
-cdef bint sigbus_contained(uint8_t *start) noexcept nogil:
-    cdef guard_t *guard = guard_of(start)
-    return guard != NULL and load_relaxed32(&guard.contained) != 0
-
-
 cdef const uint32_t *sigbus_flag(uint8_t *start) noexcept nogil:
     cdef guard_t *guard = guard_of(start)
     return NULL if guard == NULL else &guard.contained
+
+
+cdef bint sigbus_contained(uint8_t *start) noexcept nogil:
+    cdef const uint32_t *flag = sigbus_flag(start)
+    return flag != NULL and load_relaxed32(flag) != 0
 
 
 cdef bint zero_from(uint64_t start, uint64_t end) noexcept nogil:

@@ -201,11 +201,6 @@ def open_medium(
             medium = _examine_device(path, fd, read_only=read_only)
         else:
             _lock(path, fd, shared=read_only, start=offset, length=length or 0)
-            if not read_only and _file_system(fd) == _HUGETLBFS:
-                raise ValueError(
-                    f"{path} is in hugetlbfs, whose files are not written to: serve it read-only,"
-                    " or use memory:SIZE,huge-pages"
-                )
             medium = _examine_file(path, fd, read_only=read_only)
         medium.claim = claim
         if medium.direct_fd is not None:
@@ -244,6 +239,12 @@ def _lock(path: str, fd: int, *, shared: bool, start: int, length: int) -> None:
 
 
 def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
+    file_system = _file_system(fd)
+    if file_system == _HUGETLBFS and not read_only:
+        raise ValueError(
+            f"{path} is in hugetlbfs, whose files are not written to: serve it read-only,"
+            " or use memory:SIZE,huge-pages"
+        )
     status = os.fstat(fd)
     medium = Medium(
         path=path,
@@ -258,7 +259,6 @@ def _examine_file(path: str, fd: int, *, read_only: bool) -> Medium:
     medium.memory_alignment, medium.offset_alignment = _alignments(fd, 512)
     medium.default_block_size = 4096 if medium.offset_alignment > 512 else 512
     medium.can_deallocate = medium.deallocate_zeroes = not read_only and _can_punch(fd, medium.size)
-    file_system = _file_system(fd)
     medium.dax = _is_dax(fd)
     medium.in_memory = medium.dax or file_system in _MEMORY_FILE_SYSTEMS
     # mincore(2) tells owners and writers; everybody else hears that every page is there.

@@ -363,10 +363,10 @@ cdef void uring_backend_submit(iothread_t *thread, request_t *request) noexcept 
 
 cdef void inline_submit(iothread_t *thread, request_t *request) noexcept nogil:
     """Of a medium that answers at once."""
-    request.status = SC_SUCCESS
     if not done_inline(thread, request, <medium_t *> request.ns.backend.context):
         uring_backend_submit(thread, request)
         return
+    request.status = SC_SUCCESS
     request_done(thread, request)
     if thread.done_count >= INLINE_POST:
         complete_done(thread)
